@@ -1,0 +1,150 @@
+"""im2col and col2im: the two data movements under convolution by GEMM, for any number of spatial axes.
+
+Here and in the other files of this backend, arrays are handled through *canonical views*, channels first
+([N, C, *spatial], [C_out, C_in/groups, *kernel]) whatever their layout in memory, so one code serves both
+layouts: NumPy walks memory in the order it lies in, however the view's axes are named.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from gpuconv.backends.cpu.threads import buffer, parallel
+from gpuconv.geometry import Window
+
+Array = np.ndarray[Any, Any]
+
+
+def channels_first(x: Array, channels_last: bool) -> Array:
+    """Return the view [N, C, *spatial] of an array of either layout."""
+    return np.moveaxis(x, -1, 1) if channels_last else x
+
+
+def im2col(x: Array, window: Window, channels_last: bool) -> Array:
+    """Return each output place's window as a column: [N, C*taps, places], or [N, places, taps*C]."""
+    n, c = x.shape[0], x.shape[-1 if channels_last else 1]
+    if channels_last:
+        col = np.empty((n, *window.out_size, *window.kernel, c), x.dtype)
+    else:
+        col = np.empty((n, c, *window.kernel, *window.out_size), x.dtype)
+    canonical = _canonical(col, window, channels_last)
+    source = channels_first(x, channels_last)
+
+    def one(i: int) -> None:
+        unfold(source[i : i + 1], window, 0, window.out_size[0], canonical[i : i + 1])
+
+    parallel(one, range(n), col.size)
+    return col.reshape((n, window.places, -1) if channels_last else (n, -1, window.places))
+
+
+def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool) -> Array:
+    """Return the adjoint of im2col: every place of x gets the sum of its copies in the columns."""
+    n, c = x_shape[0], x_shape[-1 if channels_last else 1]
+    x = np.zeros(x_shape, col.dtype)
+    if channels_last:
+        full = col.reshape(n, *window.out_size, *window.kernel, c)
+    else:
+        full = col.reshape(n, c, *window.kernel, *window.out_size)
+    canonical = _canonical(full, window, channels_last)
+    target = channels_first(x, channels_last)
+
+    def one(i: int) -> None:
+        fold(canonical[i : i + 1], window, 0, target[i : i + 1])
+
+    parallel(one, range(n), col.size)
+    return x
+
+
+def _canonical(col: Array, window: Window, channels_last: bool) -> Array:
+    """View columns as [N, C, *kernel, *out]."""
+    if not channels_last:
+        return col
+    d = window.axes
+    return col.transpose(0, 2 * d + 1, *range(d + 1, 2 * d + 1), *range(1, d + 1))
+
+
+def unfold(x: Array, window: Window, start: int, stop: int, out: Array, fill: Any = 0) -> None:
+    """Copy the windows of output rows start..stop (of the first spatial axis) to out.
+
+    `x` is [N, C, *in], `out` [N, C, *kernel, stop - start, *rest of out]; `fill` stands for padding.
+    """
+    np.copyto(out, windows(x, window, start, stop, fill), casting="unsafe")
+
+
+def windows(x: Array, window: Window, start: int, stop: int, fill: Any = 0) -> Array:
+    """Return a read-only view [N, C, *kernel, stop - start, *rest of out] of x, or of a padded copy of it.
+
+    The copy, made only where the windows of these rows touch padding, lies in the thread's buffer.
+    """
+    first = start * window.stride[0] - window.before[0]
+    last = (stop - 1) * window.stride[0] - window.before[0] + window.span[0]
+    lows = [first, *(-p for p in window.before[1:])]
+    highs = [last]
+    for axis in range(1, window.axes):
+        o, s, p = window.out_size[axis], window.stride[axis], window.before[axis]
+        highs.append((o - 1) * s - p + window.span[axis])
+    x = _cut(x, lows, highs, window.in_size, fill)
+    kernel_strides = [d * s for d, s in zip(window.dilation, x.strides[2:], strict=True)]
+    out_strides = [step * s for step, s in zip(window.stride, x.strides[2:], strict=True)]
+    return as_strided(
+        x,
+        (*x.shape[:2], *window.kernel, stop - start, *window.out_size[1:]),
+        (*x.strides[:2], *kernel_strides, *out_strides),
+        writeable=False,
+    )
+
+
+def _cut(x: Array, lows: list[int], highs: list[int], sizes: tuple[int, ...], fill: Any) -> Array:
+    """Return x from lows to highs along the spatial axes; places outside of x hold `fill`."""
+    inner = tuple(
+        slice(min(max(lo, 0), n), max(min(hi, n), 0)) for lo, hi, n in zip(lows, highs, sizes, strict=True)
+    )
+    x = x[:, :, *inner]
+    if all(lo >= 0 and hi <= n for lo, hi, n in zip(lows, highs, sizes, strict=True)):
+        return x
+    shape = (*x.shape[:2], *(hi - lo for lo, hi in zip(lows, highs, strict=True)))
+    if x.strides[1] == x.itemsize and x.ndim > 2:  # channels last in memory: keep them so
+        padded = channels_first(buffer("padded", (shape[0], *shape[2:], shape[1]), x.dtype), True)
+    else:
+        padded = buffer("padded", shape, x.dtype)
+    middle: list[slice] = [slice(None)] * padded.ndim
+    for axis, (lo, hi, n) in enumerate(zip(lows, highs, sizes, strict=True), start=2):
+        before = min(max(-lo, 0), hi - lo)
+        after = min(max(hi - n, 0), hi - lo - before)
+        for edge in (slice(0, before), slice(shape[axis] - after, None)):
+            if edge != slice(0, 0) and edge != slice(shape[axis], None):
+                padded[*middle[:axis], edge] = fill
+        middle[axis] = slice(before, shape[axis] - after)
+    padded[tuple(middle)] = x
+    return padded
+
+
+def fold(col: Array, window: Window, start: int, x: Array) -> None:
+    """Add columns to the places of x that they came from, output rows from `start` on.
+
+    `col` is [N, C, *kernel, rows, *rest of out], `x` [N, C, *in].
+    """
+    rows = col.shape[2 + window.axes]
+    for tap in np.ndindex(*window.kernel):
+        places, taken = tap_slices(window, tap, start, start + rows)
+        x[:, :, *places] += col[:, :, *tap, *taken]
+
+
+def tap_slices(
+    window: Window, tap: tuple[int, ...], start: int, stop: int
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return what one tap reads, as slices of the input, and for which outputs (rows counted from start)."""
+    places, taken = [], []
+    for axis in range(window.axes):
+        s = window.stride[axis]
+        offset = tap[axis] * window.dilation[axis] - window.before[axis]
+        lo, hi = (start, stop) if axis == 0 else (0, window.out_size[axis])
+        # 0 <= o * s + offset < in_size
+        first = max(lo, -(offset // s))
+        last = min(hi, (window.in_size[axis] - 1 - offset) // s + 1)
+        last = max(last, first)
+        begin = first * s + offset
+        places.append(slice(begin, begin + (last - first - 1) * s + 1, s) if last > first else slice(0, 0))
+        taken.append(slice(first - lo, last - lo))
+    return tuple(places), tuple(taken)

@@ -1,0 +1,174 @@
+"""One pool of threads for the NumPy backend, BLAS held to one thread inside it, and buffers to reuse.
+
+NumPy and BLAS release the interpreter lock in their loops, so threads of Python scale over images and
+channels. A BLAS that starts threads of its own inside them would fight them for the cores.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+Item = TypeVar("Item")
+Array = np.ndarray[Any, Any]
+
+# A thread keeps a buffer for its next task up to this size; vgg3_2's largest is 9 MB.
+KEPT_BYTES = 16 << 20
+
+
+def count() -> int:
+    """Threads to use: the cores this process may run on, or fewer where OMP_NUM_THREADS says so."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return max(1, min(cores, int(asked))) if asked.isdigit() and int(asked) else cores
+
+
+def parallel(task: Callable[[Item], None], items: Iterable[Item], work: float = float("inf")) -> None:
+    """Call `task` with each item, on all threads; return when all are done.
+
+    Parameters
+    ----------
+    task
+        Must write to places that no other item's call reads or writes.
+    items
+        Taken in order by whichever thread is free.
+    work
+        Multiply-adds or elements, all items together: too few are not worth waking a thread for.
+    """
+    items = list(items)
+    workers = min(count(), len(items)) if work > SERIAL_WORK else 1
+    with _single_threaded_blas():
+        if workers == 1:
+            for item in items:
+                task(item)
+            return
+        queue = _Queue(items)
+        futures: list[Future[None]] = [_pool().submit(queue.drain, task) for _ in range(workers - 1)]
+        try:
+            queue.drain(task)
+        finally:
+            queue.stop()  # after Ctrl-C or an error: nobody starts another item, and none is left behind
+            errors = [future.exception() for future in futures]
+        for error in errors:
+            if error is not None:
+                raise error
+
+
+# Waking a thread costs some 40 us here (two cores, one submit and one wait): about a million multiply-adds.
+SERIAL_WORK = 1e6
+
+
+class _Queue:
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items: Iterator[Any] = iter(items)
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def drain(self, task: Callable[[Any], None]) -> None:
+        while True:
+            with self._lock:
+                if self._stopped:
+                    return
+                try:
+                    item = next(self._items)
+                except StopIteration:
+                    return
+            task(item)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+
+
+_lock = threading.Lock()
+_executor: ThreadPoolExecutor | None = None
+
+
+def _pool() -> ThreadPoolExecutor:
+    global _executor
+    with _lock:
+        if _executor is None:
+            _executor = ThreadPoolExecutor(max(1, count() - 1), thread_name_prefix="gpuconv")
+        return _executor
+
+
+def _after_fork() -> None:  # a child has none of its parent's threads, and perhaps a lock that nobody will open
+    global _executor, _lock, _blas
+    _executor, _lock, _blas = None, threading.Lock(), _Blas()
+
+
+class _Blas:
+    """The loaded BLAS libraries' thread counts: put down by the first caller in, put back by the last out."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._libraries: list[Any] | None = None
+        self._inside = 0
+        self._before: list[int] = []
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._libraries is None:
+                self._libraries = _blas_libraries()
+            if self._inside == 0:
+                self._before = [library.get_num_threads() for library in self._libraries]
+                for library in self._libraries:
+                    library.set_num_threads(1)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                for library, threads in zip(self._libraries or (), self._before, strict=True):
+                    library.set_num_threads(threads)
+
+
+def _blas_libraries() -> list[Any]:
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:  # a bare checkout: BLAS keeps its own threads
+        return []
+    controllers = ThreadpoolController().select(user_api="blas").lib_controllers
+    return list(controllers)
+
+
+_blas = _Blas()
+
+
+@contextmanager
+def _single_threaded_blas() -> Iterator[None]:
+    blas = _blas
+    blas.enter()
+    try:
+        yield
+    finally:
+        blas.leave()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+_kept = threading.local()
+
+
+def buffer(slot: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Return an uninitialised array that is this thread's until it asks for the same slot again."""
+    dtype = np.dtype(dtype)
+    size = prod(shape) * dtype.itemsize
+    if size > KEPT_BYTES:
+        return np.empty(shape, dtype)
+    slots: dict[str, Array] = _kept.__dict__
+    memory = slots.get(slot)
+    if memory is None or memory.nbytes < size:
+        memory = slots[slot] = np.empty(size, np.uint8)
+    return memory[:size].view(dtype).reshape(shape)

@@ -1,0 +1,81 @@
+"""From an argument to an array that is safe to work on, and from its type to the backend that works on it."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+
+
+def backend_of(op: str, **arrays: Any) -> ModuleType:
+    """Return the backend for these arrays, all of one kind; None stands for an array not given.
+
+    Raises
+    ------
+    TypeError
+        For anything that is not an array of a known kind, and for kinds mixed in one call.
+    """
+    kinds = {name: _kind(op, name, value) for name, value in arrays.items() if value is not None}
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{name} is a {kind} array" for name, kind in kinds.items())
+        raise TypeError(f"{op}: arrays must all be NumPy's or all be CuPy's, but {listed}")
+    if "CuPy" in kinds.values():
+        raise TypeError(
+            f"{op}: this version of gpuconv has no CUDA backend yet; "
+            "cupy.asnumpy(x) gives an array that it takes"
+        )
+    from gpuconv.backends import cpu
+
+    return cpu
+
+
+def _kind(op: str, name: str, value: Any) -> str:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{op}: {name} is a masked array; fill it first: {name}.filled(0)")
+    if isinstance(value, np.ndarray):
+        return "NumPy"
+    cls = type(value)
+    if cls.__name__ == "ndarray" and cls.__module__.partition(".")[0] == "cupy":
+        return "CuPy"
+    hint = f"; numpy.asarray({name}) makes one" if isinstance(value, list | tuple | np.generic) else ""
+    raise TypeError(f"{op}: {name} must be a NumPy or CuPy array, not {cls.__module__}.{cls.__qualname__}{hint}")
+
+
+def check_rank(op: str, name: str, x: Any, layout: str) -> None:
+    """Check the number of axes; `layout` names them, as in "[N, C, H, W]"."""
+    ndim = layout.count(",") + 1
+    if x.ndim != ndim:
+        raise ValueError(f"{op}: {name} must have {ndim} axes {layout}, not {x.ndim} (shape {x.shape})")
+
+
+def check_shape(op: str, name: str, got: tuple[int, ...], must: tuple[int, ...], because: str) -> None:
+    """Check a shape that the other arguments determine."""
+    if got != must:
+        raise ValueError(f"{op}: {name} has shape {got}, but {because} it must be {must}")
+
+
+def check_kind(op: str, name: str, x: Any, kinds: str) -> None:
+    """Check that x's dtype is of one of these kinds (NumPy's letters: b, i, u, f, c)."""
+    if x.dtype.kind not in kinds or x.dtype.name == "bfloat16":
+        names = {"b": "bool", "i": "integers", "u": "unsigned integers", "f": "floats", "c": "complex"}
+        listed = ", ".join(names[k] for k in kinds)
+        raise TypeError(f"{op}: {name} has dtype {x.dtype.name}; it must be one of: {listed}")
+
+
+def float_result(op: str, **arrays: Any) -> np.dtype[Any]:
+    """Return the dtype that NumPy promotes these arrays to; it must be float16, float32 or float64."""
+    given = {name: x for name, x in arrays.items() if x is not None}
+    for name, x in given.items():
+        if x.dtype.name == "bfloat16":
+            raise TypeError(f"{op}: {name} is bfloat16, which is not supported; {name}.astype(numpy.float32)")
+        if x.dtype.kind not in "biuf":
+            raise TypeError(f"{op}: {name} has dtype {x.dtype.name}; it must be float16, float32 or float64")
+    result = np.result_type(*(x.dtype for x in given.values())).newbyteorder("=")
+    if result not in FLOATS:
+        listed = ", ".join(f"{name} is {x.dtype.name}" for name, x in given.items())
+        raise TypeError(
+            f"{op}: the arrays promote to {result.name} ({listed}), "
+            "but the result must be float16, float32 or float64; convert one with .astype(numpy.float32)"
+        )
+    return result

@@ -1,0 +1,279 @@
+"""Sliding windows as pure integers: where each output place of a convolution or pooling looks.
+
+Along one axis an input of `in_size` places, with `before` and `after` places of padding around it, is
+read by windows of `kernel` taps that lie `dilation` apart. Output place `o` reads, with tap `j`, the input
+place
+
+    i = o * stride - before + j * dilation,        0 <= j < kernel,
+
+and whatever falls outside 0 <= i < in_size is padding. Everything else here follows from that line.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+Ints = int | Sequence[int]
+Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
+
+PADDING_WORDS = ("valid", "same", "same_lower")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A sliding window over one to three spatial axes; hashable, so that it can be a cache's key.
+
+    Each field but `groups` holds one integer per spatial axis.
+    """
+
+    in_size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    out_size: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def axes(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def taps(self) -> int:
+        """Places in the kernel."""
+        return prod(self.kernel)
+
+    @property
+    def places(self) -> int:
+        """Places in the output."""
+        return prod(self.out_size)
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """Input places from the first tap to the last, both included."""
+        return tuple(_span(k, d) for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @property
+    def is_pointwise(self) -> bool:
+        """True where each output place reads just the input place with the same index."""
+        ones = (1,) * self.axes
+        return self.kernel == ones and self.stride == ones and self.in_size == self.out_size
+
+    def adjoint(self) -> "Window":
+        """Return the stride-1 window of the input gradient: dx = conv(pad(dy), rot180(w)).
+
+        Its padding is negative where this window's padding is wider than the kernel's reach; such a window
+        can't be read by a convolution, and callers check for it.
+
+        Raises
+        ------
+        ValueError
+            Where a stride is not 1: dy would have to be spread out with zeros first.
+        """
+        if any(s != 1 for s in self.stride):
+            raise ValueError(f"adjoint: needs stride 1, got {self.stride}")
+        reach = [span - 1 for span in self.span]
+        return Window(
+            in_size=self.out_size,
+            kernel=self.kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            before=tuple(r - p for r, p in zip(reach, self.before, strict=True)),
+            after=tuple(
+                n + p - o for n, p, o in zip(self.in_size, self.before, self.out_size, strict=True)
+            ),
+            out_size=self.in_size,
+            groups=self.groups,
+        )
+
+
+def integer(op: str, name: str, value: Any, minimum: int) -> int:
+    """Return `value` as an int; it may be anything `operator.index` takes, but not a bool."""
+    try:
+        if isinstance(value, bool) or getattr(value, "dtype", None) == bool:
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, not {_describe(value)}") from None
+    if number < minimum:
+        raise ValueError(f"{op}: {name} must be at least {minimum}, not {number}")
+    return number
+
+
+def per_axis(op: str, name: str, value: Any, axes: int, minimum: int) -> tuple[int, ...]:
+    """Return an int, or a sequence of one int per axis, as a tuple of one int per axis."""
+    if not _is_sequence(value):
+        return (integer(op, name, value, minimum),) * axes
+    if len(value) != axes:
+        raise ValueError(
+            f"{op}: {name} must be an integer or {axes} of them, one per spatial axis, not {value!r}"
+        )
+    return tuple(integer(op, f"{name}[{i}]", v, minimum) for i, v in enumerate(value))
+
+
+def shape(op: str, name: str, value: Any, ndim: int) -> tuple[int, ...]:
+    """Return a full array shape, given as a list or tuple of `ndim` integers, as a tuple."""
+    if not _is_sequence(value) or len(value) != ndim:
+        raise ValueError(f"{op}: {name} must be the {ndim} sizes of an array's shape, not {value!r}")
+    return tuple(integer(op, f"{name}[{i}]", v, 0) for i, v in enumerate(value))
+
+
+def sliding_window(
+    op: str,
+    in_size: tuple[int, ...],
+    kernel: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    groups: int = 1,
+    ceil_mode: bool = False,
+    needs_valid: bool = False,
+) -> Window:
+    """Check the numbers that describe a window, in whatever form a user may give them, and work out the rest.
+
+    Parameters
+    ----------
+    op
+        The public function's name, for the messages.
+    in_size
+        The input's spatial sizes.
+    kernel, stride, dilation
+        An integer, or one per axis.
+    padding
+        An integer, one per axis, a (before, after) pair per axis, or a word of `PADDING_WORDS`.
+    groups
+        Groups of channels (convolution only).
+    ceil_mode
+        Count a last, partial window too, if it starts inside the input or the padding before it.
+    needs_valid
+        Refuse windows that hold nothing but padding (pooling).
+
+    Raises
+    ------
+    TypeError, ValueError
+        With the operation's and the argument's name, what it was and what it must be.
+    """
+    axes = len(in_size)
+    return _window(
+        op,
+        in_size,
+        per_axis(op, "kernel_size", kernel, axes, 1),
+        per_axis(op, "stride", stride, axes, 1),
+        _padding(op, padding, axes),
+        per_axis(op, "dilation", dilation, axes, 1),
+        groups,
+        flag(op, "ceil_mode", ceil_mode),
+        needs_valid,
+    )
+
+
+def flag(op: str, name: str, value: Any) -> bool:
+    """Return `value` if it is a bool (Python's or NumPy's): a number here is most likely misplaced."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) == bool:
+        return bool(value)
+    raise TypeError(f"{op}: {name} must be True or False, not {_describe(value)}")
+
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+def _padding(op: str, value: Any, axes: int) -> str | Pairs:
+    if isinstance(value, str):
+        if value not in PADDING_WORDS:
+            words = ", ".join(f'"{w}"' for w in PADDING_WORDS)
+            raise ValueError(f'{op}: padding must be numbers or one of {words}, not "{value}"')
+        return value
+    if not _is_sequence(value):
+        number = integer(op, "padding", value, 0)
+        return ((number, number),) * axes
+    if len(value) != axes:
+        raise ValueError(
+            f"{op}: padding must be an integer, {axes} of them, {axes} (before, after) pairs or a word, "
+            f"not {value!r}"
+        )
+    pairs = []
+    for i, item in enumerate(value):
+        if not _is_sequence(item):
+            number = integer(op, f"padding[{i}]", item, 0)
+            pairs.append((number, number))
+        elif len(item) == 2:
+            before, after = (integer(op, f"padding[{i}][{j}]", v, 0) for j, v in enumerate(item))
+            pairs.append((before, after))
+        else:
+            raise ValueError(f"{op}: padding[{i}] must be an integer or a (before, after) pair, not {item!r}")
+    return tuple(pairs)
+
+
+# The key holds only strings and true ints (1.0 and True are refused above), so equal keys mean equal windows.
+@lru_cache(maxsize=4096)
+def _window(
+    op: str,
+    in_size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: str | Pairs,
+    dilation: tuple[int, ...],
+    groups: int,
+    ceil_mode: bool,
+    needs_valid: bool,
+) -> Window:
+    before, after, out_size = [], [], []
+    for axis, (n, k, s, d) in enumerate(zip(in_size, kernel, stride, dilation, strict=True)):
+        span = _span(k, d)
+        if n < 1:
+            raise ValueError(f"{op}: x has no places along spatial axis {axis} (spatial shape {in_size})")
+        if padding == "valid":
+            lo = hi = 0
+        elif isinstance(padding, str):
+            total = max((-(-n // s) - 1) * s + span - n, 0)
+            lo, hi = total // 2, total - total // 2
+            if padding == "same_lower":
+                lo, hi = hi, lo
+        else:
+            lo, hi = padding[axis]
+        room = n + lo + hi - span
+        if room < 0:
+            raise ValueError(
+                f"{op}: kernel_size {kernel} with dilation {dilation} spans {span} places along spatial "
+                f"axis {axis}, more than the {n} of x plus {lo} + {hi} of padding"
+            )
+        out = (room + (s - 1 if ceil_mode else 0)) // s + 1
+        if ceil_mode and (out - 1) * s >= n + lo:  # the last window would start beyond the input
+            out -= 1
+        if needs_valid:
+            _check_valid(op, axis, n, k, s, d, lo, out)
+        before.append(lo)
+        after.append(hi)
+        out_size.append(out)
+    return Window(
+        in_size, kernel, stride, dilation, tuple(before), tuple(after), tuple(out_size), groups
+    )
+
+
+def _check_valid(op: str, axis: int, n: int, k: int, s: int, d: int, lo: int, out: int) -> None:
+    for o in range(out):
+        start = o * s - lo
+        first = max(0, -(start // d)) if start < 0 else 0  # the first tap with start + tap * d >= 0
+        if first >= k or start + first * d >= n:
+            raise ValueError(
+                f"{op}: window {o} along spatial axis {axis} holds nothing but padding "
+                f"(size {n}, kernel_size {k}, stride {s}, dilation {d}, padding before {lo})"
+            )
+
+
+def _span(kernel: int, dilation: int) -> int:
+    return (kernel - 1) * dilation + 1
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"
