@@ -84,9 +84,7 @@ class Window:
             stride=self.stride,
             dilation=self.dilation,
             before=tuple(r - p for r, p in zip(reach, self.before, strict=True)),
-            after=tuple(
-                n + p - o for n, p, o in zip(self.in_size, self.before, self.out_size, strict=True)
-            ),
+            after=tuple(n + p - o for n, p, o in zip(self.in_size, self.before, self.out_size, strict=True)),
             out_size=self.in_size,
             groups=self.groups,
         )
@@ -95,7 +93,7 @@ class Window:
 def integer(op: str, name: str, value: Any, minimum: int) -> int:
     """Return `value` as an int; it may be anything `operator.index` takes, but not a bool."""
     try:
-        if isinstance(value, bool) or getattr(value, "dtype", None) == bool:
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool":
             raise TypeError
         number = operator.index(value)
     except TypeError:
@@ -175,7 +173,7 @@ def sliding_window(
 
 def flag(op: str, name: str, value: Any) -> bool:
     """Return `value` if it is a bool (Python's or NumPy's): a number here is most likely misplaced."""
-    if isinstance(value, bool) or getattr(value, "dtype", None) == bool:
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool":
         return bool(value)
     raise TypeError(f"{op}: {name} must be True or False, not {_describe(value)}")
 
@@ -238,22 +236,20 @@ def _window(
         else:
             lo, hi = padding[axis]
         room = n + lo + hi - span
-        if room < 0:
+        out = (room + (s - 1 if ceil_mode else 0)) // s + 1
+        if ceil_mode and (out - 1) * s >= n + lo:  # the last window would start beyond the input
+            out -= 1
+        if out < 1:
             raise ValueError(
                 f"{op}: kernel_size {kernel} with dilation {dilation} spans {span} places along spatial "
                 f"axis {axis}, more than the {n} of x plus {lo} + {hi} of padding"
             )
-        out = (room + (s - 1 if ceil_mode else 0)) // s + 1
-        if ceil_mode and (out - 1) * s >= n + lo:  # the last window would start beyond the input
-            out -= 1
         if needs_valid:
             _check_valid(op, axis, n, k, s, d, lo, out)
         before.append(lo)
         after.append(hi)
         out_size.append(out)
-    return Window(
-        in_size, kernel, stride, dilation, tuple(before), tuple(after), tuple(out_size), groups
-    )
+    return Window(in_size, kernel, stride, dilation, tuple(before), tuple(after), tuple(out_size), groups)
 
 
 def _check_valid(op: str, axis: int, n: int, k: int, s: int, d: int, lo: int, out: int) -> None:

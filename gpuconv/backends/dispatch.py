@@ -1,5 +1,6 @@
 """From an argument to an array that is safe to work on, and from its type to the backend that works on it."""
 
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +40,9 @@ def _kind(op: str, name: str, value: Any) -> str:
     if cls.__name__ == "ndarray" and cls.__module__.partition(".")[0] == "cupy":
         return "CuPy"
     hint = f"; numpy.asarray({name}) makes one" if isinstance(value, list | tuple | np.generic) else ""
-    raise TypeError(f"{op}: {name} must be a NumPy or CuPy array, not {cls.__module__}.{cls.__qualname__}{hint}")
+    raise TypeError(
+        f"{op}: {name} must be a NumPy or CuPy array, not {cls.__module__}.{cls.__qualname__}{hint}"
+    )
 
 
 def check_rank(op: str, name: str, x: Any, layout: str) -> None:
@@ -79,3 +82,10 @@ def float_result(op: str, **arrays: Any) -> np.dtype[Any]:
             "but the result must be float16, float32 or float64; convert one with .astype(numpy.float32)"
         )
     return result
+
+
+def array_module(x: Any) -> ModuleType:
+    """Return the module whose functions work on this array: numpy, or cupy once its arrays are seen."""
+    if isinstance(x, np.ndarray | np.generic):
+        return np
+    return importlib.import_module(type(x).__module__.partition(".")[0])

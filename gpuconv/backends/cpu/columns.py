@@ -135,16 +135,19 @@ def tap_slices(
     window: Window, tap: tuple[int, ...], start: int, stop: int
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Return what one tap reads, as slices of the input, and for which outputs (rows counted from start)."""
-    places, taken = [], []
-    for axis in range(window.axes):
-        s = window.stride[axis]
-        offset = tap[axis] * window.dilation[axis] - window.before[axis]
-        lo, hi = (start, stop) if axis == 0 else (0, window.out_size[axis])
-        # 0 <= o * s + offset < in_size
-        first = max(lo, -(offset // s))
-        last = min(hi, (window.in_size[axis] - 1 - offset) // s + 1)
-        last = max(last, first)
-        begin = first * s + offset
-        places.append(slice(begin, begin + (last - first - 1) * s + 1, s) if last > first else slice(0, 0))
-        taken.append(slice(first - lo, last - lo))
-    return tuple(places), tuple(taken)
+    bounds = [(start, stop), *((0, size) for size in window.out_size[1:])]
+    pairs = [axis_slices(window, axis, j, *bounds[axis]) for axis, j in enumerate(tap)]
+    return tuple(places for places, _ in pairs), tuple(taken for _, taken in pairs)
+
+
+def axis_slices(window: Window, axis: int, tap: int, start: int, stop: int) -> tuple[slice, slice]:
+    """Return what a tap reads along one axis, padding left out, and which outputs of start..stop read it."""
+    s = window.stride[axis]
+    offset = tap * window.dilation[axis] - window.before[axis]
+    # 0 <= o * s + offset < in_size
+    first = max(start, -(offset // s))
+    last = min(stop, (window.in_size[axis] - 1 - offset) // s + 1)
+    if last <= first:
+        return slice(0, 0), slice(0, 0)
+    begin = first * s + offset
+    return slice(begin, begin + (last - first - 1) * s + 1, s), slice(first - start, last - start)

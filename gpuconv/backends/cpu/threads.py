@@ -101,7 +101,9 @@ def _pool() -> ThreadPoolExecutor:
         return _executor
 
 
-def _after_fork() -> None:  # a child has none of its parent's threads, and perhaps a lock that nobody will open
+def _after_fork() -> (
+    None
+):  # a child has none of its parent's threads, and perhaps a lock that nobody will open
     global _executor, _lock, _blas
     _executor, _lock, _blas = None, threading.Lock(), _Blas()
 

@@ -1,0 +1,42 @@
+"""Convolution and pooling layers, forward and backward, for CuPy and NumPy arrays.
+
+>>> import numpy as np, gpuconv
+>>> y = gpuconv.conv2d(np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32), padding="same")
+>>> y.shape
+(1, 4, 8, 8)
+"""
+
+from gpuconv.columns import col2im, im2col
+from gpuconv.conv import (
+    ConvGrads,
+    conv2d,
+    conv2d_backward,
+    conv2d_bias_grad,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+)
+from gpuconv.pool import (
+    argmax_to_indices,
+    avg_pool2d,
+    avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvGrads",
+    "argmax_to_indices",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "col2im",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_bias_grad",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "im2col",
+    "max_pool2d",
+    "max_pool2d_backward",
+]

@@ -1,0 +1,228 @@
+"""Max and average pooling and their gradients, tap by tap on a few planes at a time.
+
+A tap of the window is a strided view of the input ("all top-left places"), so a pooling is a handful of
+element-wise operations on such views; planes are taken a few at a time so that they stay in the cache. Views
+hold only places inside the input: padding is never read, so it can't win a maximum.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backends.cpu.columns import axis_slices, channels_first, tap_slices
+from gpuconv.backends.cpu.convolution import accumulator
+from gpuconv.backends.cpu.threads import buffer, parallel
+from gpuconv.geometry import Window
+
+Array = np.ndarray[Any, Any]
+
+# Bytes of input worked on at a time: it, the output and the masks should share a core's L2 cache.
+BLOCK_BYTES = 256 << 10
+
+
+def mask_dtype(window: Window) -> type[np.unsignedinteger[Any]] | type[np.signedinteger[Any]]:
+    """Return the smallest dtype that holds a window's offsets, and one number more for "not yet found"."""
+    return np.uint8 if window.taps <= 255 else np.int32
+
+
+def max_pool(
+    x: Array, window: Window, channels_last: bool, return_argmax: bool
+) -> tuple[Array, Array | None]:
+    """Return each window's maximum, and the offset of the first place that holds it."""
+    y = _like(x, window.out_size, channels_last, x.dtype)
+    argmax = _like(x, window.out_size, channels_last, mask_dtype(window)) if return_argmax else None
+    source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    mask = None if argmax is None else channels_first(argmax, channels_last)
+    taps = _taps(window)
+
+    def one(planes: tuple[slice, slice]) -> None:
+        image, best = source[planes], target[planes]
+        best[...] = _lowest(x.dtype)
+        for places, taken in taps:
+            part = best[:, :, *taken]
+            np.maximum(part, image[:, :, *places], out=part)
+        if mask is not None:
+            _first_of_maxima(image, best, taps, mask[planes])
+
+    parallel(one, _plane_blocks(source, channels_last), x.size * window.taps)
+    return y, argmax
+
+
+def _first_of_maxima(image: Array, best: Array, taps: "Taps", mask: Array) -> None:
+    """Write to mask how many taps come before the first that holds the maximum."""
+    _count_misses(image, best, taps, mask, np.not_equal)
+    if (mask == len(taps)).any():  # no tap equals the maximum: it is NaN, which equals nothing
+
+        def differs(a: Array, b: Array, out: Array) -> None:
+            np.not_equal(a, b, out=out)
+            np.logical_and(out, a == a, out=out)
+
+        _count_misses(image, best, taps, mask, differs)
+
+
+def _count_misses(image: Array, best: Array, taps: "Taps", mask: Array, differs: Callable[..., Any]) -> None:
+    missing = np.ones_like(best, bool)
+    mask[...] = 0
+    for places, taken in taps:
+        part = missing[:, :, *taken]
+        miss = np.empty_like(part)
+        differs(image[:, :, *places], best[:, :, *taken], out=miss)
+        np.logical_and(part, miss, out=part)
+        np.add(mask, missing.view(np.uint8), out=mask)
+
+
+def max_pool_backward(
+    dy: Array, argmax: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool
+) -> Array:
+    """Return dx: each dy goes to the place its window's argmax names; overlapping windows add up."""
+    wide = accumulator(dy.dtype) if dy.dtype.kind == "f" else dy.dtype
+    dx = np.empty(x_shape, dy.dtype)
+    source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    mask = channels_first(argmax, channels_last)
+    taps = _taps(window)
+
+    def one(planes: tuple[slice, slice]) -> None:
+        grad, where = source[planes], mask[planes]
+        exact = target[planes]
+        total = exact if wide == dx.dtype else np.empty_like(exact, wide)
+        total[...] = 0
+        for number, (places, taken) in enumerate(taps):
+            part = total[:, :, *places]
+            np.add(part, np.where(where[:, :, *taken] == number, grad[:, :, *taken], 0), out=part)
+        if total is not exact:
+            exact[...] = total
+
+    parallel(one, _plane_blocks(target, channels_last), dx.size * window.taps)
+    return dx
+
+
+def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Array:
+    """Return the flat index into the input's plane of each window's maximum, int64."""
+    indices = np.zeros(argmax.shape, np.int64)
+    canonical = channels_first(indices, channels_last)
+    offsets = np.unravel_index(channels_first(argmax, channels_last).astype(np.int64), window.kernel)
+    for axis, offset in enumerate(offsets):
+        start = np.arange(window.out_size[axis]) * window.stride[axis] - window.before[axis]
+        canonical *= window.in_size[axis]
+        canonical += start.reshape(-1, *(1,) * (window.axes - 1 - axis))
+        canonical += offset * window.dilation[axis]
+    return indices
+
+
+def avg_pool(x: Array, window: Window, channels_last: bool, count_include_pad: bool) -> Array:
+    """Return each window's mean: sums axis by axis, then one division."""
+    y = _like(x, window.out_size, channels_last, x.dtype)
+    source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    wide = accumulator(x.dtype)
+    share = (1 / divisor(window, count_include_pad)).astype(wide)
+
+    def one(planes: tuple[slice, slice]) -> None:
+        total = source[planes]
+        for axis in reversed(range(window.axes)):
+            total = _sum_along(axis, total, window, wide, channels_last)
+        np.multiply(total, share, out=target[planes], casting="same_kind")
+
+    parallel(one, _plane_blocks(source, channels_last), x.size * sum(window.kernel))
+    return y
+
+
+def _sum_along(axis: int, x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
+    """Sum the window's taps along one spatial axis; the others stay as they are."""
+    sizes = (*x.shape[2 : 2 + axis], window.out_size[axis], *x.shape[3 + axis :])
+    total = _scratch(f"sum{axis}", x.shape[:2], sizes, channels_last, dtype)
+    total[...] = 0
+    for j in range(window.kernel[axis]):
+        places, taken = axis_slices(window, axis, j, 0, window.out_size[axis])
+        total[_at(axis, taken)] += x[_at(axis, places)]
+    return total
+
+
+def avg_pool_backward(
+    dy: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool, count_include_pad: bool
+) -> Array:
+    """Return dx: each dy, divided, spread over its window, axis by axis."""
+    dx = np.empty(x_shape, dy.dtype)
+    source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    wide = accumulator(dy.dtype)
+    share = (1 / divisor(window, count_include_pad)).astype(wide)
+
+    def one(planes: tuple[slice, slice]) -> None:
+        part = source[planes]
+        spread = _scratch("shared", part.shape[:2], part.shape[2:], channels_last, wide)
+        np.multiply(part, share, out=spread)
+        for axis in range(window.axes):
+            spread = _spread_along(axis, spread, window, wide, channels_last)
+        target[planes] = spread
+
+    parallel(one, _plane_blocks(target, channels_last), dx.size * sum(window.kernel))
+    return dx
+
+
+def _spread_along(axis: int, x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
+    """Add every output place to the places of its window along one spatial axis."""
+    sizes = (*x.shape[2 : 2 + axis], window.in_size[axis], *x.shape[3 + axis :])
+    total = _scratch(f"spread{axis}", x.shape[:2], sizes, channels_last, dtype)
+    total[...] = 0
+    for j in range(window.kernel[axis]):
+        places, taken = axis_slices(window, axis, j, 0, window.out_size[axis])
+        total[_at(axis, places)] += x[_at(axis, taken)]
+    return total
+
+
+def divisor(window: Window, count_include_pad: bool) -> Array:
+    """Return the number of places that each window's sum is divided by, shaped like the output's places.
+
+    With padding counted, a window still ends where the padding does: in ceil mode the last may be cut short.
+    """
+    counts = np.ones((), np.float64)
+    for axis in range(window.axes):
+        before, after = (window.before[axis], window.after[axis]) if count_include_pad else (0, 0)
+        start = np.arange(window.out_size[axis]) * window.stride[axis] - window.before[axis]
+        places = start[:, None] + np.arange(window.kernel[axis]) * window.dilation[axis]
+        inside = (places >= -before) & (places < window.in_size[axis] + after)
+        counts = np.multiply.outer(counts, inside.sum(axis=1))
+    return counts
+
+
+Taps = list[tuple[tuple[slice, ...], tuple[slice, ...]]]
+
+
+def _taps(window: Window) -> Taps:
+    return [tap_slices(window, tap, 0, window.out_size[0]) for tap in np.ndindex(*window.kernel)]
+
+
+def _lowest(dtype: np.dtype[Any]) -> Any:
+    return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
+
+
+def _like(x: Array, sizes: tuple[int, ...], channels_last: bool, dtype: Any) -> Array:
+    n, c = x.shape[0], x.shape[-1 if channels_last else 1]
+    return np.empty((n, *sizes, c) if channels_last else (n, c, *sizes), dtype)
+
+
+def _scratch(
+    slot: str, planes: tuple[int, ...], sizes: tuple[int, ...], channels_last: bool, dtype: Any
+) -> Array:
+    """Return a canonical view [N, C, *sizes] of a buffer laid out like the arrays."""
+    n, c = planes
+    return channels_first(
+        buffer(slot, (n, *sizes, c) if channels_last else (n, c, *sizes), dtype), channels_last
+    )
+
+
+def _at(axis: int, where: slice) -> tuple[slice, ...]:
+    return (slice(None),) * (2 + axis) + (where,)
+
+
+def _plane_blocks(x: Array, channels_last: bool) -> list[tuple[slice, slice]]:
+    """Cut [N, C, *in] into blocks of planes of about BLOCK_BYTES, channels last by the image only."""
+    n, c = x.shape[:2]
+    plane = max(1, prod(x.shape[2:]) * x.itemsize)
+    channels = max(1, min(c, BLOCK_BYTES // plane))
+    if channels_last:  # rows of a few channels out of many would be read in fragments
+        channels = max(channels, min(c, 64))
+    return [
+        (slice(i, i + 1), slice(j, min(c, j + channels))) for i in range(n) for j in range(0, c, channels)
+    ]

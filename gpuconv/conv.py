@@ -1,0 +1,426 @@
+"""Convolution and its gradients: the public functions. Each checks, describes the window, and dispatches.
+
+For output place o, tap j and input place i = o * stride - before + j * dilation (see `gpuconv.geometry`),
+and with the channels c of o's group,
+
+    y[n, o_c, o] = b[o_c] + sum over c, j of  w[o_c, c, j] * x[n, c, i]
+
+which is what neural networks call convolution: the kernel is not flipped.
+"""
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from gpuconv import geometry
+from gpuconv.backends.dispatch import backend_of, check_rank, check_shape, float_result
+from gpuconv.geometry import Ints, Padding, Window
+from gpuconv.trace import traced
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+class ConvGrads(NamedTuple):
+    """Gradients of a convolution; None for what was not asked for."""
+
+    dx: Array | None
+    dw: Array | None
+    db: Array | None
+
+
+@traced
+def conv2d(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    channels_last: bool = False,
+) -> Array:
+    """Convolve a batch of images with a bank of kernels.
+
+    ``y[n, f, p, q] = b[f] + sum_{c, i, j} w[f, c, i, j] * x[n, c, p*s + i*d - before, q*s + j*d - before]``,
+    over the channels c of f's group [1]_. The kernel is not flipped; float16 is summed in float32.
+
+    Parameters
+    ----------
+    x : array [N, C_in, H, W]
+        Images; any strides, never written to. ``channels_last``: [N, H, W, C_in].
+    w : array [C_out, C_in/groups, kh, kw]
+        Kernels. ``channels_last``: [kh, kw, C_in/groups, C_out].
+    b : array [C_out], optional
+        Bias.
+    stride : int or (int, int)
+        Step of the window, in places of x.
+    padding : int, (int, int), ((before, after), (before, after)), or "valid", "same", "same_lower"
+        Zeros around x. "same" makes the output ceil(size / stride) and puts an odd one after,
+        "same_lower" before.
+    dilation : int or (int, int)
+        Distance between a kernel's taps.
+    groups : int
+        Channels are cut into this many groups that don't mix; with groups = C_in each is filtered alone.
+    channels_last : bool
+        The arrays' layout; it is worked on as it lies.
+
+    Returns
+    -------
+    y : array [N, C_out, OH, OW] ([N, OH, OW, C_out])
+        Of the dtype that NumPy promotes x, w and b to: float16, float32 or float64.
+        ``OH = (H + before + after - ((kh-1)*dilation + 1)) // stride + 1``.
+
+    Raises
+    ------
+    TypeError
+        For an argument that is not an array or not an integer, or for any other dtype.
+    ValueError
+        For shapes that don't fit each other, or a kernel larger than the padded image.
+
+    References
+    ----------
+    .. [1] K. Chellapilla, S. Puri, P. Simard, "High Performance Convolutional Neural Networks for Document
+       Processing", 2006: convolution as a matrix product.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    >>> w = np.ones((1, 1, 3, 3), np.float32)
+    >>> gpuconv.conv2d(x, w)
+    array([[[[45., 54.],
+             [81., 90.]]]], dtype=float32)
+    >>> gpuconv.conv2d(x, w, stride=2, padding="same").shape
+    (1, 1, 2, 2)
+    """
+    return _conv("conv2d", 2, x, w, b, stride, padding, dilation, groups, channels_last)
+
+
+@traced
+def conv2d_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    channels_last: bool = False,
+    needs: tuple[str, ...] = ("x", "w", "b"),
+) -> ConvGrads:
+    """Return the gradients of `conv2d` by its three inputs.
+
+    They are sums over the batch: where a loss is a mean, its own gradient ``dy`` carries the 1/N.
+
+    Parameters
+    ----------
+    dy : array [N, C_out, OH, OW]
+        Gradient of the loss by y. ``channels_last``: [N, OH, OW, C_out].
+    x, w, stride, padding, dilation, groups, channels_last
+        As given to `conv2d`.
+    needs : tuple of "x", "w", "b"
+        Which gradients to compute; a first layer needs no dx.
+
+    Returns
+    -------
+    ConvGrads
+        Named tuple (dx, dw, db), shaped like x, w and b; None for what was not asked for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`; and where dy's shape is not that of y.
+
+    See Also
+    --------
+    conv2d_input_grad, conv2d_weight_grad, conv2d_bias_grad : one gradient each, and its formula.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x, w = np.ones((1, 1, 3, 3)), np.array([[[[1.0, 2.0], [3.0, 4.0]]]])
+    >>> dx, dw, db = gpuconv.conv2d_backward(np.ones((1, 1, 2, 2)), x, w)
+    >>> dx[0, 0]
+    array([[ 1.,  3.,  2.],
+           [ 4., 10.,  6.],
+           [ 3.,  7.,  4.]])
+    >>> dw[0, 0], db
+    (array([[4., 4.],
+           [4., 4.]]), array([4.]))
+    """
+    op = "conv2d_backward"
+    return _backward(op, 2, dy, x, w, stride, padding, dilation, groups, channels_last, needs)
+
+
+@traced
+def conv2d_input_grad(
+    dy: Array,
+    w: Array,
+    x_shape: tuple[int, ...],
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    channels_last: bool = False,
+) -> Array:
+    """Return the gradient of `conv2d` by x: the convolution's adjoint, applied to dy.
+
+    ``dx[n, c, i] = sum of w[f, c, j] * dy[n, f, o]`` over all f, o, j with ``i = o*s + j*d - before``;
+    as matrices, ``dx = col2im(W^T dY)``, which at stride 1 is the convolution of the padded dy with the
+    kernels turned by 180 degrees.
+
+    Parameters
+    ----------
+    dy : array [N, C_out, OH, OW]
+        Gradient of the loss by y. ``channels_last``: [N, OH, OW, C_out].
+    w, stride, padding, dilation, groups, channels_last
+        As given to `conv2d`.
+    x_shape : 4 ints
+        Shape of x: with a stride, several sizes of x give the same dy.
+
+    Returns
+    -------
+    dx : array of shape x_shape
+        Of the dtype that dy and w promote to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`; and where dy's shape is not that of y.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> dy, w = np.ones((1, 1, 1, 2)), np.array([[[[1.0, 10.0]]]])
+    >>> gpuconv.conv2d_input_grad(dy, w, (1, 1, 1, 3))
+    array([[[[ 1., 11., 10.]]]])
+    """
+    op = "conv2d_input_grad"
+    backend = backend_of(op, dy=dy, w=w)
+    x_shape = geometry.shape(op, "x_shape", x_shape, 4)
+    window = _describe(op, 2, x_shape, w, stride, padding, dilation, groups, channels_last)
+    _check_dy(op, dy, x_shape[0], _c_out(w, channels_last), window, channels_last)
+    dtype = float_result(op, dy=dy, w=w)
+    return backend.convolution.input_grad(dy, w, window, channels_last, dtype)
+
+
+@traced
+def conv2d_weight_grad(
+    dy: Array,
+    x: Array,
+    kernel_size: Ints,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    channels_last: bool = False,
+) -> Array:
+    """Return the gradient of `conv2d` by w.
+
+    ``dw[f, c, j] = sum over n, o of dy[n, f, o] * x[n, c, o*s + j*d - before]``: the correlation of x with
+    dy, not rotated, and summed over the batch; as matrices ``dW = dY im2col(x)^T``.
+
+    Parameters
+    ----------
+    dy : array [N, C_out, OH, OW]
+        Gradient of the loss by y. ``channels_last``: [N, OH, OW, C_out].
+    x, stride, padding, dilation, groups, channels_last
+        As given to `conv2d`.
+    kernel_size : int or (int, int)
+        (kh, kw): with a stride, several kernel sizes give the same dy.
+
+    Returns
+    -------
+    dw : array [C_out, C_in/groups, kh, kw] ([kh, kw, C_in/groups, C_out])
+        Of the dtype that dy and x promote to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`; and where dy's shape is not that of y.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.arange(4.0).reshape(1, 1, 1, 4)
+    >>> gpuconv.conv2d_weight_grad(np.ones((1, 1, 1, 3)), x, (1, 2))
+    array([[[[3., 6.]]]])
+    """
+    op = "conv2d_weight_grad"
+    backend = backend_of(op, dy=dy, x=x)
+    _check_layout(op, 2, "x", x, channels_last)
+    check_rank(op, "dy", dy, _layout(2, channels_last))
+    groups = geometry.integer(op, "groups", groups, 1)
+    _check_groups(op, "dy", _channels(dy, channels_last), groups)
+    _check_groups(op, "x", _channels(x, channels_last), groups)
+    sizes = _spatial(x.shape, channels_last)
+    window = geometry.sliding_window(op, sizes, kernel_size, stride, padding, dilation, groups=groups)
+    _check_dy(op, dy, x.shape[0], _channels(dy, channels_last), window, channels_last)
+    dtype = float_result(op, dy=dy, x=x)
+    return backend.convolution.weight_grad(dy, x, window, channels_last, dtype)
+
+
+@traced
+def conv2d_bias_grad(dy: Array, *, channels_last: bool = False) -> Array:
+    """Return the gradient of `conv2d` by b: ``db[f] = sum over n, p, q of dy[n, f, p, q]``.
+
+    Parameters
+    ----------
+    dy : array [N, C_out, OH, OW]
+        Gradient of the loss by y. ``channels_last``: [N, OH, OW, C_out].
+    channels_last : bool
+        The layout of dy.
+
+    Returns
+    -------
+    db : array [C_out]
+        Of dy's dtype; float16 is summed in float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where dy is not an array of floats with four axes.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.conv2d_bias_grad(np.ones((2, 3, 4, 4)))
+    array([32., 32., 32.])
+    """
+    op = "conv2d_bias_grad"
+    backend = backend_of(op, dy=dy)
+    _check_layout(op, 2, "dy", dy, channels_last)
+    return backend.convolution.bias_grad(dy, channels_last, float_result(op, dy=dy))
+
+
+def _conv(
+    op: str,
+    axes: int,
+    x: Array,
+    w: Array,
+    b: Array | None,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    channels_last: bool,
+) -> Array:
+    backend = backend_of(op, x=x, w=w, b=b)
+    window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
+    if b is not None:
+        c_out = _c_out(w, channels_last)
+        check_shape(op, "b", b.shape, (c_out,), f"w has {c_out} output channels (shape {w.shape}), so")
+    dtype = float_result(op, x=x, w=w, b=b)
+    return backend.convolution.forward(x, w, b, window, channels_last, dtype)
+
+
+def _backward(
+    op: str,
+    axes: int,
+    dy: Array,
+    x: Array,
+    w: Array,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    channels_last: bool,
+    needs: tuple[str, ...],
+) -> ConvGrads:
+    backend: ModuleType = backend_of(op, dy=dy, x=x, w=w)
+    if not isinstance(needs, tuple | list | set) or not set(needs) <= {"x", "w", "b"}:
+        raise ValueError(f'{op}: needs must be a tuple of "x", "w" and "b", not {needs!r}')
+    window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
+    _check_dy(op, dy, x.shape[0], _c_out(w, channels_last), window, channels_last)
+    by_x, by_w, by_b = float_result(op, dy=dy, w=w), float_result(op, dy=dy, x=x), float_result(op, dy=dy)
+    ops = backend.convolution
+    return ConvGrads(
+        dx=ops.input_grad(dy, w, window, channels_last, by_x) if "x" in needs else None,
+        dw=ops.weight_grad(dy, x, window, channels_last, by_w) if "w" in needs else None,
+        db=ops.bias_grad(dy, channels_last, by_b) if "b" in needs else None,
+    )
+
+
+def _check(
+    op: str,
+    axes: int,
+    x: Array,
+    w: Array,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    channels_last: bool,
+) -> Window:
+    """Check x and w against each other and the numbers, and describe the window."""
+    _check_layout(op, axes, "x", x, channels_last)
+    return _describe(op, axes, x.shape, w, stride, padding, dilation, groups, channels_last)
+
+
+def _describe(
+    op: str,
+    axes: int,
+    x_shape: tuple[int, ...],
+    w: Array,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    channels_last: bool,
+) -> Window:
+    geometry.flag(op, "channels_last", channels_last)
+    groups = geometry.integer(op, "groups", groups, 1)
+    kernel_axes = ("k",) if axes == 1 else ("kd", "kh", "kw")[-axes:]
+    listed = ", ".join(kernel_axes)
+    layout = f"[{listed}, C_in/groups, C_out]" if channels_last else f"[C_out, C_in/groups, {listed}]"
+    check_rank(op, "w", w, layout)
+    c_in, cg, c_out = (
+        x_shape[-1 if channels_last else 1],
+        w.shape[-2 if channels_last else 1],
+        _c_out(w, channels_last),
+    )
+    _check_groups(op, "w", c_out, groups, "output channels")
+    if cg * groups != c_in:
+        raise ValueError(
+            f"{op}: w has {cg} input channels per group (shape {w.shape}), "
+            f"but x has {c_in} channels and groups={groups}"
+        )
+    kernel = w.shape[:axes] if channels_last else w.shape[2:]
+    sizes = _spatial(x_shape, channels_last)
+    return geometry.sliding_window(op, sizes, kernel, stride, padding, dilation, groups=groups)
+
+
+def _check_layout(op: str, axes: int, name: str, x: Array, channels_last: bool) -> None:
+    geometry.flag(op, "channels_last", channels_last)
+    check_rank(op, name, x, _layout(axes, channels_last))
+
+
+def _check_groups(op: str, name: str, channels: int, groups: int, what: str = "channels") -> None:
+    if channels < 1 or channels % groups:
+        raise ValueError(f"{op}: {name} has {channels} {what}, which don't divide into groups={groups}")
+
+
+def _check_dy(op: str, dy: Array, n: int, c_out: int, window: Window, channels_last: bool) -> None:
+    check_rank(op, "dy", dy, _layout(window.axes, channels_last))
+    must = (n, *window.out_size, c_out) if channels_last else (n, c_out, *window.out_size)
+    check_shape(op, "dy", dy.shape, must, "as the gradient of y")
+
+
+def _layout(axes: int, channels_last: bool) -> str:
+    sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
+    return f"[N, {sizes}, C]" if channels_last else f"[N, C, {sizes}]"
+
+
+def _spatial(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    return tuple(shape[1:-1] if channels_last else shape[2:])
+
+
+def _channels(x: Array, channels_last: bool) -> int:
+    return int(x.shape[-1 if channels_last else 1])
+
+
+def _c_out(w: Array, channels_last: bool) -> int:
+    return int(w.shape[-1 if channels_last else 0])

@@ -1,0 +1,334 @@
+"""Max and average pooling and their gradients: the public functions. Each checks, describes, dispatches."""
+
+from typing import Any
+
+from gpuconv import geometry
+from gpuconv.backends.dispatch import backend_of, check_kind, check_shape, float_result
+from gpuconv.geometry import Ints, Padding, Window
+from gpuconv.trace import traced
+
+Array = Any
+
+
+@traced
+def max_pool2d(
+    x: Array,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    *,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    channels_last: bool = False,
+    return_argmax: bool = True,
+) -> Any:
+    """Take the maximum of every window, and remember where it was.
+
+    ``y[n, c, p, q] = max over i, j of x[n, c, p*s + i*d - before, q*s + j*d - before]``. Of equal maxima the
+    first in row-major order counts; NaN is greater than any number; padding never wins.
+
+    Parameters
+    ----------
+    x : array [N, C, H, W]
+        Integers or floats, any strides. ``channels_last``: [N, H, W, C].
+    kernel_size : int or (int, int)
+        The window (kh, kw).
+    stride : int or (int, int), optional
+        Step of the window; kernel_size where not given, so that windows tile the image.
+    padding, dilation
+        As in `conv2d`. Every window must hold at least one place of x.
+    ceil_mode : bool
+        Count a last, partial window too, if it starts inside x or the padding before it (as PyTorch).
+    channels_last : bool
+        The arrays' layout.
+    return_argmax : bool
+        Whether to return the mask that `max_pool2d_backward` needs.
+
+    Returns
+    -------
+    y : array [N, C, OH, OW]
+        Of x's dtype.
+    argmax : array [N, C, OH, OW]
+        Offset ``i*kw + j`` of the maximum in its window: uint8 for windows of up to 255 places, else int32.
+        Left out where ``return_argmax`` is False: then y alone is returned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For wrong kinds or impossible sizes, and where a window holds nothing but padding.
+
+    See Also
+    --------
+    argmax_to_indices : the same positions as PyTorch and ONNX give them.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.array([[1, 2, 0, 0], [3, 4, 0, 9]]).reshape(1, 1, 2, 4)
+    >>> y, argmax = gpuconv.max_pool2d(x, 2)
+    >>> y
+    array([[[[4, 9]]]])
+    >>> argmax
+    array([[[[3, 3]]]], dtype=uint8)
+    """
+    op = "max_pool2d"
+    backend = backend_of(op, x=x)
+    check_kind(op, "x", x, "iuf")
+    window = _describe(op, 2, x.shape, "x", kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    wanted = geometry.flag(op, "return_argmax", return_argmax)
+    y, argmax = backend.pooling.max_pool(x, window, channels_last, wanted)
+    return (y, argmax) if wanted else y
+
+
+@traced
+def max_pool2d_backward(
+    dy: Array,
+    argmax: Array,
+    x_shape: tuple[int, ...],
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    *,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    channels_last: bool = False,
+) -> Array:
+    """Send each gradient to the place its window's maximum came from; where windows overlap, they add up.
+
+    Parameters
+    ----------
+    dy : array [N, C, OH, OW]
+        Gradient of the loss by y.
+    argmax : array [N, C, OH, OW]
+        The mask that `max_pool2d` returned.
+    x_shape : 4 ints
+        Shape of x.
+    kernel_size, stride, padding, dilation, ceil_mode, channels_last
+        As given to `max_pool2d`.
+
+    Returns
+    -------
+    dx : array of shape x_shape
+        Of dy's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool2d`; and where dy or argmax is not shaped like y.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> dy, argmax = np.array([[[[5.0, 7.0]]]]), np.array([[[[3, 0]]]], np.uint8)
+    >>> gpuconv.max_pool2d_backward(dy, argmax, (1, 1, 2, 4), 2)
+    array([[[[0., 0., 7., 0.],
+             [0., 5., 0., 0.]]]])
+    """
+    op = "max_pool2d_backward"
+    backend = backend_of(op, dy=dy, argmax=argmax)
+    check_kind(op, "dy", dy, "iuf")
+    check_kind(op, "argmax", argmax, "iu")
+    x_shape = geometry.shape(op, "x_shape", x_shape, 4)
+    window = _describe(
+        op, 2, x_shape, "x_shape", kernel_size, stride, padding, dilation, ceil_mode, channels_last
+    )
+    must = _y_shape(x_shape, window, channels_last)
+    check_shape(op, "dy", dy.shape, must, f"for x_shape {x_shape}")
+    check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
+    return backend.pooling.max_pool_backward(dy, argmax, x_shape, window, channels_last)
+
+
+@traced
+def argmax_to_indices(
+    argmax: Array,
+    x_shape: tuple[int, ...],
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    *,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    channels_last: bool = False,
+) -> Array:
+    """Turn a max pooling's mask into flat indices into the H*W plane, which PyTorch and ONNX return.
+
+    ``index = (p*s + i*d - before) * W + (q*s + j*d - before)`` for the mask's ``i*kw + j`` at (p, q).
+
+    Parameters
+    ----------
+    argmax : array [N, C, OH, OW]
+        The mask that `max_pool2d` returned.
+    x_shape : 4 ints
+        Shape of x.
+    kernel_size, stride, padding, dilation, ceil_mode, channels_last
+        As given to `max_pool2d`.
+
+    Returns
+    -------
+    indices : int64 array, shaped like argmax
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool2d`; and where argmax is not shaped like y or holds an offset outside the window.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> argmax = np.array([[[[3, 0]]]], np.uint8)
+    >>> gpuconv.argmax_to_indices(argmax, (1, 1, 2, 4), 2)
+    array([[[[5, 2]]]])
+    """
+    op = "argmax_to_indices"
+    backend = backend_of(op, argmax=argmax)
+    check_kind(op, "argmax", argmax, "iu")
+    x_shape = geometry.shape(op, "x_shape", x_shape, 4)
+    window = _describe(
+        op, 2, x_shape, "x_shape", kernel_size, stride, padding, dilation, ceil_mode, channels_last
+    )
+    must = _y_shape(x_shape, window, channels_last)
+    check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
+    return backend.pooling.argmax_to_indices(argmax, window, channels_last)
+
+
+@traced
+def avg_pool2d(
+    x: Array,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    *,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    channels_last: bool = False,
+) -> Array:
+    """Take the mean of every window.
+
+    ``y[n, c, p, q] = (sum over i, j of x[n, c, p*s + i*d - before, q*s + j*d - before]) / divisor``, where
+    the divisor counts the window's places inside the padded image or, without ``count_include_pad``, inside x.
+
+    Parameters
+    ----------
+    x : array [N, C, H, W]
+        float16 (summed in float32), float32 or float64. ``channels_last``: [N, H, W, C].
+    kernel_size, stride, padding, dilation, ceil_mode, channels_last
+        As in `max_pool2d`.
+    count_include_pad : bool
+        Whether padding counts in the divisor; True as in PyTorch.
+
+    Returns
+    -------
+    y : array [N, C, OH, OW]
+        Of x's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.arange(8.0).reshape(1, 1, 2, 4)
+    >>> gpuconv.avg_pool2d(x, 2)
+    array([[[[2.5, 4.5]]]])
+    """
+    op = "avg_pool2d"
+    backend = backend_of(op, x=x)
+    float_result(op, x=_floating(op, "x", x))
+    window = _describe(op, 2, x.shape, "x", kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    counted = geometry.flag(op, "count_include_pad", count_include_pad)
+    return backend.pooling.avg_pool(x, window, channels_last, counted)
+
+
+@traced
+def avg_pool2d_backward(
+    dy: Array,
+    x_shape: tuple[int, ...],
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    *,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    channels_last: bool = False,
+) -> Array:
+    """Spread each gradient evenly over its window; where windows overlap, they add up.
+
+    Parameters
+    ----------
+    dy : array [N, C, OH, OW]
+        Gradient of the loss by y.
+    x_shape : 4 ints
+        Shape of x.
+    kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, channels_last
+        As given to `avg_pool2d`.
+
+    Returns
+    -------
+    dx : array of shape x_shape
+        Of dy's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `avg_pool2d`; and where dy is not shaped like y.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.avg_pool2d_backward(np.array([[[[4.0, 8.0]]]]), (1, 1, 2, 4), 2)
+    array([[[[1., 1., 2., 2.],
+             [1., 1., 2., 2.]]]])
+    """
+    op = "avg_pool2d_backward"
+    backend = backend_of(op, dy=dy)
+    float_result(op, dy=_floating(op, "dy", dy))
+    x_shape = geometry.shape(op, "x_shape", x_shape, 4)
+    window = _describe(
+        op, 2, x_shape, "x_shape", kernel_size, stride, padding, dilation, ceil_mode, channels_last
+    )
+    counted = geometry.flag(op, "count_include_pad", count_include_pad)
+    check_shape(op, "dy", dy.shape, _y_shape(x_shape, window, channels_last), f"for x_shape {x_shape}")
+    return backend.pooling.avg_pool_backward(dy, x_shape, window, channels_last, counted)
+
+
+def _describe(
+    op: str,
+    axes: int,
+    shape: tuple[int, ...],
+    name: str,
+    kernel_size: Ints,
+    stride: Ints | None,
+    padding: Padding,
+    dilation: Ints,
+    ceil_mode: bool,
+    channels_last: bool,
+) -> Window:
+    geometry.flag(op, "channels_last", channels_last)
+    sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
+    if len(shape) != axes + 2:
+        layout = f"[N, {sizes}, C]" if channels_last else f"[N, C, {sizes}]"
+        raise ValueError(f"{op}: {name} must have {axes + 2} axes {layout}, not {len(shape)} (shape {shape})")
+    return geometry.sliding_window(
+        op,
+        tuple(shape[1:-1] if channels_last else shape[2:]),
+        kernel_size,
+        kernel_size if stride is None else stride,
+        padding,
+        dilation,
+        ceil_mode=ceil_mode,
+        needs_valid=True,
+    )
+
+
+def _y_shape(x_shape: tuple[int, ...], window: Window, channels_last: bool) -> tuple[int, ...]:
+    n, c = x_shape[0], x_shape[-1 if channels_last else 1]
+    return (n, *window.out_size, c) if channels_last else (n, c, *window.out_size)
+
+
+def _floating(op: str, name: str, x: Array) -> Array:
+    check_kind(op, name, x, "f")
+    return x
