@@ -206,7 +206,7 @@ def avg_pool2d(
     """Take the mean of every window.
 
     ``y[n, c, p, q] = (sum over i, j of x[n, c, p*s + i*d - before, q*s + j*d - before]) / divisor``, where
-    the divisor counts the window's places inside the padded image or, without ``count_include_pad``, inside x.
+    the divisor counts the window's places inside the padded image, or inside x.
 
     Parameters
     ----------

@@ -98,7 +98,7 @@ def _blocks(images: int, window: Window, column_bytes: int, share: int) -> list[
     row_bytes = column_bytes * (window.places // rows)
     at_once = min(rows, max(1, BLOCK_BYTES // row_bytes))
     if images < share:
-        at_once = min(at_once, -(-rows * images // share))
+        at_once = min(at_once, max(1, -(-rows * images // share)))
     if at_once == rows:
         per_block = min(max(1, BLOCK_BYTES // (row_bytes * rows)), max(1, images // share))
         return [Block(n, min(images, n + per_block), 0, rows) for n in range(0, images, per_block)]
