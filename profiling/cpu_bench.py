@@ -1,0 +1,407 @@
+"""Time gpuconv's NumPy path beside PyTorch on the CPU, forward and backward, over the shared shape lists.
+
+    python profiling/cpu_bench.py                          # all shapes, under five minutes on two cores
+    python profiling/cpu_bench.py --only 'rn50_c2' --pass backward
+    python profiling/cpu_bench.py --out profiling/results  # keep the figures: cpu.json and cpu.md
+
+Both libraries get the same float32 arrays (PyTorch sees NumPy's memory, nothing is copied) and the same
+number of threads, and take turns within one run. Autograd is off: a backward row calls the gradient
+operators alone. Every answer is compared with PyTorch's before it is timed. `ratio` is PyTorch's time over
+ours: more is better.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_info
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # the checkout whose commit the results name, not another installed one
+
+import gpuconv  # noqa: E402
+
+Array = np.ndarray[Any, Any]
+Results = tuple[Array, ...]
+aten = torch.ops.aten
+
+# Geometric mean of PyTorch's time over ours, by class and pass; raised as the backend gets faster.
+GOALS = {
+    ("dense", "forward"): 0.6,
+    ("dense", "backward"): 0.5,
+    ("grouped or depthwise", "forward"): 0.15,
+    ("grouped or depthwise", "backward"): 0.15,
+    ("pooling", "forward"): 0.5,
+    ("pooling", "backward"): 0.5,
+}
+MEMORY_GOAL_MB = 64
+CLASSES = {
+    "dense": ("dense",),
+    "grouped or depthwise": ("grouped", "depthwise"),
+    "grouped": ("grouped",),
+    "depthwise": ("depthwise",),
+    "pooling": ("max pool", "avg pool"),
+    "max pool": ("max pool",),
+    "avg pool": ("avg pool",),
+}
+PASSES = ("forward", "backward")
+
+MIN_TURNS = 3
+TURN_SECONDS = 0.01  # a turn repeats a faster call until it lasts this long
+# PyTorch's OpenMP threads spin for some milliseconds after a call, on the cores that the next one needs.
+LEAD_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation on one shape: two calls that must give the same arrays."""
+
+    name: str
+    kind: str
+    group: str
+    direction: str
+    work: float
+    unit: str  # what work / 1e9 a second is called
+    ours: Callable[[], Results]
+    theirs: Callable[[], Results]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, over the turns of one library."""
+
+    median: float
+    first_quartile: float
+    third_quartile: float
+    turns: int
+    calls_per_turn: int
+
+
+def measure(
+    ours: Callable[[], object], theirs: Callable[[], object], seconds: float, most_turns: int
+) -> tuple[Timing, Timing]:
+    """Time two calls in turns, ours first: until the budget is spent, at least MIN_TURNS each."""
+    contenders = (ours, theirs)
+    once = []
+    for call in contenders:
+        start = time.perf_counter()
+        call()
+        once.append(time.perf_counter() - start)
+    calls = [max(1, math.ceil(TURN_SECONDS / t)) for t in once]
+    leads = [math.ceil(LEAD_SECONDS / t) if t < 20 * LEAD_SECONDS else 0 for t in once]
+    samples: tuple[list[float], list[float]] = ([], [])
+    begin = time.perf_counter()
+    while len(samples[0]) < most_turns and (
+        len(samples[0]) < MIN_TURNS or time.perf_counter() - begin < seconds
+    ):
+        for call, repeats, lead, times in zip(contenders, calls, leads, samples, strict=True):
+            for _ in range(lead):
+                call()
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            times.append((time.perf_counter() - start) / repeats)
+    first, second = (_timing(times, repeats) for times, repeats in zip(samples, calls, strict=True))
+    return first, second
+
+
+def _timing(times: list[float], calls: int) -> Timing:
+    if len(times) == 1:
+        return Timing(times[0], times[0], times[0], 1, calls)
+    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(median, q1, q3, len(times), calls)
+
+
+def rows(only: re.Pattern[str], most_images: int) -> Iterator[Row]:
+    """Read the shape lists; make the arrays of a shape when its turn comes."""
+    for shape in _shapes("conv_shapes.csv", only, most_images):
+        yield from conv_rows(**shape)
+    for shape in _shapes("pool_shapes.csv", only, most_images):
+        yield from pool_rows(**shape)
+
+
+def _shapes(file: str, only: re.Pattern[str], most_images: int) -> Iterator[dict[str, Any]]:
+    with open(HERE / file, newline="") as lines:
+        for line in csv.DictReader(lines):
+            shape = {key: int(value) if value.isdigit() else value for key, value in line.items()}
+            if only.search(line["name"]):
+                yield {**shape, "n": min(most_images, shape["n"])}
+
+
+def conv_rows(
+    name: str, group: str, n: int, c_in: int, h: int, w: int, c_out: int, kh: int, kw: int,
+    stride: int, padding: int, dilation: int, groups: int,
+) -> Iterator[Row]:  # fmt: skip
+    """Give y with bias, then dx, dw and db in one call."""
+    images, weights, bias = _random(n, c_in, h, w), _random(c_out, c_in // groups, kh, kw), _random(c_out)
+    window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    theirs = ([stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], groups)
+    tx, tw, tb = _tensors(images, weights, bias)
+    y_shape = tuple(aten.convolution(tx, tw, tb, *theirs).shape)
+    kind = "dense" if groups == 1 else "depthwise" if groups == c_in else "grouped"
+    flops = 2.0 * math.prod(y_shape) * (c_in // groups) * kh * kw
+    yield Row(
+        name, kind, group, "forward", flops, "GFLOP/s",
+        lambda: (gpuconv.conv2d(images, weights, bias, **window),),
+        lambda: _arrays(aten.convolution(tx, tw, tb, *theirs)),
+    )  # fmt: skip
+    dy = _random(*y_shape)
+    (tdy,) = _tensors(dy)
+    yield Row(
+        name, kind, group, "backward", 2 * flops, "GFLOP/s",
+        lambda: gpuconv.conv2d_backward(dy, images, weights, **window),
+        lambda: _arrays(*aten.convolution_backward(tdy, tx, tw, [c_out], *theirs, [True] * 3)),
+    )  # fmt: skip
+
+
+def pool_rows(
+    name: str, n: int, c: int, h: int, w: int, kernel: int, stride: int, padding: int
+) -> Iterator[Row]:
+    """Give maximum with argmax, then average, both passes; their work is the bytes of x and y, once each."""
+    x = _random(n, c, h, w)
+    (tx,) = _tensors(x)
+    place = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    sizes = ([kernel] * 2, [stride] * 2, [padding] * 2)
+    ty, tindices = aten.max_pool2d_with_indices(tx, *sizes)
+    traffic = 4.0 * (x.size + ty.numel())
+    dy = _random(*ty.shape)
+    (tdy,) = _tensors(dy)
+    _, argmax = gpuconv.max_pool2d(x, **place)
+    if not np.array_equal(gpuconv.argmax_to_indices(argmax, x.shape, **place), tindices.numpy()):
+        raise SystemExit(f"{name}: the maxima are not at the places where PyTorch finds them")
+    yield Row(
+        name, "max pool", "pooling", "forward", traffic, "GB/s",
+        lambda: gpuconv.max_pool2d(x, **place)[:1],
+        lambda: _arrays(aten.max_pool2d_with_indices(tx, *sizes)[0]),
+    )  # fmt: skip
+    yield Row(
+        name, "max pool", "pooling", "backward", traffic, "GB/s",
+        lambda: (gpuconv.max_pool2d_backward(dy, argmax, x.shape, **place),),
+        lambda: _arrays(aten.max_pool2d_with_indices_backward(tdy, tx, *sizes, [1, 1], False, tindices)),
+    )  # fmt: skip
+    yield Row(
+        name, "avg pool", "pooling", "forward", traffic, "GB/s",
+        lambda: (gpuconv.avg_pool2d(x, **place),),
+        lambda: _arrays(aten.avg_pool2d(tx, *sizes)),
+    )  # fmt: skip
+    yield Row(
+        name, "avg pool", "pooling", "backward", traffic, "GB/s",
+        lambda: (gpuconv.avg_pool2d_backward(dy, x.shape, **place),),
+        lambda: _arrays(aten.avg_pool2d_backward(tdy, tx, *sizes, False, True, None)),
+    )  # fmt: skip
+
+
+_generator = np.random.default_rng(0)
+
+
+def _random(*shape: int) -> Array:
+    values = _generator.random(shape, np.float32)
+    values -= 0.5
+    return values
+
+
+def _tensors(*arrays: Array) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def _arrays(*tensors: torch.Tensor) -> Results:
+    return tuple(tensor.numpy() for tensor in tensors)
+
+
+def largest_error(ours: Results, theirs: Results) -> float:
+    """Largest difference between two answers, over the largest value of each array."""
+    worst = 0.0
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.shape != other.shape or mine.dtype != other.dtype:
+            return math.inf
+        difference = np.subtract(mine, other)
+        error = float(np.abs(difference, out=difference).max() / max(other.max(), -other.min()))
+        worst = max(worst, error) if math.isfinite(error) else math.inf
+    return worst
+
+
+# float32 sums of 400,000 products (vgg1_2's dw) in two orders differ by some 1e-6 of the largest.
+TOLERANCE = 1e-4
+
+
+def run(row: Row, seconds: float, turns: int) -> dict[str, Any]:
+    """Compare one row's answers, time both, return its record."""
+    error = largest_error(row.ours(), row.theirs())
+    if error > TOLERANCE:
+        raise SystemExit(
+            f"{row.name} {row.direction}: differs from PyTorch by {error:.1e} of the largest value"
+        )
+    ours, theirs = measure(row.ours, row.theirs, seconds, turns)
+    return {
+        "name": row.name, "class": row.kind, "group": row.group, "pass": row.direction, "error": error,
+        "ours": asdict(ours), "torch": asdict(theirs), "ratio": theirs.median / ours.median,
+        "ours_rate": row.work / ours.median / 1e9, "torch_rate": row.work / theirs.median / 1e9, "unit": row.unit,
+    }  # fmt: skip
+
+
+ROW_TITLES = ("name", "class", "pass", "ours ms", "torch ms", "ratio", "ours", "torch", "rate", "turns")
+ROW_WIDTHS = (18, 10, 9, 16, 16, 6, 7, 7, 8, 6)
+
+
+def row_cells(record: dict[str, Any]) -> tuple[str, ...]:
+    """Return one record's cells; ± is half of the interquartile range over the median."""
+    return (
+        record["name"], record["class"], record["pass"], _milliseconds(record["ours"]), _milliseconds(record["torch"]),
+        f"{record['ratio']:.2f}", f"{record['ours_rate']:.1f}", f"{record['torch_rate']:.1f}", record["unit"],
+        str(record["ours"]["turns"]),
+    )  # fmt: skip
+
+
+def _milliseconds(timing: dict[str, Any]) -> str:
+    spread = (timing["third_quartile"] - timing["first_quartile"]) / (2 * timing["median"])
+    return f"{timing['median'] * 1e3:.3f} ±{spread:.0%}"
+
+
+MEAN_TITLES = ("class", "pass", "shapes", "ratio", "goal")
+MEAN_WIDTHS = (21, 9, 7, 6, 6)
+
+
+def mean_cells(mean: dict[str, Any]) -> tuple[str, ...]:
+    """Return one class's cells."""
+    goal = "" if mean["goal"] is None else str(mean["goal"])
+    return (mean["class"], mean["pass"], str(mean["shapes"]), f"{mean['ratio']:.2f}", goal)
+
+
+def _line(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
+    return " ".join(
+        cell.ljust(width) if column < 2 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+
+
+def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Geometric means of the ratio by class and pass, with the goal where there is one."""
+    means = []
+    for name, kinds in CLASSES.items():
+        for direction in PASSES:
+            ratios = [r["ratio"] for r in records if r["class"] in kinds and r["pass"] == direction]
+            if ratios:
+                means.append({
+                    "class": name, "pass": direction, "shapes": len(ratios),
+                    "ratio": statistics.geometric_mean(ratios), "goal": GOALS.get((name, direction)),
+                })  # fmt: skip
+    return means
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Gather what a reader must know to compare these figures with others."""
+    git = ["git", "-C", str(HERE)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "../gpuconv"], check=False).returncode
+    return {
+        "commit": commit.strip() + (" with changes" if changed else ""),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "gpu": None,
+        "threads": threads,
+        "load_before": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "blas": [
+            f"{b['internal_api']} {b['version']} {b.get('architecture', '')}".strip()
+            for b in threadpool_info()
+            if b["user_api"] == "blas"
+        ],
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor()
+
+
+def write(folder: Path, results: dict[str, Any]) -> None:
+    """Write cpu.json, everything, and cpu.md, the same for reading."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cpu.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = ["# gpuconv beside PyTorch on the CPU", ""]
+    lines += ["Written by `profiling/cpu_bench.py`. Ratio: PyTorch's time over ours, so more is better.", ""]
+    facts = {key: value for key, value in results.items() if key not in ("means", "rows", "memory")}
+    lines += [f"* {key}: {', '.join(v) if isinstance(v, list) else v}" for key, v in facts.items()]
+    lines += [
+        f"* a forward pass on vgg3_2, {m['images']} images, takes {m['resident_mb']} MB beside x, w and y "
+        f"(NumPy asked for {m['traced_mb']} MB)"
+        for m in results["memory"]
+    ]
+    lines += ["", "Geometric means", "", *_markdown(MEAN_TITLES, map(mean_cells, results["means"]))]
+    lines += ["", *_markdown(ROW_TITLES, map(row_cells, results["rows"]))]
+    (folder / "cpu.md").write_text("\n".join(lines) + "\n")
+
+
+def _markdown(titles: tuple[str, ...], table: Iterable[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (titles, ("---",) * len(titles), *table)]
+
+
+def forward_memory(images: int) -> dict[str, Any]:
+    """Measure, in a fresh process, a forward pass's peak memory beside x, w and y."""
+    command = [sys.executable, str(HERE / "forward_memory.py"), str(images)]
+    figures: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="shapes by name"
+    )
+    parser.add_argument("--pass", dest="direction", choices=(*PASSES, "all"), default="all")
+    parser.add_argument("--n", type=int, default=8, help="at most so many images a batch (default 8)")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="budget a row (default 1), three turns at least"
+    )
+    parser.add_argument("--repeats", type=int, default=25, help="at most so many turns a row (default 25)")
+    parser.add_argument("--memory", action="store_true", help="measure a forward pass's memory first")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write cpu.json and cpu.md there")
+    options = parser.parse_args()
+
+    threads = len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # gpuconv heeds it at every call
+    torch.set_num_threads(threads)
+    facts = environment(threads)
+    print("\n".join(f"{key}: {value}" for key, value in facts.items()))
+    memory = [forward_memory(images) for images in (8, 16)] if options.memory else []
+    for figures in memory:
+        print("forward pass on vgg3_2, beside x, w and y:", figures, f"(goal: under {MEMORY_GOAL_MB} MB)")
+
+    print("\n" + _line(ROW_TITLES, ROW_WIDTHS))
+    records = []
+    with torch.no_grad():
+        for row in rows(options.only, options.n):
+            if options.direction in (row.direction, "all"):
+                records.append(run(row, options.seconds, options.repeats))
+                print(_line(row_cells(records[-1]), ROW_WIDTHS), flush=True)
+    means = summarise(records)
+    print("\nGeometric means\n" + _line(MEAN_TITLES, MEAN_WIDTHS))
+    for mean in means:
+        print(_line(mean_cells(mean), MEAN_WIDTHS))
+    if options.out:
+        write(options.out, {**facts, "memory": memory, "means": means, "rows": records})
+
+
+if __name__ == "__main__":
+    main()
