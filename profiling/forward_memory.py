@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, as in cpu_bench.py
 
-import gpuconv  # noqa: E402
+import gpuconv
 
 IMAGES, CHANNELS, SIZE = 16, 256, 56  # vgg3_2 of conv_shapes.csv: 3x3, as many channels out as in
 
