@@ -1,0 +1,49 @@
+"""A small network library: layers, losses and optimisers over the functions of `gpuconv`.
+
+>>> import numpy as np
+>>> import gpuconv.nn as nn
+>>> rng = np.random.default_rng(0)
+>>> network = nn.Sequential(nn.Conv2d(1, 4, 3, rng=rng), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2, rng=rng))
+>>> loss, optimizer = nn.SoftmaxCrossEntropy(), nn.Adam(network, lr=0.02)
+>>> x = rng.standard_normal((8, 1, 4, 4), np.float32)
+>>> target = (x.mean(axis=(1, 2, 3)) > 0).astype(np.int64)
+>>> for _ in range(50):
+...     value = loss(network(x), target)
+...     dx = network.backward(loss.backward(), needs_dx=False)
+...     optimizer.step()
+>>> bool(value < 0.05)
+True
+"""
+
+from gpuconv.nn.activations import ReLU, Sigmoid, Tanh
+from gpuconv.nn.convolution import Conv2d
+from gpuconv.nn.dense import Dropout, Flatten, Linear
+from gpuconv.nn.initializers import glorot_uniform, he_normal, he_uniform
+from gpuconv.nn.layer import Layer
+from gpuconv.nn.losses import MSE, SoftmaxCrossEntropy
+from gpuconv.nn.normalization import BatchNorm2d
+from gpuconv.nn.optimizers import SGD, Adam
+from gpuconv.nn.pooling import AvgPool2d, MaxPool2d
+from gpuconv.nn.sequential import Sequential
+
+__all__ = [
+    "MSE",
+    "SGD",
+    "Adam",
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Conv2d",
+    "Dropout",
+    "Flatten",
+    "Layer",
+    "Linear",
+    "MaxPool2d",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "SoftmaxCrossEntropy",
+    "Tanh",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+]

@@ -1,0 +1,184 @@
+"""Batch normalisation."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backends.dispatch import array_module, backend_of, check_rank, check_shape, float_result
+from gpuconv.geometry import flag, integer
+from gpuconv.nn.initializers import float_dtype
+from gpuconv.nn.layer import Array, Layer, accumulator
+
+
+class BatchNorm2d(Layer):
+    """Brings each channel to mean 0 and variance 1 over batch and places, then scales and shifts it.
+
+    With μ and σ² of a channel over its m = N·H·W values,
+
+        x̂ = (x - μ) / sqrt(σ² + eps),   y = weight x̂ + bias,
+        dweight = Σ dy x̂,   dbias = Σ dy,
+        dx = weight / sqrt(σ² + eps) (dy - mean(dy) - x̂ mean(dy x̂)).
+
+    In evaluation μ and σ² are the running statistics, which are constants: the two means leave dx.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels C.
+    eps : float, default 1e-5
+        Added to the variance; PyTorch's value.
+    momentum : float or None, default 0.1
+        Weight of the newest batch in the running statistics (PyTorch's sense and value): running = (1 -
+        momentum) running + momentum new. None takes the plain average over all batches.
+    affine : bool, default True
+        Whether there are a weight (from 1) and a bias (from 0).
+    track_running_stats : bool, default True
+        False keeps no running statistics; evaluation then uses the batch's, too.
+    channels_last : bool, default False
+        x is [N, H, W, C] instead of [N, C, H, W].
+    dtype : float16, float32 or float64, default float32
+        Of parameters and running statistics. float16 images are summed in float32.
+
+    Attributes
+    ----------
+    params, grads : {"weight", "bias"}, arrays [C]
+    buffers : {"running_mean", "running_var", "num_batches_tracked"}
+        The running variance is the unbiased one (divided by m - 1), y uses the biased, as in PyTorch.
+
+    Raises
+    ------
+    ValueError
+        In `forward`, for another number of channels, and in training for a single value per channel,
+        which has no variance.
+
+    References
+    ----------
+    Ioffe, Szegedy: Batch normalization, 2015, arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> norm = BatchNorm2d(1, eps=0, dtype=np.float64)
+    >>> norm(np.array([1.0, 3.0, 1.0, 3.0]).reshape(2, 1, 1, 2)).ravel()
+    array([-1.,  1., -1.,  1.])
+    >>> norm.buffers["running_mean"]
+    array([0.2])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        channels_last: bool = False,
+        dtype: Any = np.float32,
+    ) -> None:
+        super().__init__()
+        op = "BatchNorm2d"
+        c = integer(op, "num_features", num_features, 1)
+        if not eps >= 0:
+            raise ValueError(f"{op}: eps must be at least 0, not {eps!r}")
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"{op}: momentum must be None or from 0 to 1, not {momentum!r}")
+        self.num_features = c
+        self.eps = float(eps)
+        self.momentum = momentum
+        self.affine = flag(op, "affine", affine)
+        self.track_running_stats = flag(op, "track_running_stats", track_running_stats)
+        self.channels_last = flag(op, "channels_last", channels_last)
+        dtype = float_dtype(op, dtype)
+        if affine:
+            self.params["weight"] = np.ones(c, dtype)
+            self.params["bias"] = np.zeros(c, dtype)
+        if track_running_stats:
+            self.buffers["running_mean"] = np.zeros(c, dtype)
+            self.buffers["running_var"] = np.ones(c, dtype)
+            self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
+
+    def forward(self, x: Array) -> Array:
+        """Return the normalised x; in training, update the running statistics."""
+        w, b = self.params.get("weight"), self.params.get("bias")
+        dtype = self._check(x, w, b)
+        xp = array_module(x)
+        axes, per_channel = self._layout()
+        x = x.astype(accumulator(dtype), copy=False)
+        by_batch = x.size > 0 and (self.training or not self.track_running_stats)
+        if by_batch:
+            mean = x.mean(axis=axes, keepdims=True)
+            centred = x - mean
+            var = xp.square(centred).mean(axis=axes, keepdims=True)
+            if self.training and self.track_running_stats:
+                self._track(mean.ravel(), var.ravel(), prod(x.shape) // self.num_features)
+        elif self.track_running_stats:
+            centred = x - self.buffers["running_mean"].reshape(per_channel)
+            var = self.buffers["running_var"].reshape(per_channel)
+        else:  # an empty batch
+            centred, var = x, xp.ones((), x.dtype)
+        inverse = (1 / xp.sqrt(var + self.eps)).astype(x.dtype, copy=False)
+        normal = (centred * inverse).astype(x.dtype, copy=False)
+        y = normal if w is None or b is None else normal * w.reshape(per_channel) + b.reshape(per_channel)
+        scale = inverse if w is None else inverse * w.reshape(per_channel)
+        return self._keep(y.astype(dtype, copy=False), (normal, scale, by_batch))
+
+    def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
+        """Put the gradients of weight and bias, summed over batch and places, into `grads` and return dx."""
+        normal, scale, by_batch = self._recall(dy)
+        axes, _ = self._layout()
+        out = dy.dtype
+        dy = dy.astype(accumulator(out), copy=False)
+        dw = (dy * normal).sum(axis=axes, keepdims=True)
+        db = dy.sum(axis=axes, keepdims=True)
+        if self.affine:
+            self.grads["weight"] = dw.ravel().astype(out, copy=False)
+            self.grads["bias"] = db.ravel().astype(out, copy=False)
+        if not needs_dx:
+            return None
+        if by_batch:
+            m = prod(dy.shape) // self.num_features
+            dy = dy - db / m - normal * (dw / m)
+        return (dy * scale).astype(out, copy=False)
+
+    def _check(self, x: Array, w: Array | None, b: Array | None) -> np.dtype[Any]:
+        op = "BatchNorm2d"
+        backend_of(op, x=x, weight=w, bias=b)
+        check_rank(op, "x", x, "[N, H, W, C]" if self.channels_last else "[N, C, H, W]")
+        channels = x.shape[-1 if self.channels_last else 1]
+        if channels != self.num_features:
+            raise ValueError(
+                f"{op}: x has {channels} channels (shape {x.shape}), but num_features={self.num_features}"
+            )
+        for name, array in (*self.params.items(), *self.buffers.items()):
+            if name != "num_batches_tracked":
+                check_shape(op, name, array.shape, (channels,), f"with num_features={channels}")
+        if self.training and x.size == channels:
+            raise ValueError(
+                f"{op}: x has a single value per channel (shape {x.shape}), whose variance says nothing; "
+                "train on more, or call eval() first"
+            )
+        return float_result(op, x=x, weight=w, bias=b)
+
+    def _layout(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the axes to sum over, and the shape of one value per channel against x."""
+        if self.channels_last:
+            return (0, 1, 2), (1, 1, 1, -1)
+        return (0, 2, 3), (1, -1, 1, 1)
+
+    def _track(self, mean: Array, var: Array, m: int) -> None:
+        self.buffers["num_batches_tracked"] += 1
+        newest: Any = self.momentum
+        if newest is None:
+            newest = 1 / self.buffers["num_batches_tracked"]
+        for name, value in (("running_mean", mean), ("running_var", var * (m / (m - 1)))):
+            running = self.buffers[name]
+            running *= 1 - newest
+            running += newest * value
+
+    def _arguments(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        ) + (", channels_last=True" if self.channels_last else "")

@@ -1,0 +1,189 @@
+"""Pooling as layers: `gpuconv.max_pool2d`, `gpuconv.avg_pool2d` and their gradients.
+
+The private classes take the number of spatial axes from their children.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from gpuconv.geometry import Ints, Padding, flag
+from gpuconv.nn.layer import Array, Layer, check_window, unusual
+from gpuconv.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
+
+
+class _MaxPool(Layer):
+    """A max pooling over `_axes` spatial axes."""
+
+    _axes: ClassVar[int]
+    _pool: ClassVar[Callable[..., Any]]
+    _gradient: ClassVar[Callable[..., Array]]
+
+    def __init__(
+        self,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        *,
+        ceil_mode: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        check_window(op, self._axes, kernel_size, 1 if stride is None else stride, padding, dilation)
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = flag(op, "ceil_mode", ceil_mode)
+        self.channels_last = flag(op, "channels_last", channels_last)
+
+    def forward(self, x: Array) -> Array:
+        """Return each window's maximum and keep its place."""
+        y, argmax = type(self)._pool(x, self.kernel_size, self.stride, **self._window())
+        return self._keep(y, (argmax, x.shape))
+
+    def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
+        """Return dx: each dy at the place its window's maximum was found, zero elsewhere."""
+        argmax, x_shape = self._recall(dy)
+        return type(self)._gradient(dy, argmax, x_shape, self.kernel_size, self.stride, **self._window())
+
+    def _window(self) -> dict[str, Any]:
+        return {
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "ceil_mode": self.ceil_mode,
+            "channels_last": self.channels_last,
+        }
+
+    def _arguments(self) -> str:
+        return f"kernel_size={self.kernel_size}" + unusual(
+            stride=(self.stride, None),
+            padding=(self.padding, 0),
+            dilation=(self.dilation, 1),
+            ceil_mode=(self.ceil_mode, False),
+            channels_last=(self.channels_last, False),
+        )
+
+
+class MaxPool2d(_MaxPool):
+    """The maximum of each window, as `gpuconv.max_pool2d` computes it.
+
+    dx holds each dy at the place of its window's maximum, the first where several are equal; places that
+    won several windows get the sum. Of x the layer keeps only the shape, beside one small integer per window.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, dilation, ceil_mode, channels_last
+        As in `gpuconv.max_pool2d`; `stride` None means `kernel_size`, so that windows don't overlap.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> pool = nn.MaxPool2d(2)
+    >>> pool(np.array([[1.0, 2.0], [4.0, 3.0]]).reshape(1, 1, 2, 2)).item()
+    4.0
+    >>> pool.backward(np.full((1, 1, 1, 1), 7.0))
+    array([[[[0., 0.],
+             [7., 0.]]]])
+    """
+
+    _axes = 2
+    _pool = staticmethod(max_pool2d)
+    _gradient = staticmethod(max_pool2d_backward)
+
+
+class _AvgPool(Layer):
+    """An average pooling over `_axes` spatial axes."""
+
+    _axes: ClassVar[int]
+    _pool: ClassVar[Callable[..., Array]]
+    _gradient: ClassVar[Callable[..., Array]]
+
+    def __init__(
+        self,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        *,
+        dilation: Ints = 1,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        check_window(op, self._axes, kernel_size, 1 if stride is None else stride, padding, dilation)
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = flag(op, "ceil_mode", ceil_mode)
+        self.count_include_pad = flag(op, "count_include_pad", count_include_pad)
+        self.channels_last = flag(op, "channels_last", channels_last)
+
+    def forward(self, x: Array) -> Array:
+        """Return each window's mean."""
+        return self._keep(type(self)._pool(x, self.kernel_size, self.stride, **self._window()), x.shape)
+
+    def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
+        """Return dx: each dy spread evenly over its window."""
+        x_shape = self._recall(dy)
+        return type(self)._gradient(dy, x_shape, self.kernel_size, self.stride, **self._window())
+
+    def _window(self) -> dict[str, Any]:
+        return {
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "ceil_mode": self.ceil_mode,
+            "count_include_pad": self.count_include_pad,
+            "channels_last": self.channels_last,
+        }
+
+    def _arguments(self) -> str:
+        return f"kernel_size={self.kernel_size}" + unusual(
+            stride=(self.stride, None),
+            padding=(self.padding, 0),
+            ceil_mode=(self.ceil_mode, False),
+            count_include_pad=(self.count_include_pad, True),
+            dilation=(self.dilation, 1),
+            channels_last=(self.channels_last, False),
+        )
+
+
+class AvgPool2d(_AvgPool):
+    """The mean of each window, as `gpuconv.avg_pool2d` computes it.
+
+    dx spreads each dy evenly over its window; where windows overlap, they add up.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, ceil_mode, count_include_pad, dilation, channels_last
+        As in `gpuconv.avg_pool2d`, in PyTorch's order; `stride` None means `kernel_size`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> pool = nn.AvgPool2d(2)
+    >>> pool(np.array([[1.0, 2.0], [4.0, 3.0]]).reshape(1, 1, 2, 2)).item()
+    2.5
+    >>> pool.backward(np.full((1, 1, 1, 1), 8.0))
+    array([[[[2., 2.],
+             [2., 2.]]]])
+    """
+
+    _axes = 2
+    _pool = staticmethod(avg_pool2d)
+    _gradient = staticmethod(avg_pool2d_backward)

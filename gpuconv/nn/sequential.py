@@ -1,0 +1,185 @@
+"""Layers one after another."""
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Self, overload
+
+from gpuconv.nn.layer import Array, Layer
+
+
+class Sequential(Layer):
+    """Layers one after another: forward from the first to the last, backward from the last to the first.
+
+    With a(0) = x and a(l) = layer_l(a(l-1)), `backward` computes δ(l-1) = layer_l.backward(δ(l)), which is
+    the recursion that gives back-propagation its name.
+
+    Parameters
+    ----------
+    *layers : Layer
+        Each layer object at most once, as it keeps the arrays of one forward pass only. A `Sequential`
+        may be one of them.
+
+    Attributes
+    ----------
+    params, grads, buffers : mutable mappings
+        Those of all the layers, under PyTorch's names: "0.weight" is `network[0].params["weight"]`, and
+        assigning to it assigns there.
+
+    Raises
+    ------
+    TypeError
+        For something that is not a `Layer`.
+    ValueError
+        For a layer that occurs twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, rng=0), nn.ReLU(), nn.MaxPool2d(2))
+    >>> network
+    Sequential(
+      (0): Conv2d(1, 4, kernel_size=3, padding=1)
+      (1): ReLU()
+      (2): MaxPool2d(kernel_size=2)
+    )
+    >>> y = network(np.ones((5, 1, 8, 8), np.float32))
+    >>> y.shape
+    (5, 4, 4, 4)
+    >>> network.backward(np.ones_like(y)).shape
+    (5, 1, 8, 8)
+    >>> list(network.grads)
+    ['0.weight', '0.bias']
+    >>> network[:2]
+    Sequential(
+      (0): Conv2d(1, 4, kernel_size=3, padding=1)
+      (1): ReLU()
+    )
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        super().__init__()
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(
+                    f"Sequential: layers[{i}] must be a layer, not {type(layer).__name__} {layer!r}"
+                )
+        _check_distinct(layers)
+        self._layers = layers
+        self.params = _Joined(layers, "params")
+        self.grads = _Joined(layers, "grads")
+        self.buffers = _Joined(layers, "buffers")
+
+    def forward(self, x: Array) -> Array:
+        """Return the last layer's result."""
+        for layer in self._layers:
+            x = layer(x)
+        return x
+
+    def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
+        """Put every layer's gradients into its `grads` and return dx.
+
+        Parameters
+        ----------
+        dy : array
+            The gradient of the last `forward`'s result.
+        needs_dx : bool, default True
+            False ends the pass at the first layer that has parameters, which doesn't compute its dx; the
+            result is None. For training, where nobody reads the gradient of the images.
+        """
+        if needs_dx:
+            for layer in reversed(self._layers):
+                dy = layer.backward(dy)
+            return dy
+        first = next((i for i, layer in enumerate(self._layers) if layer.params), len(self._layers))
+        for layer in reversed(self._layers[first + 1 :]):
+            dy = layer.backward(dy)
+        for layer in self._layers[first : first + 1]:
+            layer.backward(dy, needs_dx=False)
+        return None
+
+    def train(self, mode: bool = True) -> Self:
+        """Go to training mode (or, with False, to evaluation) with all layers, and return the network."""
+        for layer in self._layers:
+            layer.train(mode)
+        return super().train(mode)
+
+    def to(self, device: str) -> Self:
+        """Move all layers to "cpu" or "cuda" and return the network."""
+        for layer in self._layers:
+            layer.to(device)
+        return super().to(device)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of all parameters and buffers, layer by layer, under PyTorch's names."""
+        return {
+            f"{i}.{name}": array
+            for i, layer in enumerate(self._layers)
+            for name, array in layer.state_dict().items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequential": ...
+    def __getitem__(self, index: int | slice) -> "Layer | Sequential":
+        if isinstance(index, slice):
+            return Sequential(*self._layers[index])
+        return self._layers[index]
+
+    def __repr__(self) -> str:
+        lines = [f"({i}): {layer!r}".replace("\n", "\n  ") for i, layer in enumerate(self._layers)]
+        return "Sequential(" + "".join(f"\n  {line}" for line in lines) + ("\n)" if lines else ")")
+
+
+class _Joined(MutableMapping[str, Any]):
+    """The layers' dicts as one, under names with the layer's number in front; it holds nothing itself."""
+
+    def __init__(self, layers: tuple[Layer, ...], which: str) -> None:
+        self._dicts: list[MutableMapping[str, Any]] = [getattr(layer, which) for layer in layers]
+
+    def _find(self, name: str) -> tuple[MutableMapping[str, Any], str]:
+        number, _, rest = name.partition(".")
+        if number.isdecimal() and int(number) < len(self._dicts) and rest in self._dicts[int(number)]:
+            return self._dicts[int(number)], rest
+        raise KeyError(name)
+
+    def __getitem__(self, name: str) -> Any:
+        found, rest = self._find(name)
+        return found[rest]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        found, rest = self._find(name)
+        found[rest] = value
+
+    def __delitem__(self, name: str) -> None:
+        found, rest = self._find(name)
+        del found[rest]
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{i}.{name}" for i, names in enumerate(self._dicts) for name in names)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._dicts))
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _check_distinct(layers: tuple[Layer, ...], place: str = "", seen: dict[int, str] | None = None) -> None:
+    seen = {} if seen is None else seen
+    for i, layer in enumerate(layers):
+        name = f"{place}{i}"
+        if id(layer) in seen:
+            raise ValueError(
+                f"Sequential: layer {name} is the same object as layer {seen[id(layer)]} ({layer!r}); "
+                "a layer keeps the arrays of one forward pass only, so make a new one for each place"
+            )
+        seen[id(layer)] = name
+        if isinstance(layer, Sequential):
+            _check_distinct(layer._layers, f"{name}.", seen)
