@@ -20,12 +20,11 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,8 @@ from threadpoolctl import threadpool_info
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the checkout whose commit the results name, not another installed one
+
+from timing import DISTURBED, measure_in_quiet  # noqa: E402
 
 import gpuconv  # noqa: E402
 
@@ -61,11 +62,6 @@ CLASSES = {
 }
 PASSES = ("forward", "backward")
 
-MIN_TURNS = 3
-TURN_SECONDS = 0.01  # a turn repeats a faster call until it lasts this long
-# PyTorch's OpenMP threads spin for some milliseconds after a call, on the cores that the next one needs.
-LEAD_SECONDS = 0.005
-
 
 @dataclass(frozen=True)
 class Row:
@@ -79,52 +75,6 @@ class Row:
     unit: str  # what work / 1e9 a second is called
     ours: Callable[[], Results]
     theirs: Callable[[], Results]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds a call, over the turns of one library."""
-
-    median: float
-    first_quartile: float
-    third_quartile: float
-    turns: int
-    calls_per_turn: int
-
-
-def measure(
-    ours: Callable[[], object], theirs: Callable[[], object], seconds: float, most_turns: int
-) -> tuple[Timing, Timing]:
-    """Time two calls in turns, ours first: until the budget is spent, at least MIN_TURNS each."""
-    contenders = (ours, theirs)
-    once = []
-    for call in contenders:
-        start = time.perf_counter()
-        call()
-        once.append(time.perf_counter() - start)
-    calls = [max(1, math.ceil(TURN_SECONDS / t)) for t in once]
-    leads = [math.ceil(LEAD_SECONDS / t) if t < 20 * LEAD_SECONDS else 0 for t in once]
-    samples: tuple[list[float], list[float]] = ([], [])
-    begin = time.perf_counter()
-    while len(samples[0]) < most_turns and (
-        len(samples[0]) < MIN_TURNS or time.perf_counter() - begin < seconds
-    ):
-        for call, repeats, lead, times in zip(contenders, calls, leads, samples, strict=True):
-            for _ in range(lead):
-                call()
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            times.append((time.perf_counter() - start) / repeats)
-    first, second = (_timing(times, repeats) for times, repeats in zip(samples, calls, strict=True))
-    return first, second
-
-
-def _timing(times: list[float], calls: int) -> Timing:
-    if len(times) == 1:
-        return Timing(times[0], times[0], times[0], 1, calls)
-    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
-    return Timing(median, q1, q3, len(times), calls)
 
 
 def rows(only: re.Pattern[str], most_images: int) -> Iterator[Row]:
@@ -235,37 +185,6 @@ def largest_error(ours: Results, theirs: Results) -> float:
     return worst
 
 
-@dataclass
-class OtherPrograms:
-    """A `with` block's `share`: the part of our cores' time that other programs took meanwhile.
-
-    One busy neighbour makes PyTorch's OpenMP loops wait for a thread that has no core: a hundredfold on
-    small shapes, far more than it costs us, and so a flattering ratio.
-    """
-
-    share: float = 0.0
-
-    def __enter__(self) -> Self:
-        self._begin = self._now()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        wall, busy, own = (b - a for a, b in zip(self._begin, self._now(), strict=True))
-        self.share = max(0.0, busy - own) / (wall * len(os.sched_getaffinity(0)))
-
-    @staticmethod
-    def _now() -> tuple[float, float, float]:
-        cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-        lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
-        # user, nice, system, idle, waiting, interrupts, soft interrupts, stolen: all but idle and waiting
-        ticks = sum(int(t) for name, *times in lines if name in cores for t in times[:3] + times[5:8])
-        return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
-
-
-DISTURBED = 0.05
-QUIET_SECONDS = 0.2
-
-
 # float32 sums of 400,000 products (vgg1_2's dw) in two orders differ by some 1e-6 of the largest.
 TOLERANCE = 1e-4
 
@@ -277,21 +196,12 @@ def run(row: Row, seconds: float, turns: int, patience: float) -> dict[str, Any]
         raise SystemExit(
             f"{row.name} {row.direction}: differs from PyTorch by {error:.1e} of the largest value"
         )
-    give_up = time.perf_counter() + patience
-    while True:
-        with OtherPrograms() as waiting:
-            time.sleep(QUIET_SECONDS)
-        if waiting.share > DISTURBED and time.perf_counter() < give_up:
-            continue
-        with OtherPrograms() as meanwhile:
-            ours, theirs = measure(row.ours, row.theirs, seconds, turns)
-        if meanwhile.share <= DISTURBED or time.perf_counter() > give_up:
-            break
+    ours, theirs, others = measure_in_quiet(row.ours, row.theirs, seconds, turns, patience)
     return {
         "name": row.name, "class": row.kind, "group": row.group, "pass": row.direction,
         "ours": asdict(ours), "torch": asdict(theirs), "ratio": theirs.median / ours.median,
         "ours_rate": row.work / ours.median / 1e9, "torch_rate": row.work / theirs.median / 1e9,
-        "unit": row.unit, "error": error, "others": meanwhile.share,
+        "unit": row.unit, "error": error, "others": others,
     }  # fmt: skip
 
 
