@@ -12,6 +12,7 @@ ours: more is better.
 
 import argparse
 import csv
+import ctypes
 import json
 import math
 import os
@@ -267,7 +268,7 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return means
 
 
-def environment(threads: int) -> dict[str, Any]:
+def environment(threads: int, fresh_memory: bool) -> dict[str, Any]:
     """Gather what a reader must know to compare these figures with others."""
     git = ["git", "-C", str(HERE)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
@@ -278,6 +279,7 @@ def environment(threads: int) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "gpu": None,
         "threads": threads,
+        "memory_of_results": "fresh for each call" if fresh_memory else "kept by malloc from call to call",
         "load_before": os.getloadavg()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -321,6 +323,19 @@ def _markdown(titles: tuple[str, ...], table: Iterable[tuple[str, ...]]) -> list
     return [f"| {' | '.join(cells)} |" for cells in (titles, ("---",) * len(titles), *table)]
 
 
+def keep_memory() -> None:
+    """Have malloc keep what is freed, so that a timed call finds its results' pages in place.
+
+    By default large results go back to the system after every call and fault in again in the next, 4 KiB at a
+    time for PyTorch but 2 MiB for NumPy, which asks for huge pages. On the two cores of a virtual machine
+    this tripled PyTorch's time on the 1x1 layers: the page tables' time, and no convolution's.
+    """
+    c = ctypes.CDLL(None)
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    if not (c.mallopt(mmap_max, 0) and c.mallopt(trim_threshold, -1)):
+        raise SystemExit("this C library has no such mallopt; --fresh-memory does without")
+
+
 def forward_memory(images: int) -> dict[str, Any]:
     """Measure, in a fresh process, a forward pass's peak memory beside x, w and y."""
     command = [sys.executable, str(HERE / "forward_memory.py"), str(images)]
@@ -342,14 +357,19 @@ def main() -> None:
     parser.add_argument(
         "--wait", type=float, default=5.0, help="seconds a row may wait for idle cores (default 5)"
     )
+    parser.add_argument(
+        "--fresh-memory", action="store_true", help="let malloc return big results to the system"
+    )
     parser.add_argument("--memory", action="store_true", help="measure a forward pass's memory first")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write cpu.json and cpu.md there")
     options = parser.parse_args()
 
+    if not options.fresh_memory:
+        keep_memory()
     threads = len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # gpuconv heeds it at every call
     torch.set_num_threads(threads)
-    facts = environment(threads)
+    facts = environment(threads, options.fresh_memory)
     print("\n".join(f"{key}: {value}" for key, value in facts.items()))
     memory = [forward_memory(images) for images in (8, 16)] if options.memory else []
     for figures in memory:

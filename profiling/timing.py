@@ -14,8 +14,10 @@ from typing import Self
 
 MIN_TURNS = 3
 TURN_SECONDS = 0.01  # a turn repeats a faster call until it lasts this long
-# PyTorch's OpenMP threads spin for some milliseconds after a call, on the cores that the next one needs.
-LEAD_SECONDS = 0.005
+# PyTorch's OpenMP threads spin for some 4 ms after a call, on the cores that the next one needs: without a
+# pause a rn50_c2_3x3 forward of ours takes 17.7 ms in place of 13.8.
+PAUSE_SECONDS = 0.01
+LEAD_SECONDS = 0.005  # a faster call is repeated so long, untimed, to wake its threads again
 
 # Share of the cores above which a measurement isn't worth having; two idle cores show under 2 %.
 DISTURBED = 0.05
@@ -66,13 +68,14 @@ def measure(
         call()
         once.append(time.perf_counter() - start)
     calls = [max(1, math.ceil(TURN_SECONDS / t)) for t in once]
-    leads = [math.ceil(LEAD_SECONDS / t) if t < 20 * LEAD_SECONDS else 0 for t in once]
+    leads = [math.ceil(LEAD_SECONDS / t) if t < LEAD_SECONDS else 0 for t in once]
     samples: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
     while len(samples[0]) < most_turns and (
         len(samples[0]) < MIN_TURNS or time.perf_counter() - begin < seconds
     ):
         for call, repeats, lead, times in zip(contenders, calls, leads, samples, strict=True):
+            time.sleep(PAUSE_SECONDS)
             for _ in range(lead):
                 call()
             start = time.perf_counter()
