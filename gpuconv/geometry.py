@@ -13,8 +13,9 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
-from typing import Any
+from itertools import product
+from math import gcd, prod
+from typing import Any, NamedTuple
 
 Ints = int | Sequence[int]
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
@@ -62,32 +63,60 @@ class Window:
     def is_pointwise(self) -> bool:
         """True where each output place reads just the input place with the same index."""
         ones = (1,) * self.axes
-        return self.kernel == ones and self.stride == ones and self.in_size == self.out_size
+        return self.kernel == ones == self.stride and self.in_size == self.out_size and not any(self.before)
 
-    def adjoint(self) -> "Window":
-        """Return the stride-1 window of the input gradient: dx = conv(pad(dy), rot180(w)).
+    def adjoint(self) -> list["Phase"]:
+        """Return the stride-1 windows over dy that give the input gradient.
 
-        Its padding is negative where this window's padding is wider than the kernel's reach; such a window
-        can't be read by a convolution, and callers check for it.
-
-        Raises
-        ------
-        ValueError
-            Where a stride is not 1: dy would have to be spread out with zeros first.
+        At stride 1 there is one: ``dx = conv(pad(dy), rot180(w))``. With a stride s, the places of dx that
+        have the same index modulo s are read by the same taps; each such phase is a convolution of its own.
         """
-        if any(s != 1 for s in self.stride):
-            raise ValueError(f"adjoint: needs stride 1, got {self.stride}")
-        reach = [span - 1 for span in self.span]
-        return Window(
-            in_size=self.out_size,
-            kernel=self.kernel,
-            stride=self.stride,
-            dilation=self.dilation,
-            before=tuple(r - p for r, p in zip(reach, self.before, strict=True)),
-            after=tuple(n + p - o for n, p, o in zip(self.in_size, self.before, self.out_size, strict=True)),
-            out_size=self.in_size,
-            groups=self.groups,
-        )
+        along = [self._phases(axis) for axis in range(self.axes)]
+        phases = []
+        for chosen in product(*along):
+            places, taps, kernel, dilation, before, after, size = zip(*chosen, strict=True)
+            window = Window(
+                in_size=self.out_size,
+                kernel=kernel,
+                stride=(1,) * self.axes,
+                dilation=dilation,
+                before=before,
+                after=after,
+                out_size=size,
+                groups=self.groups,
+            )
+            phases.append(Phase(places, taps, window))
+        return phases
+
+    def _phases(self, axis: int) -> list[tuple[slice, slice, int, int, int, int, int]]:
+        # Place i = s*m + a of dx meets tap j at output o = m + (a + before - j*d) / s, where that is whole:
+        # for every step-th tap from j0 on. Read backwards, these taps are a window over dy.
+        n, k, s = self.in_size[axis], self.kernel[axis], self.stride[axis]
+        d, p, out = self.dilation[axis], self.before[axis], self.out_size[axis]
+        step, dilation = s // gcd(s, d), d // gcd(s, d)
+        phases = []
+        for a in range(min(s, n)):
+            size = len(range(a, n, s))
+            j0 = next((j for j in range(min(step, k)) if (a + p - j * d) % s == 0), k)
+            kernel = len(range(j0, k, step))
+            shift = (a + p - j0 * d) // s
+            before = (kernel - 1) * dilation - shift
+            phases.append(
+                (slice(a, n, s), slice(j0, k, step), kernel, dilation, before, size + shift - out, size)
+            )
+        return phases
+
+
+class Phase(NamedTuple):
+    """Places of dx that the same taps of the kernel reach, and the window over dy that gives them.
+
+    The window's kernel is these taps turned round; where an axis has none, dx is zero in these places. Its
+    padding may be negative: then that much of dy's edge is not read.
+    """
+
+    places: tuple[slice, ...]
+    taps: tuple[slice, ...]
+    window: Window
 
 
 def integer(op: str, name: str, value: Any, minimum: int) -> int:

@@ -64,71 +64,72 @@ def _canonical(col: Array, window: Window, channels_last: bool) -> Array:
     return col.transpose(0, 2 * d + 1, *range(d + 1, 2 * d + 1), *range(1, d + 1))
 
 
-def unfold(x: Array, window: Window, start: int, stop: int, out: Array, fill: Any = 0) -> None:
-    """Copy the windows of output rows start..stop (of the first spatial axis) to out.
-
-    `x` is [N, C, *in], `out` [N, C, *kernel, stop - start, *rest of out]; `fill` stands for padding.
-    """
-    np.copyto(out, windows(x, window, start, stop, fill), casting="unsafe")
+# Below, x is [..., *in] and columns are [..., *kernel, rows, *rest of out], with any axes before.
 
 
-def windows(x: Array, window: Window, start: int, stop: int, fill: Any = 0) -> Array:
-    """Return a read-only view [N, C, *kernel, stop - start, *rest of out] of x, or of a padded copy of it.
+def unfold(x: Array, window: Window, start: int, stop: int, out: Array) -> None:
+    """Copy the windows of output rows start..stop (of the first spatial axis) to columns."""
+    np.copyto(out, windows(x, window, start, stop), casting="unsafe")
+
+
+def fold(col: Array, window: Window, start: int, x: Array) -> None:
+    """Add columns to the places of x that they came from, output rows from `start` on."""
+    lead = (slice(None),) * (x.ndim - window.axes)
+    rows = col.shape[len(lead) + window.axes]
+    for tap in np.ndindex(*window.kernel):
+        places, taken = tap_slices(window, tap, start, start + rows)
+        x[*lead, *places] += col[*lead, *tap, *taken]
+
+
+def windows(x: Array, window: Window, start: int, stop: int) -> Array:
+    """Return a read-only view [..., *kernel, stop - start, *rest of out] of x, or of a padded copy of it.
 
     The copy, made only where the windows of these rows touch padding, lies in the thread's buffer.
     """
-    first = start * window.stride[0] - window.before[0]
-    last = (stop - 1) * window.stride[0] - window.before[0] + window.span[0]
-    lows = [first, *(-p for p in window.before[1:])]
-    highs = [last]
-    for axis in range(1, window.axes):
-        o, s, p = window.out_size[axis], window.stride[axis], window.before[axis]
-        highs.append((o - 1) * s - p + window.span[axis])
-    x = _cut(x, lows, highs, window.in_size, fill)
-    kernel_strides = [d * s for d, s in zip(window.dilation, x.strides[2:], strict=True)]
-    out_strides = [step * s for step, s in zip(window.stride, x.strides[2:], strict=True)]
+    d = window.axes
+    bounds = [(start, stop), *((0, size) for size in window.out_size[1:])]
+    lows, highs = [], []
+    for (first, last), s, p, span in zip(bounds, window.stride, window.before, window.span, strict=True):
+        lows.append(first * s - p)
+        highs.append((last - 1) * s - p + span)
+    x = _cut(x, lows, highs)
+    kernel_strides = [step * s for step, s in zip(window.dilation, x.strides[-d:], strict=True)]
+    out_strides = [step * s for step, s in zip(window.stride, x.strides[-d:], strict=True)]
     return as_strided(
         x,
-        (*x.shape[:2], *window.kernel, stop - start, *window.out_size[1:]),
-        (*x.strides[:2], *kernel_strides, *out_strides),
+        (*x.shape[:-d], *window.kernel, stop - start, *window.out_size[1:]),
+        (*x.strides[:-d], *kernel_strides, *out_strides),
         writeable=False,
     )
 
 
-def _cut(x: Array, lows: list[int], highs: list[int], sizes: tuple[int, ...], fill: Any) -> Array:
-    """Return x from lows to highs along the spatial axes; places outside of x hold `fill`."""
+def _cut(x: Array, lows: list[int], highs: list[int]) -> Array:
+    """Return x from lows to highs along the spatial axes; places outside of x hold zeros."""
+    lead = x.shape[: -len(lows)]
+    sizes = x.shape[-len(lows) :]
     inner = tuple(
         slice(min(max(lo, 0), n), max(min(hi, n), 0)) for lo, hi, n in zip(lows, highs, sizes, strict=True)
     )
-    x = x[:, :, *inner]
+    x = x[(..., *inner)]
     if all(lo >= 0 and hi <= n for lo, hi, n in zip(lows, highs, sizes, strict=True)):
         return x
-    shape = (*x.shape[:2], *(hi - lo for lo, hi in zip(lows, highs, strict=True)))
-    if x.strides[1] == x.itemsize and x.ndim > 2:  # channels last in memory: keep them so
-        padded = channels_first(buffer("padded", (shape[0], *shape[2:], shape[1]), x.dtype), True)
+    places = [hi - lo for lo, hi in zip(lows, highs, strict=True)]
+    if x.strides[len(lead) - 1] == x.itemsize:  # channels last in memory: keep them so
+        memory = buffer("padded", (*lead[:-1], *places, lead[-1]), x.dtype)
+        padded = np.moveaxis(memory, -1, len(lead) - 1)
     else:
-        padded = buffer("padded", shape, x.dtype)
+        padded = buffer("padded", (*lead, *places), x.dtype)
     middle: list[slice] = [slice(None)] * padded.ndim
-    for axis, (lo, hi, n) in enumerate(zip(lows, highs, sizes, strict=True), start=2):
+    for axis, (lo, hi, n) in enumerate(zip(lows, highs, sizes, strict=True), start=len(lead)):
         before = min(max(-lo, 0), hi - lo)
         after = min(max(hi - n, 0), hi - lo - before)
-        for edge in (slice(0, before), slice(shape[axis] - after, None)):
-            if edge != slice(0, 0) and edge != slice(shape[axis], None):
-                padded[*middle[:axis], edge] = fill
-        middle[axis] = slice(before, shape[axis] - after)
+        middle[axis] = slice(0, before)
+        padded[tuple(middle)] = 0
+        middle[axis] = slice(hi - lo - after, hi - lo)
+        padded[tuple(middle)] = 0
+        middle[axis] = slice(before, hi - lo - after)
     padded[tuple(middle)] = x
     return padded
-
-
-def fold(col: Array, window: Window, start: int, x: Array) -> None:
-    """Add columns to the places of x that they came from, output rows from `start` on.
-
-    `col` is [N, C, *kernel, rows, *rest of out], `x` [N, C, *in].
-    """
-    rows = col.shape[2 + window.axes]
-    for tap in np.ndindex(*window.kernel):
-        places, taken = tap_slices(window, tap, start, start + rows)
-        x[:, :, *places] += col[:, :, *tap, *taken]
 
 
 def tap_slices(

@@ -5,11 +5,13 @@ matrix ([C_out/groups, C_in/groups * taps]), for each group
 
     forward           Y  = W X_col + b
     weight gradient   dW = sum over blocks of dY X_col^T
-    input gradient    dX = col2im(W^T dY), or, at stride 1, forward(pad(dY), rot180(W))
+    input gradient    dX = col2im(W^T dY), or forward(pad(dY), rot180(W))
 
 A block is some images, or some output rows of one image, whose columns fit a thread's share of the cache.
 """
 
+from itertools import groupby, product
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,14 +43,19 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: 
 def input_grad(dy: Array, w: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
     """Return dx, the gradient by x of sum(dy * conv(x, w))."""
     weights = _weights_first(w, channels_last)
-    c_in = weights.shape[1] * window.groups
-    dx = _empty(dy.shape[0], c_in, window.in_size, channels_last, dtype)
+    dx = _empty(dy.shape[0], weights.shape[1] * window.groups, window.in_size, channels_last, dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
-    if _is_cheaper_rotated(weights, window):
-        _forward(source, rotated(weights, window.groups), None, window.adjoint(), target, channels_last)
+    # The columns of dy are C_out high, those of dx C_in; col2im reads and writes, im2col only writes.
+    og, cg = weights.shape[0] // window.groups, weights.shape[1]
+    if og <= ROTATED_COST * cg:
+        _input_grad_by_rotation(source, weights, window, target, channels_last)
     else:
         _input_grad_by_columns(source, weights, window, target, channels_last)
     return dx
+
+
+# How many times more columns the rotated kernel may need until col2im is faster.
+ROTATED_COST = 3
 
 
 def weight_grad(dy: Array, x: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
@@ -81,12 +88,26 @@ def bias_grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
 
 
 class Block(NamedTuple):
-    """Output places that one GEMM computes: rows r0..r1 of images n0..n1."""
+    """Output places whose columns are built at once: rows r0..r1 of images n0..n1."""
 
     n0: int
     n1: int
     r0: int
     r1: int
+
+
+# With fewer columns than this a GEMM is slow, so small images are taken several at once.
+GEMM_COLUMNS = 512
+
+
+def _group_batches(groups: int, group_bytes: int, images: int, window: Window, share: int) -> list[slice]:
+    """Cut the groups into batches: one batched GEMM takes several groups if they are small.
+
+    `group_bytes` is the size of one group's column, `share` how many batches are wanted at least.
+    """
+    columns = min(max(1, images * window.places), GEMM_COLUMNS)
+    together = max(1, min(BLOCK_BYTES // (group_bytes * columns), groups // share))
+    return [slice(g, min(groups, g + together)) for g in range(0, groups, together)]
 
 
 def _blocks(images: int, window: Window, column_bytes: int, share: int) -> list[Block]:
@@ -98,7 +119,7 @@ def _blocks(images: int, window: Window, column_bytes: int, share: int) -> list[
     row_bytes = column_bytes * (window.places // rows)
     at_once = min(rows, max(1, BLOCK_BYTES // row_bytes))
     if images < share:
-        at_once = min(at_once, max(1, -(-rows * images // share)))
+        at_once = min(at_once, max(1, rows * images // share))
     if at_once == rows:
         per_block = min(max(1, BLOCK_BYTES // (row_bytes * rows)), max(1, images // share))
         return [Block(n, min(images, n + per_block), 0, rows) for n in range(0, images, per_block)]
@@ -112,32 +133,44 @@ def _forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, chan
     """Write conv(x, w) + b to y."""
     dtype = accumulator(y.dtype)
     cg, og = w.shape[1], w.shape[0] // window.groups
-    groups = [slice(g * og, (g + 1) * og) for g in range(window.groups)]
-    matrices = [_weight_matrix(w[outs], channels_last).astype(dtype, copy=False) for outs in groups]
-    bias = None if b is None else b.astype(dtype, copy=False)[:, None]
+    weights = _weight_matrices(w, window.groups, channels_last).astype(dtype, copy=False)
+    bias = None if b is None else b.astype(dtype, copy=False).reshape(-1, og, 1)
     pointwise = window.is_pointwise and x.dtype == dtype
 
-    def one(job: tuple[int, Block]) -> None:
-        g, (n0, n1, r0, r1) = job
-        source = x[n0:n1, g * cg : (g + 1) * cg]
-        target = y[n0:n1, groups[g], r0:r1]
-        col = _as_matrix(source[:, :, r0:r1]) if pointwise else None  # a 1x1 kernel's columns are x itself
+    def one(job: tuple[slice, Block]) -> None:
+        groups, (n0, n1, r0, r1) = job
+        source = x[n0:n1, _channels(groups, cg)]
+        target = _by_group(y[n0:n1, _channels(groups, og), r0:r1], groups)
+        # A 1x1 kernel's columns are x itself.
+        col = _as_matrices(_by_group(source[:, :, r0:r1], groups)) if pointwise else None
         if col is None:
-            col = _columns(source, window, r0, r1, channels_last, dtype)
-        out = _as_matrix(target) if y.dtype == dtype else None
-        if out is not None:
-            _gemm(matrices[g], col, out)
-            if bias is not None:
-                out += bias[groups[g]]
-        else:
-            out = buffer("y", (og, col.shape[1]), dtype)
-            _gemm(matrices[g], col, out)
-            if bias is not None:
-                out += bias[groups[g]]
-            target[...] = out.reshape(og, n1 - n0, *target.shape[2:]).swapaxes(0, 1)
+            col, canonical = _column_buffer(groups, cg, n1 - n0, window, r1 - r0, channels_last, dtype)
+            unfold(_by_group(source, groups), window, r0, r1, canonical)
+        direct = _as_matrices(target) if y.dtype == dtype else None
+        out = (
+            buffer("product", (*weights[groups].shape[:2], col.shape[2]), dtype) if direct is None else direct
+        )
+        _gemm(weights[groups], col, out)
+        if bias is not None:
+            out += bias[groups]
+        if direct is None:
+            target[...] = np.moveaxis(out.reshape(*out.shape[:2], n1 - n0, *target.shape[3:]), 2, 0)
 
-    blocks = _blocks(x.shape[0], window, cg * window.taps * dtype.itemsize, -(-count() // window.groups))
-    parallel(one, [(g, block) for g in range(window.groups) for block in blocks], y.size * cg * window.taps)
+    group_bytes = cg * window.taps * dtype.itemsize
+    batches = _group_batches(window.groups, group_bytes, x.shape[0], window, min(count(), window.groups))
+    blocks = _blocks(x.shape[0], window, _length(batches[0]) * group_bytes, -(-count() // len(batches)))
+    parallel(one, list(product(batches, blocks)), y.size * cg * window.taps)
+
+
+def _input_grad_by_rotation(dy: Array, w: Array, window: Window, dx: Array, channels_last: bool) -> None:
+    """Write conv(pad(dy), rot180(w)) to dx, phase by phase of the stride."""
+    for places, taps, phase in window.adjoint():
+        part = dx[:, :, *places]
+        if phase.taps:
+            turned = rotated(w[:, :, *taps], window.groups)
+            _forward(dy, turned, None, phase, part, channels_last)
+        else:
+            part[...] = 0
 
 
 def _input_grad_by_columns(dy: Array, w: Array, window: Window, dx: Array, channels_last: bool) -> None:
@@ -145,28 +178,33 @@ def _input_grad_by_columns(dy: Array, w: Array, window: Window, dx: Array, chann
     dtype = accumulator(dx.dtype)
     cg, og = w.shape[1], w.shape[0] // window.groups
     w = w.astype(dtype, copy=False)
-    rows, row_places = window.out_size[0], window.places // window.out_size[0]
-    parts = _channel_parts(cg, -(-count() // (window.groups * max(1, dy.shape[0]))))
-    jobs = [(n, g, part) for n in range(dy.shape[0]) for g in range(window.groups) for part in parts]
+    images = dy.shape[0]
+    group_bytes = cg * window.taps * dtype.itemsize
+    batches = _group_batches(window.groups, group_bytes, images, window, min(count(), window.groups))
+    parts = _channel_parts(cg, -(-count() // (len(batches) * max(1, images))))
+    column_bytes = _length(batches[0]) * _length(parts[0]) * window.taps * dtype.itemsize
+    blocks = _blocks(images, window, column_bytes, min(images, count()))
+    # Blocks of rows overlap in dx: one job takes all rows of its images.
+    by_image = [list(rows) for _, rows in groupby(blocks, key=lambda block: block.n0)]
 
-    def one(job: tuple[int, int, slice]) -> None:
-        n, g, part = job
-        c = part.stop - part.start
-        outs = slice(g * og, (g + 1) * og)
-        weights = _weight_matrix(w[outs, part], channels_last)
-        exact = dx[n : n + 1, g * cg + part.start : g * cg + part.stop]
+    def one(job: tuple[slice, slice, list[Block]]) -> None:
+        groups, part, rows = job
+        n0, n1 = rows[0].n0, rows[0].n1
+        weights = _weight_matrices(w[_channels(groups, og), part], _length(groups), channels_last)
+        exact = _by_group(dx[n0:n1, _channels(groups, cg)], groups)[:, :, part]
         total = exact if exact.dtype == dtype else np.empty(exact.shape, dtype)
         total[...] = 0
-        at_once = max(1, BLOCK_BYTES // (c * window.taps * row_places * dtype.itemsize))
-        for r in range(0, rows, at_once):
-            stop = min(rows, r + at_once)
-            col, canonical = _column_buffer(1, c, window, stop - r, channels_last, dtype)
-            _gemm(weights.T, _matrix(dy[n : n + 1, outs, r:stop], dtype), col)
-            fold(canonical, window, r, total)
+        for _, _, r0, r1 in rows:
+            col, canonical = _column_buffer(
+                groups, _length(part), n1 - n0, window, r1 - r0, channels_last, dtype
+            )
+            gradient = _matrices(_by_group(dy[n0:n1, _channels(groups, og), r0:r1], groups), dtype)
+            _gemm(weights.swapaxes(1, 2), gradient, col)
+            fold(canonical, window, r0, total)
         if total is not exact:
             exact[...] = total
 
-    parallel(one, jobs, dy.size * cg * window.taps)
+    parallel(one, list(product(batches, parts, by_image)), dy.size * cg * window.taps)
 
 
 # Rows of dW that one GEMM computes: with more, the columns of a block would be too few for BLAS.
@@ -174,41 +212,42 @@ WEIGHT_ROWS = 576
 
 
 def _weight_grad(dy: Array, x: Array, window: Window, dw: Array, channels_last: bool) -> None:
-    """Write dY X_col^T to dw; each sum runs in the same order whatever the number of threads."""
+    """Add dY X_col^T to dw; each sum runs in the same order whatever the number of threads."""
     dtype = accumulator(dw.dtype)
     cg, og = dw.shape[1], dw.shape[0] // window.groups
+    images = x.shape[0]
+    batches = _group_batches(
+        window.groups, cg * window.taps * dtype.itemsize, images, window, min(4, window.groups)
+    )
     parts = _channel_parts(cg, -(-cg * window.taps // WEIGHT_ROWS))
-    pieces = 4 if len(parts) * window.groups < 4 else 1  # too few jobs: sum the batch in pieces
-    column_bytes = (parts[0].stop - parts[0].start) * window.taps * dtype.itemsize
-    blocks = _blocks(x.shape[0], window, column_bytes, pieces)
-    jobs = [
-        (g, part, blocks[i * len(blocks) // pieces : (i + 1) * len(blocks) // pieces])
-        for g in range(window.groups)
-        for part in parts
-        for i in range(pieces)
-    ]
-    sums: dict[int, Array] = {}
+    pieces = 4 if len(parts) * len(batches) < 4 else 1  # too few jobs: sum the batch in pieces
+    column_bytes = _length(batches[0]) * _length(parts[0]) * window.taps * dtype.itemsize
+    blocks = _blocks(images, window, column_bytes, pieces)
+    shares = [blocks[i * len(blocks) // pieces : (i + 1) * len(blocks) // pieces] for i in range(pieces)]
+    jobs = list(product(batches, parts, shares))
+    sums: list[Array | None] = [None] * len(jobs)
 
-    def one(numbered: tuple[int, tuple[int, slice, list[Block]]]) -> None:
-        number, (g, part, share) = numbered
-        c = part.stop - part.start
-        total = np.zeros((og, c * window.taps), dtype)
-        product = np.empty_like(total)
+    def one(number: int) -> None:
+        groups, part, share = jobs[number]
+        total = np.zeros((_length(groups), og, _length(part) * window.taps), dtype)
+        term = np.empty_like(total)
         for n0, n1, r0, r1 in share:
-            source = x[n0:n1, g * cg + part.start : g * cg + part.stop]
-            col = _columns(source, window, r0, r1, channels_last, dtype)
-            np.matmul(_matrix(dy[n0:n1, g * og : (g + 1) * og, r0:r1], dtype), col.T, out=product)
-            total += product
+            col, canonical = _column_buffer(
+                groups, _length(part), n1 - n0, window, r1 - r0, channels_last, dtype
+            )
+            unfold(_by_group(x[n0:n1, _channels(groups, cg)], groups)[:, :, part], window, r0, r1, canonical)
+            gradient = _matrices(_by_group(dy[n0:n1, _channels(groups, og), r0:r1], groups), dtype)
+            np.matmul(gradient, col.swapaxes(1, 2), out=term)
+            total += term
         sums[number] = total
 
-    parallel(one, list(enumerate(jobs)), dy.size * cg * window.taps)
-    for number, (g, part, _) in enumerate(jobs):
-        target = dw[g * og : (g + 1) * og, part]
-        total = sums[number]
+    parallel(one, range(len(jobs)), dy.size * cg * window.taps)
+    for (groups, part, _), total in zip(jobs, sums, strict=True):
+        assert total is not None
+        target = dw[_channels(groups, og), part]
         if channels_last:
-            target += np.moveaxis(total.reshape(og, *window.kernel, -1), -1, 1)
-        else:
-            target += total.reshape(target.shape)
+            total = np.moveaxis(total.reshape(target.shape[0], *window.kernel, -1), -1, 1)
+        target += total.reshape(target.shape)
 
 
 def rotated(w: Array, groups: int) -> Array:
@@ -216,17 +255,6 @@ def rotated(w: Array, groups: int) -> Array:
     og, cg, kernel = w.shape[0] // groups, w.shape[1], w.shape[2:]
     swapped = w.reshape(groups, og, cg, *kernel).swapaxes(1, 2)
     return np.flip(swapped, axis=tuple(range(3, swapped.ndim))).reshape(groups * cg, og, *kernel)
-
-
-def _is_cheaper_rotated(w: Array, window: Window) -> bool:
-    """Whether dx by a convolution of dy moves less than by col2im, whose every step reads and writes."""
-    if any(s != 1 for s in window.stride):
-        return False
-    adjoint = window.adjoint()
-    if min(adjoint.before + adjoint.after) < 0:
-        return False
-    og, cg = w.shape[0] // window.groups, w.shape[1]
-    return bool(og * adjoint.places <= 2 * cg * window.places)
 
 
 def accumulator(dtype: Any) -> np.dtype[Any]:
@@ -249,58 +277,73 @@ def _channel_parts(channels: int, number: int) -> list[slice]:
     return [slice(c, min(channels, c + size)) for c in range(0, channels, size)]
 
 
-# In the matrices below a column's order is (C, taps) or, channels last, (taps, C): as it lies in x.
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
 
 
-def _weight_matrix(w: Array, channels_last: bool) -> Array:
-    """[C_out/groups, C, *kernel] as [C_out/groups, C * taps]."""
-    return (np.moveaxis(w, 1, -1) if channels_last else w).reshape(w.shape[0], -1)
+def _channels(groups: slice, each: int) -> slice:
+    """Return the channels of these groups."""
+    return slice(groups.start * each, groups.stop * each)
+
+
+def _by_group(x: Array, groups: slice) -> Array:
+    """View [images, G * C, *places] as [images, G, C, *places]."""
+    return x.reshape(x.shape[0], _length(groups), x.shape[1] // _length(groups), *x.shape[2:])
+
+
+# Matrices come in batches [G, rows, columns]. A column's order is (C, taps) or, channels last, (taps, C),
+# as the channels lie in x.
+
+
+def _weight_matrices(w: Array, groups: int, channels_last: bool) -> Array:
+    """[C_out, C, *kernel] as [G, C_out/groups, C * taps]."""
+    return (np.moveaxis(w, 1, -1) if channels_last else w).reshape(
+        groups, w.shape[0] // groups, prod(w.shape[1:])
+    )
 
 
 def _column_buffer(
-    images: int, c: int, window: Window, rows: int, channels_last: bool, dtype: Any
+    groups: slice, c: int, images: int, window: Window, rows: int, channels_last: bool, dtype: Any
 ) -> tuple[Array, Array]:
-    """Return a column matrix [C * taps, places], and its canonical view [images, C, *kernel, rows, *rest]."""
-    d = window.axes
+    """Return column matrices [G, C * taps, columns], and the view [images, G, C, *kernel, rows, *rest]."""
+    d, g = window.axes, _length(groups)
     kernel, places = window.kernel, (rows, *window.out_size[1:])
-    size = images * rows * (window.places // window.out_size[0])
     if channels_last:
-        memory = buffer("columns", (images, *places, *kernel, c), dtype)
-        canonical = memory.transpose(0, 2 * d + 1, *range(d + 1, 2 * d + 1), *range(1, d + 1))
-        return memory.reshape(size, -1).T, canonical
-    memory = buffer("columns", (c, *kernel, images, *places), dtype)
-    canonical = memory.transpose(d + 1, 0, *range(1, d + 1), *range(d + 2, 2 * d + 2))
-    return memory.reshape(-1, size), canonical
+        memory = buffer("columns", (g, images, *places, *kernel, c), dtype)
+        canonical = memory.transpose(1, 0, 2 * d + 2, *range(d + 2, 2 * d + 2), *range(2, d + 2))
+        return memory.reshape(g, images * prod(places), c * window.taps).swapaxes(1, 2), canonical
+    memory = buffer("columns", (g, c, *kernel, images, *places), dtype)
+    canonical = memory.transpose(d + 2, 0, 1, *range(2, d + 2), *range(d + 3, 2 * d + 3))
+    return memory.reshape(g, c * window.taps, images * prod(places)), canonical
 
 
-def _columns(x: Array, window: Window, r0: int, r1: int, channels_last: bool, dtype: Any) -> Array:
-    """Return the column matrix [C * taps, places] of output rows r0..r1."""
-    col, canonical = _column_buffer(x.shape[0], x.shape[1], window, r1 - r0, channels_last, dtype)
-    unfold(x, window, r0, r1, canonical)
-    return col
-
-
-def _as_matrix(x: Array) -> Array | None:
-    """View [images, C, *places] as a matrix [C, images * places], or return None where that takes a copy."""
+def _as_matrices(x: Array) -> Array | None:
+    """View [images, G, C, *places] as [G, C, images * places], or return None where that takes a copy."""
+    images, g, c, *places = x.shape
     try:
-        return np.moveaxis(x, 1, -1).reshape(-1, x.shape[1], copy=False).T
+        return (
+            np.moveaxis(x, 2, -1)
+            .swapaxes(0, 1)
+            .reshape(g, images * prod(places), c, copy=False)
+            .swapaxes(1, 2)
+        )
     except ValueError:
         return None
 
 
-def _matrix(x: Array, dtype: Any) -> Array:
-    """[images, C, *places] as a matrix [C, images * places] of this dtype, copied where it must be."""
-    if x.dtype == dtype and (view := _as_matrix(x)) is not None:
+def _matrices(x: Array, dtype: Any) -> Array:
+    """[images, G, C, *places] as [G, C, images * places] of this dtype, copied where it must be."""
+    if x.dtype == dtype and (view := _as_matrices(x)) is not None:
         return view
-    swapped = x.swapaxes(0, 1)
-    copy = buffer("matrix", swapped.shape, dtype)
+    swapped = np.moveaxis(x, 0, 2)
+    copy = buffer("matrices", swapped.shape, dtype)
     np.copyto(copy, swapped, casting="same_kind")
-    return copy.reshape(x.shape[1], -1)
+    return copy.reshape(*copy.shape[:2], prod(copy.shape[2:]))
 
 
 def _gemm(a: Array, b: Array, out: Array) -> None:
-    """Write a @ b to out, which may lie in memory by rows or by columns: BLAS needs one of its axes dense."""
-    if out.strides[1] == out.itemsize:
+    """Write a @ b to out, whose matrices may lie by rows or by columns: BLAS needs one axis dense."""
+    if out.strides[2] == out.itemsize:
         np.matmul(a, b, out=out)
     else:
-        np.matmul(b.T, a.T, out=out.T)
+        np.matmul(b.swapaxes(1, 2), a.swapaxes(1, 2), out=out.swapaxes(1, 2))
