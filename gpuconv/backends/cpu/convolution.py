@@ -183,7 +183,7 @@ def _input_grad_by_columns(dy: Array, w: Array, window: Window, dx: Array, chann
     batches = _group_batches(window.groups, group_bytes, images, window, min(count(), window.groups))
     parts = _channel_parts(cg, -(-count() // (len(batches) * max(1, images))))
     column_bytes = _length(batches[0]) * _length(parts[0]) * window.taps * dtype.itemsize
-    blocks = _blocks(images, window, column_bytes, min(images, count()))
+    blocks = _blocks(images, window, column_bytes, min(max(images, 1), count()))
     # Blocks of rows overlap in dx: one job takes all rows of its images.
     by_image = [list(rows) for _, rows in groupby(blocks, key=lambda block: block.n0)]
 
