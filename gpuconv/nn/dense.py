@@ -151,7 +151,8 @@ class Flatten(Layer):
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Return dy in the shape of x."""
-        return dy.reshape(self._recall(dy))
+        x_shape = self._recall(dy)
+        return dy.reshape(x_shape)
 
     def _arguments(self) -> str:
         return unusual(start_dim=(self.start_dim, 1), end_dim=(self.end_dim, -1)).removeprefix(", ")

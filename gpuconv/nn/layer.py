@@ -141,7 +141,8 @@ class Layer:
         Raises
         ------
         ValueError
-            Where a name is missing or unexpected, or a shape differs; nothing is written then.
+            Where a name is missing or unexpected, a shape differs, or one of the layer's arrays is read-only;
+            nothing is written then.
         TypeError
             Where a value's dtype doesn't fit the parameter's without loss.
         """
@@ -157,6 +158,8 @@ class Layer:
                     f'{op}: "{name}" is {value.dtype.name}, but the layer\'s is {array.dtype.name}, which '
                     "can't hold it without loss; convert it with .astype first"
                 )
+            if not getattr(array.flags, "writeable", True):  # CuPy's arrays always are
+                raise ValueError(f'{op}: the layer\'s "{name}" is read-only; put a copy in its place first')
         for name, array in own.items():
             array[...] = values[name]
 

@@ -1,0 +1,271 @@
+"""Every gradient against central differences in float64, for every layer and option; and the checker itself."""
+
+import numpy as np
+import pytest
+
+import gpuconv
+from gpuconv import nn
+from gpuconv.testing import check_gradients
+
+F64 = np.float64
+
+CONV_OPTIONS = [
+    {},
+    {"stride": 2},
+    {"stride": (2, 1), "padding": (1, 2)},
+    {"padding": ((0, 1), (2, 0))},
+    {"padding": "same", "dilation": 2},
+    {"padding": "same_lower", "stride": 3},
+    {"padding": 4},  # wider than the kernel's reach: the rotated kernel can't be used
+    {"dilation": (1, 3), "padding": "valid"},
+    {"groups": 2, "padding": 1},
+    {"groups": 4, "stride": 2},  # depthwise, two outputs per channel
+    {"groups": 4, "stride": 2, "padding": 1, "dilation": 2},
+    {"bias": False},
+]
+
+POOL_OPTIONS = [
+    {},
+    {"stride": 1},
+    {"stride": (1, 3)},
+    {"stride": 2, "padding": 1},
+    {"padding": ((1, 0), (0, 2))},
+    {"padding": "same", "stride": 3},
+    {"dilation": 2, "stride": 1},
+    {"ceil_mode": True},
+    {"ceil_mode": True, "padding": 1, "stride": 2},
+]
+
+
+def name(options):
+    return "-".join(f"{key}={value}" for key, value in options.items()) or "defaults"
+
+
+def image(rng, channels, channels_last, n=2, h=7, w=8):
+    return rng.standard_normal((n, h, w, channels) if channels_last else (n, channels, h, w))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("options", CONV_OPTIONS, ids=name)
+def test_conv2d_gradients_are_the_slopes(options, channels_last, rng):
+    layer = nn.Conv2d(4, 8, 3, **options, channels_last=channels_last, dtype=F64, rng=rng)
+    if "bias" in layer.params:
+        layer.params["bias"] = rng.standard_normal(8)
+    report = check_gradients(layer, image(rng, 4, channels_last))
+    assert report.compared.keys() == {"x", *layer.params}
+
+
+@pytest.mark.parametrize("kernel", [1, (1, 3), (4, 2), (7, 8)], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
+def test_conv2d_gradients_are_the_slopes_for_every_kernel_size(kernel, channels_last, rng):
+    layer = nn.Conv2d(3, 2, kernel, channels_last=channels_last, dtype=F64, rng=rng)
+    check_gradients(layer, image(rng, 3, channels_last))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("options", POOL_OPTIONS, ids=name)
+def test_max_pool_gradient_is_the_slope(options, channels_last, rng):
+    check_gradients(nn.MaxPool2d(3, **options, channels_last=channels_last), image(rng, 2, channels_last))
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["pad-counts", "pad-does-not-count"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("options", POOL_OPTIONS, ids=name)
+def test_avg_pool_gradient_is_the_slope(options, channels_last, counts, rng):
+    layer = nn.AvgPool2d((2, 3), **options, count_include_pad=counts, channels_last=channels_last)
+    check_gradients(layer, image(rng, 2, channels_last))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5)], ids=str)
+def test_linear_gradients_are_the_slopes(shape, bias, rng):
+    check_gradients(nn.Linear(5, 3, bias, dtype=F64, rng=rng), rng.standard_normal(shape))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.Flatten(), nn.Flatten(0, 1)], ids=str
+)
+def test_activation_and_flatten_gradients_are_the_slopes(layer, rng):
+    check_gradients(layer, 3 * rng.standard_normal((3, 4, 5)))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.5}],
+    ids=name,
+)
+def test_batch_norm_gradients_are_the_slopes(options, training, channels_last, rng):
+    layer = nn.BatchNorm2d(3, **options, channels_last=channels_last, dtype=F64)
+    if layer.affine:
+        layer.params["weight"], layer.params["bias"] = rng.standard_normal((2, 3))
+    x = image(rng, 3, channels_last, h=3, w=4) * 2 + 1
+    layer(x)  # gives evaluation statistics of its own
+    check_gradients(layer.train(training), x)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_dropout_gradient_is_the_slope_under_one_mask(training, rng):
+    layer = nn.Dropout(0.4).train(training)
+
+    def forward(x):
+        layer.rng = np.random.default_rng(3)
+        return layer(x)
+
+    check_gradients(forward, rng.standard_normal((6, 7)), backward=lambda dy, x: layer.backward(dy))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_loss_gradients_are_the_slopes(reduction, rng):
+    scores = rng.standard_normal((5, 4))
+    targets = {
+        nn.SoftmaxCrossEntropy(reduction): [
+            np.array([0, 3, 1, 1, 2]),
+            np.eye(4)[[0, 3, 1, 1, 2]],
+            rng.random((5, 4)),  # rows that don't even sum to one
+        ],
+        nn.MSE(reduction): [rng.standard_normal((5, 4))],
+    }
+    for loss, choices in targets.items():
+        for target in choices:
+
+            def backward(dy, s, loss=loss, target=target):
+                loss(s, target)
+                return dy * loss.backward()
+
+            check_gradients(lambda s, loss=loss, t=target: loss(s, t), scores, backward=backward)
+
+
+def test_network_gradients_are_the_slopes_through_all_layers(rng):
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, rng=rng),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Sequential(nn.Conv2d(4, 4, 3, groups=2, padding="same", rng=rng), nn.Tanh()),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3, rng=rng),
+        nn.Sigmoid(),
+    )
+    report = check_gradients(network, rng.standard_normal((3, 2, 8, 8)))
+    assert report.compared.keys() == {"x", *network.params}
+
+
+def test_function_gradients_are_checked_for_every_input(rng):
+    x, w, b = rng.standard_normal((2, 2, 5, 5)), rng.standard_normal((4, 1, 3, 3)), rng.standard_normal(4)
+    report = check_gradients(
+        lambda x, w, b: gpuconv.conv2d(x, w, b, groups=2, stride=2),
+        x,
+        w,
+        b,
+        backward=lambda dy, x, w, b: gpuconv.conv2d_backward(dy, x, w, groups=2, stride=2),
+    )
+    assert report.compared == {"inputs[0]": 100, "inputs[1]": 36, "inputs[2]": 4}
+
+
+class Wrong(nn.Layer):
+    """y = factor * x, with one entry of dx and all of dfactor off by a chosen amount."""
+
+    def __init__(self, dx_off=0.0, dfactor_off=0.0, factor=np.array(2.0)):
+        super().__init__()
+        self.params["factor"] = factor
+        self.dx_off, self.dfactor_off = dx_off, dfactor_off
+
+    def forward(self, x):
+        self.x = x
+        return self.params["factor"] * x
+
+    def backward(self, dy, *, needs_dx=True):
+        self.grads["factor"] = np.sum(dy * self.x) + self.dfactor_off
+        dx = self.params["factor"] * dy
+        dx[1, 0] += self.dx_off
+        return dx
+
+
+def test_checker_names_the_wrong_place_and_both_numbers():
+    with pytest.raises(AssertionError, match=r"Wrong: x\[1, 0\]: analytic .*, numeric .*1 of 6 comparisons"):
+        check_gradients(Wrong(dx_off=1e-3), np.ones((2, 3)))
+    with pytest.raises(AssertionError, match=r"Wrong: factor: analytic"):
+        check_gradients(Wrong(dfactor_off=1e-3), np.ones((2, 3)))
+
+
+def test_checker_finds_one_wrong_entry_of_a_large_array_along_random_directions():
+    check_gradients(Wrong(), np.ones((300, 2)))
+    with pytest.raises(AssertionError, match="x along random direction"):
+        check_gradients(Wrong(dx_off=1e-2), np.ones((300, 2)))
+
+
+def test_checker_takes_nan_for_wrong():
+    with pytest.raises(AssertionError, match="analytic nan"):
+        check_gradients(Wrong(dx_off=np.nan), np.ones((2, 3)))
+
+
+def test_checker_says_where_a_kink_lies():
+    with pytest.raises(AssertionError, match="on one side and .* on the other: a kink lies here"):
+        check_gradients(nn.ReLU(), np.array([1.0, 0.0]))
+
+
+def test_checker_leaves_a_layer_as_it_was():
+    layer = nn.Sequential(nn.Conv2d(1, 2, 3, rng=0), nn.BatchNorm2d(2))
+    arrays = {**layer.params, **layer.buffers}
+    values = layer.state_dict()
+    check_gradients(layer, np.random.default_rng(0).standard_normal((2, 1, 5, 5)))
+    for key, array in {**layer.params, **layer.buffers}.items():
+        assert array is arrays[key]
+        np.testing.assert_array_equal(array, values[key])
+
+
+def test_checker_leaves_a_layer_as_it_was_after_a_failure():
+    layer = Wrong(dfactor_off=1, factor=np.array(2.0, np.float32))
+    factor = layer.params["factor"]
+    with pytest.raises(AssertionError):
+        check_gradients(layer, np.ones((2, 3)))
+    assert layer.params["factor"] is factor
+    assert factor == 2
+
+
+def test_checker_takes_a_users_own_layer_that_shares_nothing_with_ours():
+    class Shift:
+        def __init__(self):
+            self.params, self.grads = {"by": np.ones(3)}, {}
+
+        def forward(self, x):
+            return x + self.params["by"]
+
+        def backward(self, dy):
+            self.grads["by"] = dy.sum(axis=0)
+            return dy
+
+    assert check_gradients(Shift(), np.ones((2, 3))).compared == {"x": 6, "by": 3}
+
+
+def test_checker_refuses_what_it_cannot_check():
+    x = np.ones((2, 3))
+    with pytest.raises(ValueError, match="y changes from one call to the next"):
+        check_gradients(nn.Dropout(), np.ones(100))
+    with pytest.raises(ValueError, match="y is float32 though all inputs are float64"):
+        check_gradients(lambda x: x.astype(np.float32), x, backward=lambda dy, x: dy)
+    with pytest.raises(ValueError, match="a function needs its gradient"):
+        check_gradients(np.sin, x)
+    with pytest.raises(ValueError, match="one input"):
+        check_gradients(nn.ReLU(), x, x)
+    with pytest.raises(ValueError, match="at least one input"):
+        check_gradients(nn.ReLU())
+    with pytest.raises(ValueError, match=r"gradient of x has shape \(3,\), not \(2, 3\)"):
+        check_gradients(np.sin, x, backward=lambda dy, x: dy[0])
+    with pytest.raises(ValueError, match="2 inputs, but backward gave 1"):
+        check_gradients(np.multiply, x, x, backward=lambda dy, x, y: dy)
+    with pytest.raises(TypeError, match=r"inputs\[0\] must be a NumPy or CuPy array, not builtins.list"):
+        check_gradients(nn.ReLU(), [1.0])
+
+
+def test_report_prints_what_was_compared():
+    report = check_gradients(nn.Linear(2, 3, rng=0), np.ones((1, 2)))
+    assert str(report).splitlines()[1].startswith("weight: 6 compared, largest difference")
