@@ -1,0 +1,50 @@
+"""The command line: `gpuconv train` and `gpuconv info`.
+
+Exit codes: 0, done; 1, training failed; 2, bad input, in one line that says what and where; 130, interrupted
+by Ctrl-C.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import gpuconv
+from gpuconv.cli import info, train
+from gpuconv.cli.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, without the usage text that argparse puts before it."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    argv
+        The arguments after the program's name; None takes those of the process.
+    """
+    parser = _Parser(prog="gpuconv", description="Convolution and pooling layers for CuPy and NumPy arrays.")
+    parser.add_argument("--version", action="version", version=f"gpuconv {gpuconv.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (train, info):
+        command.add_parser(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except UserError as error:
+        return _fail(arguments.command, str(error), error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(arguments.command, where + (error.strerror or str(error)), 2)
+    except KeyboardInterrupt:
+        return _fail(arguments.command, "interrupted", 130)
+
+
+def _fail(command: str, message: str, code: int) -> int:
+    print(f"gpuconv {command}: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,60 @@
+"""What a run leaves in its folder, beside the checkpoint, and what it says in the end."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from gpuconv.cli.plan import METRICS, WEIGHTS
+from gpuconv.training import pictures
+from gpuconv.training.checkpoint import write_whole
+from gpuconv.training.run import Record, Run
+
+CURVE, MISTAKES = "learning_curve.png", "misclassified.png"
+
+# What ended the run, in words.
+ENDINGS = {
+    "max_iterations": "the end of its iterations (max_iterations)",
+    "tolerance": "the tolerance: no parameter moved by more (tolerance)",
+    "interrupted": "Ctrl-C (interrupted)",
+}
+
+
+def write_results(run: Run, out: Path, device: str) -> None:
+    """Write weights, numbers and pictures, each file whole or not at all, and print a summary.
+
+    Raises
+    ------
+    OSError
+        Where one can't be written.
+    """
+    from safetensors.numpy import save
+
+    data = run.dataset
+    records = [*run.records, run.current()] if run.in_an_epoch else run.records
+    scores = run.scores(data.x_test)
+    metrics: dict[str, Any] = {
+        "test_accuracy": float((scores.argmax(axis=1) == data.y_test).mean()),
+        "train_accuracy": run.accuracy(data.x_train, data.y_train),
+        "seconds": run.seconds,
+        "iterations": run.iterations,
+        "stopped_by": run.stopped_by,
+        "device": device,
+        "data": data.name,
+        **asdict(run.settings),
+        "history": {f.name: [getattr(record, f.name) for record in records] for f in fields(Record)},
+    }
+    write_whole(out / WEIGHTS, save(run.network.state_dict()))
+    write_whole(out / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
+    title = f"{data.name}, {run.settings.algorithm}, seed {run.settings.seed}"
+    written = [WEIGHTS, METRICS, MISTAKES]
+    if records:
+        write_whole(out / CURVE, pictures.learning_curve(records, title))
+        written.append(CURVE)
+    write_whole(out / MISTAKES, pictures.misclassified(data.x_test, data.y_test, scores, title))
+    print(
+        f"test accuracy {100 * metrics['test_accuracy']:.1f} % of {len(data.x_test):,}, training accuracy "
+        f"{100 * metrics['train_accuracy']:.1f} %, after {run.iterations:,} updates in {run.seconds:.0f} s\n"
+        f"stopped by {ENDINGS[metrics['stopped_by']]}\n"
+        f"written to {out}: checkpoint.npz, {', '.join(written)}"
+    )

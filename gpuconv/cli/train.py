@@ -1,0 +1,164 @@
+"""`gpuconv train`: from pictures to a folder with a trained network and all there is to know about it."""
+
+import argparse
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpuconv.backends.cpu import threads
+from gpuconv.cli import requirements
+from gpuconv.cli.errors import UserError
+from gpuconv.cli.interrupt import Interrupt
+from gpuconv.cli.plan import (
+    ALGORITHM,
+    CHECKPOINT,
+    DATA,
+    check_options,
+    find_checkpoint,
+    make_folder,
+    settings_of,
+)
+from gpuconv.cli.results import write_results
+from gpuconv.training import datasets
+from gpuconv.training.checkpoint import CheckpointError, save_checkpoint
+from gpuconv.training.run import ALGORITHMS, Diverged, Record, Run
+
+DESCRIPTION = """\
+Train a convolutional network and write it, its numbers and two pictures into a folder.
+
+--algorithm adam and sgd train convolutions with batch normalisation on mini-batches (sgd with momentum 0.9).
+batch-gd is the textbook's batch gradient descent: sigmoids, all pictures in every update, a fixed step alpha,
+an end after MAX updates or as soon as no parameter moved by more than epsilon.
+"""
+
+EPILOG = """\
+Ctrl-C stops after the update under way, writes what there is and says how to go on. A resumed run takes its
+options from the checkpoint and equals one that was never stopped; only --epochs, --max-iterations and
+--tolerance may change. A folder that holds a run is not written to without --resume or --overwrite.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command to the command line."""
+    parser = commands.add_parser(
+        "train",
+        help="train a network on pictures",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run_command)
+    add = parser.add_argument
+    add(
+        "--data",
+        help="mnist5k (default): 5,000 MNIST digits; digits: scikit-learn's 8 x 8; a folder of MNIST-format "
+        "IDX files, plain or .gz; or an .npz with images and labels, perhaps test_images and test_labels",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default) is a GPU if usable")
+    add("--algorithm", choices=tuple(ALGORITHMS), help=f"default {ALGORITHM}")
+    add("--epochs", type=_count, help="passes over the training pictures; default 12, digits 30")
+    add("--batch-size", type=_count, help="pictures per update; default 50; batch-gd takes all of them")
+    add("--step", type=_positive, help="step size alpha; default 0.003, sgd 0.02, batch-gd 1")
+    add("--max-iterations", type=_count, help="most updates (MAX); default for batch-gd 1000")
+    add(
+        "--tolerance",
+        type=_not_negative,
+        help="stop when no parameter moved by more than this (epsilon); default for batch-gd 1e-5",
+    )
+    add(
+        "--shift",
+        type=_count_or_zero,
+        help="move pictures by up to so many pixels; default 2 from 20 x 20 up",
+    )
+    add("--seed", type=_count_or_zero, help="of weights, order and shifts, not of the split; default 0")
+    add("--out", type=Path, help="folder to write to; default runs/DATA-ALGORITHM, numbered if there is one")
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="PATH",
+        help="go on from a folder or checkpoint; without PATH, from --out or the last default folder",
+    )
+    add("--overwrite", action="store_true", help="begin anew in a folder that holds a run")
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Train as the options say; return the exit code."""
+    check_options(options)
+    resumed = find_checkpoint(options)
+    data = options.data or (resumed.checkpoint.state["data"] if resumed else DATA)
+    requirements.check(data)
+    try:
+        dataset = datasets.load(data)
+    except datasets.DataError as error:
+        raise UserError(str(error)) from None
+    settings = settings_of(options, resumed, dataset)
+    run = Run(settings, dataset)
+    if resumed:
+        try:
+            run.restore(resumed.checkpoint)
+        except CheckpointError as error:
+            raise UserError(f"{resumed.path}: {error}") from None
+    return _train(run, make_folder(options, resumed, data, settings.algorithm))
+
+
+def _train(run: Run, out: Path) -> int:
+    from gpuconv.cli.progress import progress
+
+    print(_description(run))
+    with Interrupt() as interrupt:
+        try:
+            with progress(run) as shown:
+
+                def on_update(iterations: int, loss: Any) -> bool:
+                    shown.update(iterations, loss)
+                    return interrupt.requested
+
+                def on_epoch(record: Record) -> None:
+                    save_checkpoint(out / CHECKPOINT, run.checkpoint())
+                    shown.end_epoch(record)
+
+                run.train(on_update, on_epoch)
+            save_checkpoint(out / CHECKPOINT, run.checkpoint())
+            write_results(run, out, device="cpu")
+        except Diverged as error:
+            raise UserError(f"{error} (--step)", exit_code=1) from None
+    if run.stopped_by == "interrupted":
+        print(f"to go on: gpuconv train --resume {shlex.quote(str(out))}")
+        return 130
+    return 0
+
+
+def _description(run: Run) -> str:
+    data = run.dataset
+    channels, height, width = data.image_shape
+    size = f"{height} x {width}" + (f" x {channels}" if channels > 1 else "")
+    weights = sum(p.size for p in run.network.params.values())
+    return (
+        f"{data.name}: {len(data.x_train):,} training and {len(data.x_test):,} test pictures, {size}, "
+        f"{data.classes} classes\n"
+        f"{run.settings.algorithm}: {weights:,} parameters, on the CPU with {threads.count()} threads"
+    )
+
+
+def _number(convert: Callable[[str], Any], suits: Callable[[Any], bool], must: str) -> Callable[[str], Any]:
+    """Return a converter for argparse that says what an option must be."""
+
+    def converter(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {must}, not {text!r}") from None
+        if not suits(value):
+            raise argparse.ArgumentTypeError(f"must be {must}, not {text!r}")
+        return value
+
+    return converter
+
+
+_count = _number(int, lambda value: value >= 1, "an integer of at least 1")
+_count_or_zero = _number(int, lambda value: value >= 0, "an integer of at least 0")
+_positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
+_not_negative = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")

@@ -1,0 +1,191 @@
+"""Training by gradient descent: forward through every layer, back through every layer, update, until done."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backends.dispatch import array_module
+from gpuconv.geometry import flag, integer
+
+Callback = Callable[[int, Any], bool | None]
+
+
+@dataclass
+class History:
+    """What happened during `fit`.
+
+    Attributes
+    ----------
+    stopped_by
+        `"max_iterations"`; `"tolerance"`, where no parameter moved by more than it; or `"callback"`, where
+        that returned True.
+    raw_losses
+        The loss of each iteration, before its update, as the 0-d arrays that the loss gave.
+    """
+
+    stopped_by: str = "max_iterations"
+    raw_losses: list[Any] = field(default_factory=list, repr=False)
+
+    @property
+    def iterations(self) -> int:
+        """Updates made."""
+        return len(self.raw_losses)
+
+    @property
+    def losses(self) -> list[float]:
+        """`raw_losses` as numbers. With a GPU, reading them waits for it."""
+        return [float(loss) for loss in self.raw_losses]
+
+
+def fit(
+    network: Any,
+    x: Any,
+    y: Any,
+    *,
+    loss: Any,
+    optimizer: Any,
+    max_iterations: int,
+    tolerance: float | None = None,
+    batch_size: int | None = None,
+    rng: np.random.Generator | None = None,
+    callback: Callback | None = None,
+) -> History:
+    r"""Train a network by gradient descent until it is done.
+
+    One iteration is one update. For layers l = 1 .. L with input :math:`a^0 = x`:
+
+    .. math::
+        a^l = f^l(a^{l-1}), \quad \delta^L = \partial J / \partial a^L, \quad
+        \delta^{l-1} = (\partial f^l / \partial a^{l-1})^T \delta^l, \quad
+        W^l \leftarrow W^l - \alpha \, \partial J / \partial W^l
+
+    where the optimizer may put another rule in the place of the last. It ends after `max_iterations`, or as
+    soon as every change of every W and b was at most `tolerance`.
+
+    Parameters
+    ----------
+    network
+        A layer (`gpuconv.nn.Layer`), such as `Sequential`. It is put into training mode and left there:
+        call `network.eval()` before you predict.
+    x
+        `[N, ...]`, what the network takes.
+    y
+        `[N, ...]`, what the loss compares with: for `SoftmaxCrossEntropy`, classes or one-hot rows.
+    loss
+        With `forward(scores, target)` and `backward()`; where it is a mean over the batch, the step doesn't
+        depend on the number of pictures.
+    optimizer
+        Made for this network; its `step()` is one update.
+    max_iterations
+        Most updates to make.
+    tolerance
+        Stop when no parameter moved by more than this in one update. None, the default, never looks, which
+        on a GPU would make the program wait for it.
+    batch_size
+        Pictures per update; None, the default, takes all of them each time (batch gradient descent). The
+        last batch of a pass holds what is left.
+    rng
+        Shuffles the pictures before each pass. None, the default, takes them in their order.
+    callback
+        Called after each update with the number of updates so far and the loss before that update, a 0-d
+        array; reading its value makes a GPU wait. It may return True to stop.
+
+    Returns
+    -------
+    History
+        The losses, and what stopped it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before any work, where the numbers of pictures and targets differ or are 0, where a count is no
+        positive integer, where the tolerance is negative or no number, or where rng is no Generator.
+
+    References
+    ----------
+    D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", Nature 323
+    (1986).
+
+    Examples
+    --------
+    >>> import gpuconv.nn as nn
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((64, 1, 4, 4)).astype(np.float32)
+    >>> y = (x.mean(axis=(1, 2, 3)) > 0).astype(int)
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, rng=0), nn.Sigmoid(), nn.Flatten(), nn.Linear(16, 2, rng=1))
+    >>> history = fit(net, x, y, loss=nn.SoftmaxCrossEntropy(), optimizer=nn.SGD(net, 0.5), max_iterations=50)
+    >>> history.stopped_by, history.iterations, history.losses[-1] < history.losses[0]
+    ('max_iterations', 50, True)
+    """
+    max_iterations = integer("fit", "max_iterations", max_iterations, 0)
+    if batch_size is not None:
+        batch_size = integer("fit", "batch_size", batch_size, 1)
+    _check(x, y, tolerance, rng, callback)
+    history = History()
+    network.train()
+    for index in _batches(x, batch_size, rng, max_iterations):
+        history.raw_losses.append(loss.forward(network.forward(x[index]), y[index]))
+        network.backward(loss.backward(), needs_dx=False)
+        moved = _step(network, optimizer, measure=tolerance is not None)
+        asked_to_stop = _call(callback, history)
+        if tolerance is not None and moved <= tolerance:
+            history.stopped_by = "tolerance"
+            break
+        if asked_to_stop:
+            history.stopped_by = "callback"
+            break
+    return history
+
+
+def _check(x: Any, y: Any, tolerance: Any, rng: Any, callback: Any) -> None:
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(
+            f"fit: x and y must hold equally many samples, one or more, but x has {len(x)} and y {len(y)}"
+        )
+    if tolerance is not None:
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.number):
+            raise TypeError(f"fit: tolerance must be a number or None, not {type(tolerance).__name__}")
+        if not tolerance >= 0:
+            raise ValueError(f"fit: tolerance must be at least 0, not {tolerance}")
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise TypeError(f"fit: rng must be a numpy.random.Generator or None, not {type(rng).__name__}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"fit: callback must be callable or None, not {type(callback).__name__}")
+
+
+def _batches(
+    x: Any, batch_size: int | None, rng: np.random.Generator | None, count: int
+) -> Iterator[slice | Any]:
+    """Yield what to index x and y with, pass after pass."""
+    n = len(x)
+    size = n if batch_size is None else min(batch_size, n)
+    starts = itertools.cycle(range(0, n, size))
+    for start in itertools.islice(starts, count):
+        if rng is None:
+            yield slice(start, start + size)
+            continue
+        if start == 0:
+            order = array_module(x).asarray(rng.permutation(n))
+        yield order[start : start + size]
+
+
+def _step(network: Any, optimizer: Any, measure: bool) -> float:
+    """Update the parameters; return by how much the one that moved most has moved, where asked to."""
+    if not measure:
+        optimizer.step()
+        return np.inf
+    before = {name: p.copy() for name, p in network.params.items()}
+    optimizer.step()
+    changes = [abs(network.params[name] - p).max() for name, p in before.items() if p.size]
+    # One number at the end, so that a GPU is waited for once. A change that isn't a number is no small one.
+    return float(array_module(changes[0]).stack(changes).max()) if changes else 0.0
+
+
+def _call(callback: Callback | None, history: History) -> bool:
+    if callback is None:
+        return False
+    answer = callback(history.iterations, history.raw_losses[-1])
+    return answer is not None and flag("fit", "the callback's answer", answer)

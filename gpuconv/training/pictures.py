@@ -1,0 +1,119 @@
+"""What a run has to show: its learning curve, and the pictures that it got wrong."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv.training.run import Record
+
+Array = np.ndarray[Any, Any]
+
+INK, PALE, BLUE, RED = "#222222", "#dddddd", "#2b6cb0", "#c53030"
+
+COLUMNS, ROWS = 10, 4
+
+
+def learning_curve(records: Sequence[Record], title: str) -> bytes:
+    """Draw loss and accuracies over the epochs; return a PNG.
+
+    Parameters
+    ----------
+    records
+        One or more.
+    title
+        Stands above.
+    """
+    epochs = [record.epoch for record in records]
+    marker = "o" if len(records) <= 40 else None  # a dot an epoch, until they would run together
+    figure = _figure(9, 3.8)
+    figure.suptitle(title, color=INK, fontsize=12, x=0.02, ha="left")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [record.loss for record in records], color=INK, marker=marker, markersize=3.5)
+    left.set_ylabel("training loss (log)")
+    left.set_yscale("log")
+    for name, color in (("train", PALE), ("test", BLUE)):
+        values = [100 * getattr(record, f"{name}_accuracy") for record in records]
+        strong = color if name == "test" else "#888888"
+        right.plot(epochs, values, color=strong, marker=marker, markersize=3.5)
+        right.annotate(
+            f"{name} {values[-1]:.1f} %",
+            (epochs[-1], values[-1]),
+            xytext=(6, 4 if name == "test" else -4),
+            textcoords="offset points",
+            va="bottom" if name == "test" else "top",
+            color=strong,
+            annotation_clip=False,
+        )
+    right.set_ylabel("accuracy, %")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.grid(color=PALE, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return _png(figure)
+
+
+def misclassified(images: Array, labels: Array, scores: Array, title: str) -> bytes:
+    """Draw the wrongly classified pictures, the surest mistakes first; return a PNG.
+
+    Parameters
+    ----------
+    images
+        `[N, C, H, W]`; drawn in colour where C is 3, else the first channel in grey.
+    labels, scores
+        `[N]` and `[N, K]`: the true classes, and what the network made of the pictures.
+    title
+        Stands above.
+
+    Notes
+    -----
+    Where none is wrong, the pictures of which the network was least sure are drawn instead.
+    """
+    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    p = e / e.sum(axis=1, keepdims=True)
+    guesses, sureness = p.argmax(axis=1), p.max(axis=1)
+    wrong = np.flatnonzero(guesses != labels)
+    if len(wrong):
+        chosen = wrong[np.argsort(-sureness[wrong], kind="stable")][: COLUMNS * ROWS]
+        what = f"{len(wrong):,} of {len(labels):,} test pictures misclassified"
+        if len(wrong) > len(chosen):
+            what += f", the {len(chosen)} surest mistakes"
+    else:
+        chosen = np.argsort(sureness, kind="stable")[:COLUMNS]
+        what = f"none of {len(labels):,} test pictures misclassified; the least certain ones"
+    rows = -(-len(chosen) // COLUMNS)
+    figure = _figure(COLUMNS * 1.0, rows * 1.35 + 0.9)
+    figure.suptitle(f"{title}: {what}", color=INK, fontsize=12, x=0.02, ha="left")
+    for axes, i in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, chosen, strict=False):
+        image = images[i]
+        axes.imshow(
+            image.transpose(1, 2, 0) if len(image) == 3 else image[0], cmap="gray_r", **_limits(images)
+        )
+        right = guesses[i] == labels[i]
+        axes.set_title(f"{labels[i]} → {guesses[i]}", color=BLUE if right else RED, fontsize=11, pad=3)
+        axes.set_xlabel(f"{100 * sureness[i]:.0f} %", color="#888888", fontsize=8, labelpad=2)
+    for axes in figure.axes:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color(PALE)
+        axes.spines[:].set_visible(axes.has_data())
+    return _png(figure)
+
+
+def _limits(images: Array) -> dict[str, float]:
+    return {"vmin": min(0.0, float(images.min())), "vmax": float(images.max())}
+
+
+def _figure(width: float, height: float) -> Any:
+    # Not pyplot: that would look for a screen, and keep every figure alive.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    memory = io.BytesIO()
+    figure.savefig(memory, format="png", dpi=130)
+    return memory.getvalue()

@@ -1,0 +1,372 @@
+"""A training run that can stop after any update and go on later as if it had not stopped.
+
+Everything random in epoch e is drawn from a generator made of the seed and e alone. So the position of a run
+is two counters, not the inner state of a generator, and the pictures of a half-finished epoch come back in
+their order when it goes on.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+
+import gpuconv.nn as nn
+from gpuconv.backends.dispatch import array_module
+from gpuconv.training.augment import random_shifts
+from gpuconv.training.checkpoint import Checkpoint, CheckpointError
+from gpuconv.training.datasets import Dataset
+from gpuconv.training.fit import Callback, fit
+from gpuconv.training.networks import modern_cnn, textbook_cnn
+
+Array = Any
+
+
+class Diverged(ArithmeticError):
+    """The loss is no finite number any more; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines a run, beside its pictures.
+
+    Attributes
+    ----------
+    algorithm
+        A name in `ALGORITHMS`.
+    seed
+        Of the first weights, the order of the pictures and their shifts.
+    epochs, max_iterations
+        Limits; the one that comes first ends the run. None is no limit, but one of them must be given.
+    batch_size
+        Pictures per update; None takes all.
+    step
+        Step size α of the first epoch.
+    decay
+        What the step is multiplied with from one epoch to the next, down to a hundredth of the first. It
+        doesn't depend on `epochs`, so that a run can be prolonged.
+    tolerance
+        Stop when no parameter moved by more than this.
+    shift
+        Pictures are moved by up to this many pixels, anew in every epoch.
+    """
+
+    algorithm: str
+    seed: int
+    epochs: int | None
+    max_iterations: int | None
+    batch_size: int | None
+    step: float
+    decay: float = 1.0
+    tolerance: float | None = None
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A kind of network and the rule that trains it."""
+
+    network: Callable[[tuple[int, int, int], int, np.random.Generator], nn.Sequential]
+    optimizer: Callable[[nn.Layer, float], Any]
+
+
+ALGORITHMS = {
+    "adam": Algorithm(modern_cnn, nn.Adam),
+    "sgd": Algorithm(modern_cnn, lambda network, step: nn.SGD(network, step, momentum=0.9)),
+    "batch-gd": Algorithm(textbook_cnn, nn.SGD),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One epoch in numbers.
+
+    Attributes
+    ----------
+    epoch, iterations
+        Counted from 1; updates so far, all epochs together.
+    loss, train_accuracy
+        Means over the epoch's own (shifted) pictures, each seen by the network as it was at that moment.
+    test_accuracy
+        Of the network as it was after the epoch.
+    step
+        The step size.
+    seconds
+        Since the run began, its interruptions left out.
+    """
+
+    epoch: int
+    iterations: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float
+    step: float
+    seconds: float
+
+
+FIELDS = tuple(field.name for field in fields(Record))
+OnEpoch = Callable[[Record], None]
+
+# Pictures that go through the network at once when it is evaluated: enough to keep it busy, little memory.
+EVALUATED = 250
+
+# An epoch's step size is at least this share of the first one's.
+SMALLEST_DECAY = 0.01
+
+
+class Run:
+    """A network on its way.
+
+    Parameters
+    ----------
+    settings
+        What determines the run.
+    dataset
+        What to train on.
+
+    Attributes
+    ----------
+    network
+        In training or evaluation mode, whichever came last.
+    records
+        One for each finished epoch.
+    iterations
+        Updates so far.
+    stopped_by
+        None while there is more to do, else `"max_iterations"`, `"tolerance"` or `"interrupted"`.
+
+    Examples
+    --------
+    >>> from gpuconv.training.datasets import load
+    >>> settings = Settings("adam", seed=0, epochs=1, max_iterations=None, batch_size=50, step=0.003)
+    >>> run = Run(settings, load("digits"))
+    >>> run.train()
+    >>> run.iterations, run.stopped_by, run.records[0].test_accuracy > 0.8
+    (29, 'max_iterations', True)
+    """
+
+    def __init__(self, settings: Settings, dataset: Dataset) -> None:
+        algorithm = ALGORITHMS[settings.algorithm]
+        self.settings = settings
+        self.dataset = dataset
+        rng = np.random.default_rng([settings.seed, 0])  # the epochs take 1, 2, ...
+        self.network = algorithm.network(dataset.image_shape, dataset.classes, rng)
+        self.optimizer = algorithm.optimizer(self.network, settings.step)
+        self.records: list[Record] = []
+        self.iterations = 0
+        self.stopped_by: str | None = None
+        self._batch_size = settings.batch_size or len(dataset.x_train)
+        self._epoch = _Epoch()
+        self._seconds = 0.0
+        self._started: float | None = None
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Batches that the training pictures make; the last one may be smaller."""
+        return -(-len(self.dataset.x_train) // self._batch_size)
+
+    @property
+    def total(self) -> int:
+        """Updates after which the run ends at the latest."""
+        limits = []
+        if self.settings.max_iterations is not None:
+            limits.append(self.settings.max_iterations)
+        if self.settings.epochs is not None:
+            limits.append(self.settings.epochs * self.updates_per_epoch)
+        return min(limits)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in `train`, in this process and in those that it goes on from."""
+        now = time.perf_counter()
+        return self._seconds + (now - self._started if self._started is not None else 0.0)
+
+    def train(self, on_update: Callback | None = None, on_epoch: OnEpoch | None = None) -> None:
+        """Train until a limit, the tolerance or `on_update` ends it; `stopped_by` says which.
+
+        Parameters
+        ----------
+        on_update
+            Called with the number of updates so far and the last loss (a 0-d array); True interrupts the run.
+        on_epoch
+            Called with the numbers of each epoch as it ends.
+
+        Raises
+        ------
+        Diverged
+            Where the mean loss of an epoch is not finite; `on_epoch` is not called for that one.
+        """
+        self._started = time.perf_counter()
+        try:
+            while self.stopped_by is None and self.iterations < self.total:
+                how = self._fit_rest_of_epoch(on_update)
+                if how == "tolerance":
+                    self.stopped_by = how
+                elif how == "callback" and self.iterations < self.total:
+                    self.stopped_by = "interrupted"
+                if self._epoch.updates == self.updates_per_epoch:
+                    self._end_epoch(on_epoch)
+            self.stopped_by = self.stopped_by or "max_iterations"
+        finally:
+            self._seconds, self._started = self.seconds, None
+
+    def accuracy(self, x: Array, y: Array) -> float:
+        """Return the share of pictures whose highest score is that of their class."""
+        return float((self.scores(x).argmax(axis=1) == y).mean())
+
+    def scores(self, x: Array) -> Array:
+        """Return the scores `[N, K]` of pictures, the network in evaluation mode."""
+        self.network.eval()
+        blocks = [self.network.forward(x[i : i + EVALUATED]) for i in range(0, len(x), EVALUATED)]
+        return array_module(x).concatenate(blocks)
+
+    def current(self) -> Record:
+        """Return the numbers of the epoch under way; it must have had an update."""
+        return Record(
+            epoch=len(self.records) + 1,
+            iterations=self.iterations,
+            loss=self._epoch.mean_loss(),
+            train_accuracy=self._epoch.accuracy(),
+            test_accuracy=self.accuracy(self.dataset.x_test, self.dataset.y_test),
+            step=self.optimizer.lr,
+            seconds=self.seconds,
+        )
+
+    @property
+    def in_an_epoch(self) -> bool:
+        """True where the epoch under way has had an update."""
+        return self._epoch.updates > 0
+
+    def checkpoint(self) -> Checkpoint:
+        """Return all that `restore` needs."""
+        arrays = {f"network/{name}": array for name, array in self.network.state_dict().items()}
+        arrays |= {f"optimizer/{name}": np.asarray(v) for name, v in self.optimizer.state_dict().items()}
+        arrays["records"] = np.array([astuple(record) for record in self.records]).reshape(-1, len(FIELDS))
+        arrays["epoch"] = self._epoch.as_array()
+        state = {
+            "iterations": self.iterations,
+            "seconds": self.seconds,
+            "stopped_by": self.stopped_by,
+            "data": self.dataset.name,
+            "pictures": self.dataset.fingerprint,
+        }
+        return Checkpoint(asdict(self.settings), arrays, state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up where the run that made the checkpoint was.
+
+        Raises
+        ------
+        CheckpointError
+            Where it is of other pictures or of another network. The run is of no use then.
+        """
+        if checkpoint.state["pictures"] != self.dataset.fingerprint:
+            raise CheckpointError(f"was trained on other pictures than {self.dataset.name}")
+        parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}}
+        for key, array in checkpoint.arrays.items():
+            part, _, name = key.partition("/")
+            if name:
+                parts[part][name] = array
+        try:
+            self.network.load_state_dict(parts["network"])
+            self.optimizer.load_state_dict(parts["optimizer"])
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"is of another network ({error})") from None
+        self.records = [
+            Record(int(epoch), int(iterations), *numbers)
+            for epoch, iterations, *numbers in checkpoint.arrays["records"].tolist()
+        ]
+        self._epoch = _Epoch.from_array(checkpoint.arrays["epoch"])
+        self.iterations = checkpoint.state["iterations"]
+        self._seconds = checkpoint.state["seconds"]
+        if checkpoint.state["stopped_by"] == "tolerance":
+            same = checkpoint.settings["tolerance"] == self.settings.tolerance
+            self.stopped_by = "tolerance" if same else None
+
+    def _fit_rest_of_epoch(self, on_update: Callback | None) -> str:
+        """Train to the end of the epoch under way, or less; return what stopped `fit`."""
+        x, y = self._pictures()
+        first = self._epoch.updates * self._batch_size
+        before = self.iterations
+
+        def after_update(iteration: int, loss: Array) -> bool:
+            self.iterations = before + iteration
+            return on_update is not None and bool(on_update(self.iterations, loss))
+
+        decayed = self.settings.decay ** len(self.records)
+        self.optimizer.lr = self.settings.step * max(decayed, SMALLEST_DECAY)
+        return fit(
+            self.network,
+            x[first:],
+            y[first:],
+            loss=self._epoch,
+            optimizer=self.optimizer,
+            max_iterations=min(self.updates_per_epoch - self._epoch.updates, self.total - self.iterations),
+            tolerance=self.settings.tolerance,
+            batch_size=self.settings.batch_size,
+            callback=after_update,
+        ).stopped_by
+
+    def _pictures(self) -> tuple[Array, Array]:
+        """Return the pictures of the epoch under way, shuffled and shifted, and their classes."""
+        x, y = self.dataset.x_train, self.dataset.y_train
+        rng = np.random.default_rng([self.settings.seed, len(self.records) + 1])
+        if self.settings.batch_size is not None:  # the sum over all pictures needs no order
+            order = array_module(x).asarray(rng.permutation(len(x)))
+            x, y = x[order], y[order]
+        if self.settings.shift:
+            x = random_shifts(x, self.settings.shift, rng)
+        return x, y
+
+    def _end_epoch(self, on_epoch: OnEpoch | None) -> None:
+        record = self.current()
+        if not np.isfinite(record.loss):
+            raise Diverged(
+                f"the mean loss of epoch {record.epoch} is {record.loss} with step {record.step:g}; "
+                "try a smaller step"
+            )
+        self.records.append(record)
+        self._epoch = _Epoch()
+        if on_epoch is not None:
+            on_epoch(record)
+
+
+class _Epoch:
+    """The loss of an epoch's updates, which also counts the pictures that were classified well.
+
+    It is the loss that `fit` sees; what it counts stays where the scores are until somebody asks.
+    """
+
+    def __init__(self) -> None:
+        self._loss = nn.SoftmaxCrossEntropy()
+        self._rows: list[tuple[Any, Any, int]] = []  # mean loss, hits, pictures of each update
+
+    @property
+    def updates(self) -> int:
+        return len(self._rows)
+
+    def forward(self, scores: Array, target: Array) -> Array:
+        loss = self._loss.forward(scores, target)
+        self._rows.append((loss, (scores.argmax(axis=1) == target).sum(), len(target)))
+        return loss
+
+    def backward(self) -> Array:
+        return self._loss.backward()
+
+    def mean_loss(self) -> float:
+        rows = self.as_array()
+        return float(rows[:, 0] @ rows[:, 2] / rows[:, 2].sum())
+
+    def accuracy(self) -> float:
+        rows = self.as_array()
+        return float(rows[:, 1].sum() / rows[:, 2].sum())
+
+    def as_array(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.array([[float(value) for value in row] for row in self._rows], np.float64).reshape(-1, 3)
+
+    @classmethod
+    def from_array(cls, rows: Array) -> Self:
+        epoch = cls()
+        epoch._rows = [(loss, hits, int(count)) for loss, hits, count in rows.tolist()]
+        return epoch
