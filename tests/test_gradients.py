@@ -1,4 +1,4 @@
-"""Every gradient against central differences in float64, for every layer and option; and the checker itself."""
+"""Every gradient against central differences in float64, for every layer and option; and the checker."""
 
 import numpy as np
 import pytest
@@ -173,9 +173,9 @@ def test_function_gradients_are_checked_for_every_input(rng):
 class Wrong(nn.Layer):
     """y = factor * x, with one entry of dx and all of dfactor off by a chosen amount."""
 
-    def __init__(self, dx_off=0.0, dfactor_off=0.0, factor=np.array(2.0)):
+    def __init__(self, dx_off=0.0, dfactor_off=0.0, dtype=np.float64):
         super().__init__()
-        self.params["factor"] = factor
+        self.params["factor"] = np.array(2, dtype)
         self.dx_off, self.dfactor_off = dx_off, dfactor_off
 
     def forward(self, x):
@@ -208,7 +208,7 @@ def test_checker_takes_nan_for_wrong():
 
 
 def test_checker_says_where_a_kink_lies():
-    with pytest.raises(AssertionError, match="on one side and .* on the other: a kink lies here"):
+    with pytest.raises(AssertionError, match=r"on one side and .* on the other: a kink lies here"):
         check_gradients(nn.ReLU(), np.array([1.0, 0.0]))
 
 
@@ -223,7 +223,7 @@ def test_checker_leaves_a_layer_as_it_was():
 
 
 def test_checker_leaves_a_layer_as_it_was_after_a_failure():
-    layer = Wrong(dfactor_off=1, factor=np.array(2.0, np.float32))
+    layer = Wrong(dfactor_off=1, dtype=np.float32)
     factor = layer.params["factor"]
     with pytest.raises(AssertionError):
         check_gradients(layer, np.ones((2, 3)))

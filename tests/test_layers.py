@@ -1,4 +1,4 @@
-"""What layers promise: PyTorch's results, names and states, and arrays that are held, never copied or written."""
+"""What layers promise: PyTorch's results, names and states, and arrays that are held."""
 
 import copy
 
@@ -41,7 +41,7 @@ def both_ways(ours, theirs, x, torch, rtol=1e-9, atol=1e-9):
     tx = torch.tensor(x, requires_grad=True)
     ty = theirs(tx)
     y = ours(x)
-    close = dict(rtol=rtol, atol=atol)
+    close = {"rtol": rtol, "atol": atol}
     np.testing.assert_allclose(y, ty.detach().numpy(), **close)
     dy = np.random.default_rng(0).standard_normal(y.shape).astype(y.dtype)
     ty.backward(torch.tensor(dy))
@@ -347,7 +347,7 @@ def test_to_cuda_says_what_is_missing(network):
 
 def test_repr_is_the_call_that_made_the_layer():
     for text in (
-        "Conv2d(2, 4, kernel_size=(3, 1), stride=2, padding='same', groups=2, bias=False, channels_last=True)",
+        "Conv2d(2, 4, kernel_size=(3, 1), padding='same', groups=2, bias=False, channels_last=True)",
         "MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)",
         "AvgPool2d(kernel_size=3, padding=1, count_include_pad=False)",
         "Linear(3, 4, bias=False)",

@@ -82,7 +82,7 @@ class SoftmaxCrossEntropy:
             t = target[:, None] == xp.arange(scores.shape[1])
         else:
             t = target
-        each = -xp.where(t == 0, 0, t * log_p)  # so that 0 · log 0 is 0
+        each = t * xp.where(t == 0, 0, -log_p)  # so that 0 · log 0 is 0
         scale = 1 / max(len(scores), 1) if self.reduction == "mean" else 1.0
         weight = t.sum(axis=1, keepdims=True, dtype=s.dtype)
         self._kept = ((e / total * weight - t) * scale).astype(scores.dtype, copy=False)

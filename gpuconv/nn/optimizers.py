@@ -20,6 +20,11 @@ class _Optimizer:
     _numbers: ClassVar[tuple[str, ...]]
 
     def __init__(self, network: Layer) -> None:
+        if not (hasattr(network, "params") and hasattr(network, "grads")):
+            raise TypeError(
+                f"{type(self).__name__}: network must be a layer, with params and grads, "
+                f"not {type(network).__name__}"
+            )
         self.network = network
         self.steps = 0
         self._slots: dict[str, Array] = {}
@@ -225,7 +230,7 @@ class Adam(_Optimizer):
     ) -> None:
         super().__init__(network)
         self.lr = _number("Adam", "lr", lr)
-        if len(betas) != 2:
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"Adam: betas must be two numbers, not {betas!r}")
         self.beta1 = _number("Adam", "betas[0]", betas[0], below=1)
         self.beta2 = _number("Adam", "betas[1]", betas[1], below=1)

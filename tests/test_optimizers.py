@@ -1,0 +1,221 @@
+"""Optimisers: PyTorch's updates step by step, parameters found by name, and states that resume bit for bit."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from gpuconv import nn
+
+SETTINGS = [
+    (nn.SGD, {"lr": 0.1}, "SGD"),
+    (nn.SGD, {"lr": 0.1, "momentum": 0.9}, "SGD"),
+    (nn.SGD, {"lr": 0.1, "weight_decay": 0.05}, "SGD"),
+    (nn.SGD, {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.05}, "SGD"),
+    (nn.Adam, {"lr": 0.01}, "Adam"),
+    (nn.Adam, {"lr": 0.01, "betas": (0.5, 0.8), "eps": 1e-3, "weight_decay": 0.1}, "Adam"),
+    (nn.Adam, {"lr": 0.01, "betas": (0.0, 0.0)}, "Adam"),
+]
+
+
+def make_network(dtype=np.float64):
+    rng = np.random.default_rng(2)
+    return nn.Sequential(
+        nn.Linear(3, 4, dtype=dtype, rng=rng), nn.Tanh(), nn.Linear(4, 2, dtype=dtype, rng=rng)
+    )
+
+
+def descend(network, optimizer, steps, rng):
+    for _ in range(steps):
+        y = network(rng.standard_normal((5, 3)).astype(network.params["0.weight"].dtype))
+        network.backward(y)
+        optimizer.step()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("make, settings, name", SETTINGS)
+def test_steps_are_pytorchs(make, settings, name):
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle here")
+    network = make_network()
+    optimizer = make(network, **settings)
+    params = [torch.nn.Parameter(torch.tensor(p.copy())) for p in network.params.values()]
+    theirs = getattr(torch.optim, name)(params, **settings)
+    rng = np.random.default_rng(4)
+    for _ in range(10):
+        descend(network, optimizer, 1, rng)
+        for theirs_p, g in zip(params, network.grads.values(), strict=True):
+            theirs_p.grad = torch.tensor(g)
+        theirs.step()
+        for p, theirs_p in zip(network.params.values(), params, strict=True):
+            np.testing.assert_allclose(p, theirs_p.detach().numpy(), rtol=1e-12, atol=1e-14)
+
+
+def test_momentum_by_hand():
+    layer = nn.Linear(1, 1, bias=False, dtype=np.float64)
+    layer.params["weight"] = np.zeros((1, 1))
+    layer.grads["weight"] = np.ones((1, 1))
+    optimizer = nn.SGD(layer, 1.0, momentum=0.5)
+    for expected in (-1, -2.5, -4.25):  # v = 1, 1.5, 1.75
+        optimizer.step()
+        assert layer.params["weight"].item() == expected
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_adams_first_step_is_lr_whatever_the_gradients_size(scale):
+    layer = nn.Linear(2, 1, bias=False, dtype=np.float64)
+    layer.params["weight"] = np.zeros((1, 2))
+    layer.grads["weight"] = scale * np.array([[1.0, -1.0]])
+    nn.Adam(layer, 0.25).step()
+    np.testing.assert_allclose(layer.params["weight"], [[-0.25, 0.25]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("make, settings, name", SETTINGS)
+def test_steps_happen_in_place_and_leave_gradients_alone(make, settings, name):
+    network = make_network(np.float32)
+    optimizer = make(network, **settings)
+    arrays = dict(network.params)
+    descend(network, optimizer, 1, np.random.default_rng(0))
+    grads = {key: g.copy() for key, g in network.grads.items()}
+    before = network.state_dict()
+    optimizer.step()
+    for key, p in network.params.items():
+        assert p is arrays[key]
+        assert p.dtype == np.float32
+        assert not np.array_equal(p, before[key])
+        np.testing.assert_array_equal(network.grads[key], grads[key])
+
+
+def test_reassigned_parameters_are_the_ones_trained():
+    network = make_network()
+    optimizer = nn.SGD(network, 0.5, momentum=0.9)
+    descend(network, optimizer, 1, np.random.default_rng(0))
+    old, new = network.params["0.weight"], np.ones((4, 3))
+    kept = old.copy()
+    network[0].params["weight"] = new
+    optimizer.step()
+    assert (new != 1).all()
+    np.testing.assert_array_equal(old, kept)
+
+
+def test_lr_may_change_between_steps():
+    layer = nn.Linear(1, 1, bias=False, dtype=np.float64)
+    layer.params["weight"], layer.grads["weight"] = np.zeros((1, 1)), np.ones((1, 1))
+    optimizer = nn.SGD(layer, 1.0)
+    optimizer.step()
+    optimizer.lr = np.float64(0.25)
+    optimizer.step()
+    assert layer.params["weight"].item() == -1.25
+
+
+@pytest.mark.parametrize("make, settings, name", SETTINGS)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make, settings, name):
+    network = make_network(np.float32)
+    optimizer = make(network, **settings)
+    rng = np.random.default_rng(9)
+    descend(network, optimizer, 3, rng)
+
+    resumed = make_network(np.float32)
+    resumed.load_state_dict(network.state_dict())
+    other = make(resumed, lr=7.0, **({"momentum": 0.1} if make is nn.SGD else {}))
+    saved = optimizer.state_dict()
+    assert all(isinstance(value, float | int | np.ndarray) for value in saved.values())
+    other.load_state_dict({key: np.asarray(value) for key, value in saved.items()})  # as an .npz gives it
+    assert repr(other) == repr(optimizer)
+
+    resumed_rng = copy.deepcopy(rng)
+    descend(network, optimizer, 3, rng)
+    descend(resumed, other, 3, resumed_rng)
+    for key, p in network.params.items():
+        np.testing.assert_array_equal(resumed.params[key], p)
+
+
+def test_a_saved_state_does_not_change_with_the_optimizer():
+    network = make_network()
+    optimizer = nn.Adam(network, 0.1)
+    descend(network, optimizer, 1, np.random.default_rng(0))
+    state = optimizer.state_dict()
+    m = state["exp_avg.0.weight"].copy()
+    descend(network, optimizer, 1, np.random.default_rng(1))
+    assert state["steps"] == 1
+    np.testing.assert_array_equal(state["exp_avg.0.weight"], m)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.pop("lr"), "the state is missing lr$"),
+        (lambda s: s.pop("exp_avg.0.bias"), r"the state is missing exp_avg\.0\.bias"),
+        (lambda s: s.update({"exp_avg.9.bias": np.ones(1)}), r"has the unexpected exp_avg\.9\.bias"),
+        (lambda s: s.update(momentum=0.5), "has the unexpected momentum"),
+        (
+            lambda s: s.update({"exp_avg_sq.0.bias": np.ones(3)}),
+            r'"exp_avg_sq.0.bias" has shape \(3,\), but to fit the network it must be \(4,\)',
+        ),
+        (lambda s: s.update(steps=0), r"has the unexpected exp_avg\.0\.bias, exp_avg"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_before_anything_changes(change, message):
+    network = make_network()
+    optimizer = nn.Adam(network, 0.1)
+    descend(network, optimizer, 1, np.random.default_rng(0))
+    before = optimizer.state_dict()
+    state = {**optimizer.state_dict(), "steps": 5, "lr": 3.0}
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    for key, value in optimizer.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+def test_a_step_before_backward_is_refused_and_changes_nothing():
+    network = make_network()
+    optimizer = nn.SGD(network, 0.1)
+    with pytest.raises(RuntimeError, match=r"SGD\.step: 0\.weight has no gradient yet; call forward and"):
+        optimizer.step()
+    network[0].grads.update(weight=np.ones((4, 3)), bias=np.ones(4))
+    before = network.state_dict()
+    with pytest.raises(RuntimeError, match=r"2\.weight has no gradient yet"):
+        optimizer.step()
+    np.testing.assert_array_equal(network.params["0.weight"], before["0.weight"])
+    assert optimizer.steps == 0
+
+
+def test_gradients_of_another_shape_are_refused():
+    layer = nn.Linear(2, 1, bias=False)
+    layer.grads["weight"] = np.ones((1, 1))
+    with pytest.raises(ValueError, match=r"the gradient of weight has shape \(1, 1\)"):
+        nn.SGD(layer, 1).step()
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda n: nn.SGD(n, -1), ValueError, "SGD: lr must be at least 0 .*not -1"),
+        (lambda n: nn.SGD(n, float("nan")), ValueError, "SGD: lr must be at least 0"),
+        (lambda n: nn.SGD(n, "1"), TypeError, "SGD: lr must be a number, not str '1'"),
+        (lambda n: nn.SGD(n, True), TypeError, "SGD: lr must be a number, not bool"),
+        (lambda n: nn.SGD(n, 1, momentum=-0.1), ValueError, "SGD: momentum must be at least 0"),
+        (
+            lambda n: nn.Adam(n, 1, betas=(0.9, 1)),
+            ValueError,
+            r"betas\[1\] must be at least 0 and less than 1",
+        ),
+        (lambda n: nn.Adam(n, 1, betas=(0.9,)), ValueError, "betas must be two numbers"),
+        (lambda n: nn.Adam(n, 1, betas=0.9), ValueError, "betas must be two numbers"),
+        (lambda n: nn.Adam(n, 1, eps=-1), ValueError, "Adam: eps must be at least 0"),
+        (lambda n: nn.Adam(n, 1, weight_decay=-1), ValueError, "Adam: weight_decay must be at least 0"),
+        (
+            lambda n: nn.SGD(n.params, 1),
+            TypeError,
+            "SGD: network must be a layer, with params and grads, not",
+        ),
+        (
+            lambda n: nn.SGD([n], 1),
+            TypeError,
+            "SGD: network must be a layer, with params and grads, not list",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make(make_network())
