@@ -1,4 +1,4 @@
-"""Optimisers: PyTorch's updates step by step, parameters found by name, and states that resume bit for bit."""
+"""Optimisers: PyTorch's updates, parameters found by name, and states that resume bit for bit."""
 
 import copy
 
