@@ -266,8 +266,8 @@ def _window(
             lo, hi = padding[axis]
         room = n + lo + hi - span
         out = (room + (s - 1 if ceil_mode else 0)) // s + 1
-        if ceil_mode and (out - 1) * s >= n + lo:  # the last window would start beyond the input
-            out -= 1
+        if ceil_mode:  # no window starts beyond the input
+            out = min(out, (n + lo - 1) // s + 1)
         if out < 1:
             raise ValueError(
                 f"{op}: kernel_size {kernel} with dilation {dilation} spans {span} places along spatial "
