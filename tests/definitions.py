@@ -1,0 +1,235 @@
+"""The definitions, as slow loops: what every fast path is checked against.
+
+Written from the formulas alone, with nothing from the package. Arrays are NumPy's, channels first
+([N, C, *spatial], w [C_out, C_in/groups, *kernel]), with any number of spatial axes; `first` and `last` turn
+other layouts into this one and back. Along each axis, output place o reads with tap j the input place
+
+    i = o * stride - before + j * dilation,
+
+or padding, where i lies outside the input.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """One integer per spatial axis each; `padding` is a word or a (before, after) pair per axis."""
+
+    in_size: tuple
+    kernel: tuple
+    stride: tuple
+    dilation: tuple
+    padding: object
+    ceil_mode: bool = False
+
+    @property
+    def pads(self):
+        """(before, after) per axis."""
+        if not isinstance(self.padding, str):
+            return tuple(self.padding)
+        return tuple(
+            _pad_of(self.padding, n, k, s, d)
+            for n, k, s, d in zip(self.in_size, self.kernel, self.stride, self.dilation, strict=True)
+        )
+
+    @property
+    def out_size(self):
+        """Windows per axis, counted one by one."""
+        return tuple(
+            _count(n, k, s, d, pads, self.ceil_mode)
+            for n, k, s, d, pads in zip(
+                self.in_size, self.kernel, self.stride, self.dilation, self.pads, strict=True
+            )
+        )
+
+    def reads(self):
+        """Yield (o, j, i) for every output place o and every tap j that reads an input place i."""
+        for o in np.ndindex(*self.out_size):
+            for j in np.ndindex(*self.kernel):
+                i = self.place(o, j)
+                if all(0 <= at < n for at, n in zip(i, self.in_size, strict=True)):
+                    yield o, j, i
+
+    def place(self, o, j):
+        """Return the place that tap j of output place o reads; outside of the input is padding."""
+        return tuple(
+            at * s - before + tap * d
+            for at, tap, s, d, (before, _) in zip(o, j, self.stride, self.dilation, self.pads, strict=True)
+        )
+
+
+def _pad_of(word, n, k, s, d):
+    if word == "valid":
+        return 0, 0
+    out = -(-n // s)
+    total = max(0, (out - 1) * s + (k - 1) * d + 1 - n)
+    smaller, larger = total // 2, total - total // 2
+    return (smaller, larger) if word == "same" else (larger, smaller)
+
+
+def _count(n, k, s, d, pads, ceil_mode):
+    before, after = pads
+    end = n + before + after  # windows that fit end here, counted from the first place of padding
+    out = 0
+    while out * s + (k - 1) * d < end:
+        out += 1
+    if ceil_mode:
+        if 0 < out * s + (k - 1) * d + 1 - end < s:  # one more, which sticks out by less than a step
+            out += 1
+        while (out - 1) * s >= n + before:  # none starts beyond the input
+            out -= 1
+    return out
+
+
+def _groups(channels_in_group, channels_out_group, groups):
+    for g in range(groups):
+        yield (
+            slice(g * channels_in_group, (g + 1) * channels_in_group),
+            slice(g * channels_out_group, (g + 1) * channels_out_group),
+        )
+
+
+def conv(x, w, b, sliding, groups):
+    """y[n, f, o] = b[f] + sum over c, j of w[f, c, j] * x[n, c, i]."""
+    y = np.zeros((x.shape[0], w.shape[0], *sliding.out_size), np.result_type(x, w))
+    for o, j, i in sliding.reads():
+        for ins, outs in _groups(w.shape[1], w.shape[0] // groups, groups):
+            y[:, outs, *o] += x[:, ins, *i] @ w[outs, :, *j].T
+    if b is not None:
+        y = y + b.reshape(-1, *(1,) * len(sliding.kernel))
+    return y
+
+
+def conv_input_grad(dy, w, sliding, groups):
+    """dx[n, c, i] = sum over f and all (o, j) that read i of w[f, c, j] * dy[n, f, o]."""
+    dx = np.zeros((dy.shape[0], w.shape[1] * groups, *sliding.in_size), np.result_type(dy, w))
+    for o, j, i in sliding.reads():
+        for ins, outs in _groups(w.shape[1], w.shape[0] // groups, groups):
+            dx[:, ins, *i] += dy[:, outs, *o] @ w[outs, :, *j]
+    return dx
+
+
+def conv_weight_grad(dy, x, sliding, groups):
+    """dw[f, c, j] = sum over n, o of dy[n, f, o] * x[n, c, i]."""
+    cg, og = x.shape[1] // groups, dy.shape[1] // groups
+    dw = np.zeros((dy.shape[1], cg, *sliding.kernel), np.result_type(dy, x))
+    for o, j, i in sliding.reads():
+        for ins, outs in _groups(cg, og, groups):
+            dw[outs, :, *j] += dy[:, outs, *o].T @ x[:, ins, *i]
+    return dw
+
+
+def conv_bias_grad(dy):
+    """db[f] = sum over n, o of dy[n, f, o]."""
+    return np.array([dy[:, f].sum() for f in range(dy.shape[1])])
+
+
+def im2col(x, sliding):
+    """col[n, (c, j), o] = x[n, c, i], zero in the padding."""
+    col = np.zeros((*x.shape[:2], *sliding.kernel, *sliding.out_size), x.dtype)
+    for o, j, i in sliding.reads():
+        col[:, :, *j, *o] = x[:, :, *i]
+    return col.reshape(x.shape[0], x.shape[1] * prod(sliding.kernel), prod(sliding.out_size))
+
+
+def col2im(col, channels, sliding):
+    """x[n, c, i] = sum over all (o, j) that read i of col[n, (c, j), o]."""
+    x = np.zeros((col.shape[0], channels, *sliding.in_size), col.dtype)
+    full = col.reshape(col.shape[0], channels, *sliding.kernel, *sliding.out_size)
+    for o, j, i in sliding.reads():
+        x[:, :, *i] += full[:, :, *j, *o]
+    return x
+
+
+def columns_last(col, channels):
+    """[N, (C, taps), places] as [N, places, (taps, C)], the columns of channels-last images."""
+    n, rows, places = col.shape
+    taps = rows // channels
+    return col.reshape(n, channels, taps, places).transpose(0, 3, 2, 1).reshape(n, places, rows)
+
+
+def max_pool(x, sliding):
+    """Return y and the number of the tap that holds it: the first of the largest, NaN above all numbers."""
+    shape = (*x.shape[:2], *sliding.out_size)
+    y, argmax, found = np.zeros(shape, x.dtype), np.zeros(shape, np.int64), np.zeros(shape, bool)
+    for o, j, i in sliding.reads():  # taps come in row-major order
+        value, best = x[:, :, *i], y[:, :, *o]
+        wins = ~found[:, :, *o] | (value > best) | ((value != value) & (best == best))
+        y[:, :, *o] = np.where(wins, value, best)
+        argmax[:, :, *o] = np.where(wins, np.ravel_multi_index(j, sliding.kernel), argmax[:, :, *o])
+        found[:, :, *o] = True
+    assert found.all(), "a window holds nothing but padding"
+    return y, argmax
+
+
+def max_pool_backward(dy, argmax, sliding):
+    """dx[n, c, i] = sum of dy[n, c, o] over the windows o whose maximum lies at i."""
+    dx = np.zeros((*dy.shape[:2], *sliding.in_size), dy.dtype)
+    for n, c, *o in np.ndindex(*dy.shape):
+        j = np.unravel_index(argmax[n, c, *o], sliding.kernel)
+        dx[n, c, *sliding.place(o, j)] += dy[n, c, *o]
+    return dx
+
+
+def flat_indices(argmax, sliding):
+    """Return, for each window, the maximum's index into the flattened spatial axes of x."""
+    indices = np.zeros(argmax.shape, np.int64)
+    for n, c, *o in np.ndindex(*argmax.shape):
+        place = sliding.place(o, np.unravel_index(argmax[n, c, *o], sliding.kernel))
+        indices[n, c, *o] = np.ravel_multi_index(place, sliding.in_size)
+    return indices
+
+
+def divisors(sliding, count_include_pad):
+    """Count each window's places inside the padded input, or inside the input."""
+    counts = np.zeros(sliding.out_size)
+    for o in np.ndindex(*sliding.out_size):
+        for j in np.ndindex(*sliding.kernel):
+            counts[o] += all(
+                (-before <= i < n + after) if count_include_pad else (0 <= i < n)
+                for i, n, (before, after) in zip(
+                    sliding.place(o, j), sliding.in_size, sliding.pads, strict=True
+                )
+            )
+    return counts
+
+
+def avg_pool(x, sliding, count_include_pad):
+    """y[n, c, o] = (sum over j of x[n, c, i]) / divisor[o]."""
+    y = np.zeros((*x.shape[:2], *sliding.out_size), x.dtype)
+    for o, _, i in sliding.reads():
+        y[:, :, *o] += x[:, :, *i]
+    return y / divisors(sliding, count_include_pad)
+
+
+def avg_pool_backward(dy, sliding, count_include_pad):
+    """dx[n, c, i] = sum of dy[n, c, o] / divisor[o] over the windows o that read i."""
+    dx = np.zeros((*dy.shape[:2], *sliding.in_size), dy.dtype)
+    share = dy / divisors(sliding, count_include_pad)
+    for o, _, i in sliding.reads():
+        dx[:, :, *i] += share[:, :, *o]
+    return dx
+
+
+def first(x, channels_last):
+    """[N, *spatial, C] as [N, C, *spatial], where it isn't already."""
+    return np.moveaxis(x, -1, 1) if channels_last else x
+
+
+def last(x, channels_last):
+    """[N, C, *spatial] as [N, *spatial, C], where that is wanted."""
+    return np.moveaxis(x, 1, -1) if channels_last else x
+
+
+def weights_first(w, channels_last):
+    """[*kernel, C_in/groups, C_out] as [C_out, C_in/groups, *kernel], where it isn't already."""
+    return np.moveaxis(w, (-1, -2), (0, 1)) if channels_last else w
+
+
+def weights_last(w, channels_last):
+    """[C_out, C_in/groups, *kernel] as [*kernel, C_in/groups, C_out], where that is wanted."""
+    return np.moveaxis(w, (0, 1), (-1, -2)) if channels_last else w
