@@ -96,7 +96,7 @@ def col2im(
     Returns
     -------
     x : array of shape x_shape
-        Of col's dtype (float16 is summed in float16's own columns, one addition a tap).
+        Of col's dtype; float16 is summed in float32.
 
     Raises
     ------

@@ -8,6 +8,7 @@ and with the channels c of o's group,
 which is what neural networks call convolution: the kernel is not flipped.
 """
 
+from collections.abc import Collection
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -107,7 +108,7 @@ def conv2d_backward(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
-    needs: tuple[str, ...] = ("x", "w", "b"),
+    needs: Collection[str] = ("x", "w", "b"),
 ) -> ConvGrads:
     """Return the gradients of `conv2d` by its three inputs.
 
@@ -328,10 +329,14 @@ def _backward(
     dilation: Ints,
     groups: int,
     channels_last: bool,
-    needs: tuple[str, ...],
+    needs: Collection[str],
 ) -> ConvGrads:
     backend: ModuleType = backend_of(op, dy=dy, x=x, w=w)
-    if not isinstance(needs, tuple | list | set) or not set(needs) <= {"x", "w", "b"}:
+    if (
+        isinstance(needs, str)
+        or not isinstance(needs, Collection)
+        or not all(n in ("x", "w", "b") for n in needs)
+    ):
         raise ValueError(f'{op}: needs must be a tuple of "x", "w" and "b", not {needs!r}')
     window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
     _check_dy(op, dy, x.shape[0], _c_out(w, channels_last), window, channels_last)
@@ -383,14 +388,16 @@ def _describe(
         _c_out(w, channels_last),
     )
     _check_groups(op, "w", c_out, groups, "output channels")
-    if cg * groups != c_in:
+    if cg < 1 or cg * groups != c_in:
         raise ValueError(
             f"{op}: w has {cg} input channels per group (shape {w.shape}), "
             f"but x has {c_in} channels and groups={groups}"
         )
     kernel = w.shape[:axes] if channels_last else w.shape[2:]
     sizes = _spatial(x_shape, channels_last)
-    return geometry.sliding_window(op, sizes, kernel, stride, padding, dilation, groups=groups)
+    return geometry.sliding_window(
+        op, sizes, kernel, stride, padding, dilation, groups=groups, kernel_name="the kernel of w"
+    )
 
 
 def _check_layout(op: str, axes: int, name: str, x: Array, channels_last: bool) -> None:

@@ -119,6 +119,10 @@ class Phase(NamedTuple):
     window: Window
 
 
+# Steps and offsets beyond this can't be meant, and their products would no longer fit an array's strides.
+MAXIMUM = 2**31 - 1
+
+
 def integer(op: str, name: str, value: Any, minimum: int) -> int:
     """Return `value` as an int; it may be anything `operator.index` takes, but not a bool."""
     try:
@@ -129,6 +133,8 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
         raise TypeError(f"{op}: {name} must be an integer, not {_describe(value)}") from None
     if number < minimum:
         raise ValueError(f"{op}: {name} must be at least {minimum}, not {number}")
+    if number > MAXIMUM:
+        raise ValueError(f"{op}: {name} must be at most {MAXIMUM}, not {number}")
     return number
 
 
@@ -161,6 +167,7 @@ def sliding_window(
     groups: int = 1,
     ceil_mode: bool = False,
     needs_valid: bool = False,
+    kernel_name: str = "kernel_size",
 ) -> Window:
     """Check the numbers that describe a window, in whatever form a user may give them, and work out the rest.
 
@@ -180,6 +187,8 @@ def sliding_window(
         Count a last, partial window too, if it starts inside the input or the padding before it.
     needs_valid
         Refuse windows that hold nothing but padding (pooling).
+    kernel_name
+        What the user gave the kernel's size by.
 
     Raises
     ------
@@ -190,13 +199,14 @@ def sliding_window(
     return _window(
         op,
         in_size,
-        per_axis(op, "kernel_size", kernel, axes, 1),
+        per_axis(op, kernel_name, kernel, axes, 1),
         per_axis(op, "stride", stride, axes, 1),
         _padding(op, padding, axes),
         per_axis(op, "dilation", dilation, axes, 1),
         groups,
         flag(op, "ceil_mode", ceil_mode),
         needs_valid,
+        kernel_name,
     )
 
 
@@ -249,6 +259,7 @@ def _window(
     groups: int,
     ceil_mode: bool,
     needs_valid: bool,
+    kernel_name: str,
 ) -> Window:
     before, after, out_size = [], [], []
     for axis, (n, k, s, d) in enumerate(zip(in_size, kernel, stride, dilation, strict=True)):
@@ -270,7 +281,7 @@ def _window(
             out = min(out, (n + lo - 1) // s + 1)
         if out < 1:
             raise ValueError(
-                f"{op}: kernel_size {kernel} with dilation {dilation} spans {span} places along spatial "
+                f"{op}: {kernel_name} {kernel} with dilation {dilation} spans {span} places along spatial "
                 f"axis {axis}, more than the {n} of x plus {lo} + {hi} of padding"
             )
         if needs_valid:

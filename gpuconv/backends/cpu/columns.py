@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from gpuconv.backends.cpu.blocks import accumulator
 from gpuconv.backends.cpu.threads import buffer, parallel
 from gpuconv.geometry import Window
 
@@ -35,13 +36,15 @@ def im2col(x: Array, window: Window, channels_last: bool) -> Array:
         unfold(source[i : i + 1], window, 0, window.out_size[0], canonical[i : i + 1])
 
     parallel(one, range(n), col.size)
-    return col.reshape((n, window.places, -1) if channels_last else (n, -1, window.places))
+    height = c * window.taps
+    return col.reshape((n, window.places, height) if channels_last else (n, height, window.places))
 
 
 def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool) -> Array:
     """Return the adjoint of im2col: every place of x gets the sum of its copies in the columns."""
     n, c = x_shape[0], x_shape[-1 if channels_last else 1]
-    x = np.zeros(x_shape, col.dtype)
+    x = np.empty(x_shape, col.dtype)
+    wide = accumulator(col.dtype) if col.dtype == np.float16 else col.dtype
     if channels_last:
         full = col.reshape(n, *window.out_size, *window.kernel, c)
     else:
@@ -50,7 +53,9 @@ def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: 
     target = channels_first(x, channels_last)
 
     def one(i: int) -> None:
-        fold(canonical[i : i + 1], window, 0, target[i : i + 1])
+        total = np.zeros(target[i : i + 1].shape, wide)
+        fold(canonical[i : i + 1], window, 0, total)
+        target[i : i + 1] = total
 
     parallel(one, range(n), col.size)
     return x
@@ -87,12 +92,7 @@ def windows(x: Array, window: Window, start: int, stop: int) -> Array:
     The copy, made only where the windows of these rows touch padding, lies in the thread's buffer.
     """
     d = window.axes
-    bounds = [(start, stop), *((0, size) for size in window.out_size[1:])]
-    lows, highs = [], []
-    for (first, last), s, p, span in zip(bounds, window.stride, window.before, window.span, strict=True):
-        lows.append(first * s - p)
-        highs.append((last - 1) * s - p + span)
-    x = _cut(x, lows, highs)
+    x = cut(x, window, [(start, stop), *((0, size) for size in window.out_size[1:])])
     kernel_strides = [step * s for step, s in zip(window.dilation, x.strides[-d:], strict=True)]
     out_strides = [step * s for step, s in zip(window.stride, x.strides[-d:], strict=True)]
     return as_strided(
@@ -103,14 +103,21 @@ def windows(x: Array, window: Window, start: int, stop: int) -> Array:
     )
 
 
-def _cut(x: Array, lows: list[int], highs: list[int]) -> Array:
-    """Return x from lows to highs along the spatial axes; places outside of x hold zeros."""
+def cut(x: Array, window: Window, outputs: list[tuple[int, int]]) -> Array:
+    """Return what these output places (start, stop along each axis) read of x, with zeros for padding.
+
+    A view where they read no padding, else a copy in the thread's buffer.
+    """
+    lows, highs = [], []
+    for (start, stop), s, p, span in zip(outputs, window.stride, window.before, window.span, strict=True):
+        lows.append(start * s - p)
+        highs.append((stop - 1) * s - p + span)
     lead = x.shape[: -len(lows)]
     sizes = x.shape[-len(lows) :]
-    inner = tuple(
+    inner: tuple[Any, ...] = tuple(
         slice(min(max(lo, 0), n), max(min(hi, n), 0)) for lo, hi, n in zip(lows, highs, sizes, strict=True)
     )
-    x = x[(..., *inner)]
+    x = x[(Ellipsis, *inner)]
     if all(lo >= 0 and hi <= n for lo, hi, n in zip(lows, highs, sizes, strict=True)):
         return x
     places = [hi - lo for lo, hi in zip(lows, highs, strict=True)]
@@ -152,3 +159,11 @@ def axis_slices(window: Window, axis: int, tap: int, start: int, stop: int) -> t
         return slice(0, 0), slice(0, 0)
     begin = first * s + offset
     return slice(begin, begin + (last - first - 1) * s + 1, s), slice(first - start, last - start)
+
+
+def view_as(x: Array, shape: tuple[int, ...]) -> Array | None:
+    """Reshape without a copy, or return None where that takes one."""
+    try:
+        return x.reshape(shape, copy=False)
+    except ValueError:
+        return None

@@ -12,17 +12,27 @@ A block is some images, or some output rows of one image, whose columns fit a th
 
 from itertools import groupby, product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu.columns import channels_first, fold, unfold
+from gpuconv.backends.cpu import depthwise
+from gpuconv.backends.cpu.blocks import (
+    Block,
+    accumulator,
+    channels,
+    cut_channels,
+    cut_groups,
+    cut_places,
+    length,
+)
+from gpuconv.backends.cpu.columns import channels_first, fold, unfold, view_as
 from gpuconv.backends.cpu.threads import buffer, count, parallel
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
 
-# Bytes of columns per block, forward.
+# Bytes of columns per block: a core's L2 cache and some more.
 BLOCK_BYTES = 2 << 20
 
 
@@ -87,50 +97,11 @@ def bias_grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
     return db
 
 
-class Block(NamedTuple):
-    """Output places whose columns are built at once: rows r0..r1 of images n0..n1."""
-
-    n0: int
-    n1: int
-    r0: int
-    r1: int
-
-
-# With fewer columns than this a GEMM is slow, so small images are taken several at once.
-GEMM_COLUMNS = 512
-
-
-def _group_batches(groups: int, group_bytes: int, images: int, window: Window, share: int) -> list[slice]:
-    """Cut the groups into batches: one batched GEMM takes several groups if they are small.
-
-    `group_bytes` is the size of one group's column, `share` how many batches are wanted at least.
-    """
-    columns = min(max(1, images * window.places), GEMM_COLUMNS)
-    together = max(1, min(BLOCK_BYTES // (group_bytes * columns), groups // share))
-    return [slice(g, min(groups, g + together)) for g in range(0, groups, together)]
-
-
-def _blocks(images: int, window: Window, column_bytes: int, share: int) -> list[Block]:
-    """Cut the output into blocks whose columns fit BLOCK_BYTES: whole images if one fits, else rows.
-
-    `column_bytes` is the size of one column, `share` how many blocks are wanted at least.
-    """
-    rows = window.out_size[0]
-    row_bytes = column_bytes * (window.places // rows)
-    at_once = min(rows, max(1, BLOCK_BYTES // row_bytes))
-    if images < share:
-        at_once = min(at_once, max(1, rows * images // share))
-    if at_once == rows:
-        per_block = min(max(1, BLOCK_BYTES // (row_bytes * rows)), max(1, images // share))
-        return [Block(n, min(images, n + per_block), 0, rows) for n in range(0, images, per_block)]
-    at_once = -(-rows // -(-rows // at_once))  # even blocks: 14 rows as 7 + 7, not as 12 + 2
-    return [
-        Block(n, n + 1, r, min(rows, r + at_once)) for n in range(images) for r in range(0, rows, at_once)
-    ]
-
-
 def _forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
     """Write conv(x, w) + b to y."""
+    if _is_depthwise(w, window):
+        depthwise.forward(x, w, b, window, y, channels_last)
+        return
     dtype = accumulator(y.dtype)
     cg, og = w.shape[1], w.shape[0] // window.groups
     weights = _weight_matrices(w, window.groups, channels_last).astype(dtype, copy=False)
@@ -139,8 +110,8 @@ def _forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, chan
 
     def one(job: tuple[slice, Block]) -> None:
         groups, (n0, n1, r0, r1) = job
-        source = x[n0:n1, _channels(groups, cg)]
-        target = _by_group(y[n0:n1, _channels(groups, og), r0:r1], groups)
+        source = x[n0:n1, channels(groups, cg)]
+        target = _by_group(y[n0:n1, channels(groups, og), r0:r1], groups)
         # A 1x1 kernel's columns are x itself.
         col = _as_matrices(_by_group(source[:, :, r0:r1], groups)) if pointwise else None
         if col is None:
@@ -157,8 +128,12 @@ def _forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, chan
             target[...] = np.moveaxis(out.reshape(*out.shape[:2], n1 - n0, *target.shape[3:]), 2, 0)
 
     group_bytes = cg * window.taps * dtype.itemsize
-    batches = _group_batches(window.groups, group_bytes, x.shape[0], window, min(count(), window.groups))
-    blocks = _blocks(x.shape[0], window, _length(batches[0]) * group_bytes, -(-count() // len(batches)))
+    batches = cut_groups(
+        window.groups, group_bytes, x.shape[0] * window.places, min(count(), window.groups), BLOCK_BYTES
+    )
+    blocks = cut_places(
+        x.shape[0], window, length(batches[0]) * group_bytes, -(-count() // len(batches)), BLOCK_BYTES
+    )
     parallel(one, list(product(batches, blocks)), y.size * cg * window.taps)
 
 
@@ -180,25 +155,27 @@ def _input_grad_by_columns(dy: Array, w: Array, window: Window, dx: Array, chann
     w = w.astype(dtype, copy=False)
     images = dy.shape[0]
     group_bytes = cg * window.taps * dtype.itemsize
-    batches = _group_batches(window.groups, group_bytes, images, window, min(count(), window.groups))
-    parts = _channel_parts(cg, -(-count() // (len(batches) * max(1, images))))
-    column_bytes = _length(batches[0]) * _length(parts[0]) * window.taps * dtype.itemsize
-    blocks = _blocks(images, window, column_bytes, min(max(images, 1), count()))
+    batches = cut_groups(
+        window.groups, group_bytes, images * window.places, min(count(), window.groups), BLOCK_BYTES
+    )
+    parts = cut_channels(cg, -(-count() // (len(batches) * max(1, images))))
+    column_bytes = length(batches[0]) * length(parts[0]) * window.taps * dtype.itemsize
+    blocks = cut_places(images, window, column_bytes, min(max(images, 1), count()), BLOCK_BYTES)
     # Blocks of rows overlap in dx: one job takes all rows of its images.
     by_image = [list(rows) for _, rows in groupby(blocks, key=lambda block: block.n0)]
 
     def one(job: tuple[slice, slice, list[Block]]) -> None:
         groups, part, rows = job
         n0, n1 = rows[0].n0, rows[0].n1
-        weights = _weight_matrices(w[_channels(groups, og), part], _length(groups), channels_last)
-        exact = _by_group(dx[n0:n1, _channels(groups, cg)], groups)[:, :, part]
+        weights = _weight_matrices(w[channels(groups, og), part], length(groups), channels_last)
+        exact = _by_group(dx[n0:n1, channels(groups, cg)], groups)[:, :, part]
         total = exact if exact.dtype == dtype else np.empty(exact.shape, dtype)
         total[...] = 0
         for _, _, r0, r1 in rows:
             col, canonical = _column_buffer(
-                groups, _length(part), n1 - n0, window, r1 - r0, channels_last, dtype
+                groups, length(part), n1 - n0, window, r1 - r0, channels_last, dtype
             )
-            gradient = _matrices(_by_group(dy[n0:n1, _channels(groups, og), r0:r1], groups), dtype)
+            gradient = _matrices(_by_group(dy[n0:n1, channels(groups, og), r0:r1], groups), dtype)
             _gemm(weights.swapaxes(1, 2), gradient, col)
             fold(canonical, window, r0, total)
         if total is not exact:
@@ -213,30 +190,37 @@ WEIGHT_ROWS = 576
 
 def _weight_grad(dy: Array, x: Array, window: Window, dw: Array, channels_last: bool) -> None:
     """Add dY X_col^T to dw; each sum runs in the same order whatever the number of threads."""
+    if _is_depthwise(dw, window):
+        depthwise.weight_grad(dy, x, window, dw, channels_last)
+        return
     dtype = accumulator(dw.dtype)
     cg, og = dw.shape[1], dw.shape[0] // window.groups
     images = x.shape[0]
-    batches = _group_batches(
-        window.groups, cg * window.taps * dtype.itemsize, images, window, min(4, window.groups)
+    batches = cut_groups(
+        window.groups,
+        cg * window.taps * dtype.itemsize,
+        images * window.places,
+        min(4, window.groups),
+        BLOCK_BYTES,
     )
-    parts = _channel_parts(cg, -(-cg * window.taps // WEIGHT_ROWS))
+    parts = cut_channels(cg, -(-cg * window.taps // WEIGHT_ROWS))
     pieces = 4 if len(parts) * len(batches) < 4 else 1  # too few jobs: sum the batch in pieces
-    column_bytes = _length(batches[0]) * _length(parts[0]) * window.taps * dtype.itemsize
-    blocks = _blocks(images, window, column_bytes, pieces)
+    column_bytes = length(batches[0]) * length(parts[0]) * window.taps * dtype.itemsize
+    blocks = cut_places(images, window, column_bytes, pieces, BLOCK_BYTES)
     shares = [blocks[i * len(blocks) // pieces : (i + 1) * len(blocks) // pieces] for i in range(pieces)]
     jobs = list(product(batches, parts, shares))
     sums: list[Array | None] = [None] * len(jobs)
 
     def one(number: int) -> None:
         groups, part, share = jobs[number]
-        total = np.zeros((_length(groups), og, _length(part) * window.taps), dtype)
+        total = np.zeros((length(groups), og, length(part) * window.taps), dtype)
         term = np.empty_like(total)
         for n0, n1, r0, r1 in share:
             col, canonical = _column_buffer(
-                groups, _length(part), n1 - n0, window, r1 - r0, channels_last, dtype
+                groups, length(part), n1 - n0, window, r1 - r0, channels_last, dtype
             )
-            unfold(_by_group(x[n0:n1, _channels(groups, cg)], groups)[:, :, part], window, r0, r1, canonical)
-            gradient = _matrices(_by_group(dy[n0:n1, _channels(groups, og), r0:r1], groups), dtype)
+            unfold(_by_group(x[n0:n1, channels(groups, cg)], groups)[:, :, part], window, r0, r1, canonical)
+            gradient = _matrices(_by_group(dy[n0:n1, channels(groups, og), r0:r1], groups), dtype)
             np.matmul(gradient, col.swapaxes(1, 2), out=term)
             total += term
         sums[number] = total
@@ -244,10 +228,14 @@ def _weight_grad(dy: Array, x: Array, window: Window, dw: Array, channels_last: 
     parallel(one, range(len(jobs)), dy.size * cg * window.taps)
     for (groups, part, _), total in zip(jobs, sums, strict=True):
         assert total is not None
-        target = dw[_channels(groups, og), part]
+        target = dw[channels(groups, og), part]
         if channels_last:
             total = np.moveaxis(total.reshape(target.shape[0], *window.kernel, -1), -1, 1)
         target += total.reshape(target.shape)
+
+
+def _is_depthwise(w: Array, window: Window) -> bool:
+    return w.shape[:2] == (window.groups, 1) and window.groups > 1 and window.axes > 1
 
 
 def rotated(w: Array, groups: int) -> Array:
@@ -255,11 +243,6 @@ def rotated(w: Array, groups: int) -> Array:
     og, cg, kernel = w.shape[0] // groups, w.shape[1], w.shape[2:]
     swapped = w.reshape(groups, og, cg, *kernel).swapaxes(1, 2)
     return np.flip(swapped, axis=tuple(range(3, swapped.ndim))).reshape(groups * cg, og, *kernel)
-
-
-def accumulator(dtype: Any) -> np.dtype[Any]:
-    """Return the dtype to sum in: float16 is summed in float32."""
-    return np.promote_types(dtype, np.float32)
 
 
 def _empty(n: int, c: int, sizes: tuple[int, ...], channels_last: bool, dtype: Any) -> Array:
@@ -271,24 +254,9 @@ def _weights_first(w: Array, channels_last: bool) -> Array:
     return np.moveaxis(w, (-1, -2), (0, 1)) if channels_last else w
 
 
-def _channel_parts(channels: int, number: int) -> list[slice]:
-    """Cut a group's input channels into `number` parts (or as many as there are), the first the largest."""
-    size = -(-channels // max(1, min(number, channels)))
-    return [slice(c, min(channels, c + size)) for c in range(0, channels, size)]
-
-
-def _length(part: slice) -> int:
-    return int(part.stop - part.start)
-
-
-def _channels(groups: slice, each: int) -> slice:
-    """Return the channels of these groups."""
-    return slice(groups.start * each, groups.stop * each)
-
-
 def _by_group(x: Array, groups: slice) -> Array:
     """View [images, G * C, *places] as [images, G, C, *places]."""
-    return x.reshape(x.shape[0], _length(groups), x.shape[1] // _length(groups), *x.shape[2:])
+    return x.reshape(x.shape[0], length(groups), x.shape[1] // length(groups), *x.shape[2:])
 
 
 # Matrices come in batches [G, rows, columns]. A column's order is (C, taps) or, channels last, (taps, C),
@@ -306,7 +274,7 @@ def _column_buffer(
     groups: slice, c: int, images: int, window: Window, rows: int, channels_last: bool, dtype: Any
 ) -> tuple[Array, Array]:
     """Return column matrices [G, C * taps, columns], and the view [images, G, C, *kernel, rows, *rest]."""
-    d, g = window.axes, _length(groups)
+    d, g = window.axes, length(groups)
     kernel, places = window.kernel, (rows, *window.out_size[1:])
     if channels_last:
         memory = buffer("columns", (g, images, *places, *kernel, c), dtype)
@@ -320,15 +288,8 @@ def _column_buffer(
 def _as_matrices(x: Array) -> Array | None:
     """View [images, G, C, *places] as [G, C, images * places], or return None where that takes a copy."""
     images, g, c, *places = x.shape
-    try:
-        return (
-            np.moveaxis(x, 2, -1)
-            .swapaxes(0, 1)
-            .reshape(g, images * prod(places), c, copy=False)
-            .swapaxes(1, 2)
-        )
-    except ValueError:
-        return None
+    by_place = view_as(np.moveaxis(x, 2, -1).swapaxes(0, 1), (g, images * prod(places), c))
+    return None if by_place is None else by_place.swapaxes(1, 2)
 
 
 def _matrices(x: Array, dtype: Any) -> Array:

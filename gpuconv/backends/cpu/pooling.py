@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.cpu.blocks import accumulator
 from gpuconv.backends.cpu.columns import axis_slices, channels_first, tap_slices
-from gpuconv.backends.cpu.convolution import accumulator
 from gpuconv.backends.cpu.threads import buffer, parallel
 from gpuconv.geometry import Window
 
@@ -77,37 +77,65 @@ def max_pool_backward(
     dy: Array, argmax: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool
 ) -> Array:
     """Return dx: each dy goes to the place its window's argmax names; overlapping windows add up."""
-    wide = accumulator(dy.dtype) if dy.dtype.kind == "f" else dy.dtype
+    _check_offsets("max_pool2d_backward", argmax, window)
     dx = np.empty(x_shape, dy.dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     mask = channels_first(argmax, channels_last)
-    taps = _taps(window)
+    blocks = _plane_blocks(target, channels_last)
+    first, jumps = _flat_index(window)
+    plane = prod(window.in_size)
+    most = max((part.stop - part.start for _, part in blocks), default=0)
+    starts = np.arange(most).reshape(-1, *(1,) * window.axes) * plane + first
 
     def one(planes: tuple[slice, slice]) -> None:
-        grad, where = source[planes], mask[planes]
-        exact = target[planes]
-        total = exact if wide == dx.dtype else np.empty_like(exact, wide)
-        total[...] = 0
-        for number, (places, taken) in enumerate(taps):
-            part = total[:, :, *places]
-            np.add(part, np.where(where[:, :, *taken] == number, grad[:, :, *taken], 0), out=part)
-        if total is not exact:
-            exact[...] = total
+        grad, part = source[planes][0], target[planes][0]
+        index = jumps.take(mask[planes][0])
+        index += starts[: len(index)]
+        part[...] = _scatter(index, grad, part.size, window).reshape(part.shape)
 
-    parallel(one, _plane_blocks(target, channels_last), dx.size * window.taps)
+    parallel(one, blocks, dx.size * window.taps)
     return dx
+
+
+def _scatter(index: Array, values: Array, size: int, window: Window) -> Array:
+    """Return `size` zeros with each value added at its index; index and values are [C, *out]."""
+    apart = [-(-span // s) for span, s in zip(window.span, window.stride, strict=True)]
+    if prod(apart) > 1 and values.dtype in (np.float16, np.float32, np.float64):
+        return np.bincount(index.ravel(), values.ravel(), size)  # sums in float64
+    # Every apart-th window shares no place with another, so that a plain indexed assignment adds rightly.
+    flat = np.zeros(size, values.dtype)
+    for corner in np.ndindex(*apart):
+        every = (slice(None), *(slice(i, None, step) for i, step in zip(corner, apart, strict=True)))
+        at = index[every].ravel()
+        flat[at] = flat.take(at) + values[every].ravel() if prod(apart) > 1 else values[every].ravel()
+    return flat
+
+
+def _flat_index(window: Window) -> tuple[Array, Array]:
+    """Return each output place's first tap as a flat index into the plane, and each tap's jump from it."""
+    first, jumps = np.zeros((), np.int64), np.zeros((), np.int64)
+    for axis, size in enumerate(window.in_size):
+        start = np.arange(window.out_size[axis]) * window.stride[axis] - window.before[axis]
+        first = np.add.outer(first * size, start)
+        jumps = np.add.outer(jumps * size, np.arange(window.kernel[axis]) * window.dilation[axis])
+    return first, jumps.ravel()
+
+
+def _check_offsets(op: str, argmax: Array, window: Window) -> None:
+    if argmax.size and not 0 <= (low := argmax.min()) <= (high := argmax.max()) < window.taps:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"{op}: argmax holds {wrong}, but a window of {window.kernel} has {window.taps} places"
+        )
 
 
 def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Array:
     """Return the flat index into the input's plane of each window's maximum, int64."""
-    indices = np.zeros(argmax.shape, np.int64)
+    _check_offsets("argmax_to_indices", argmax, window)
+    first, jumps = _flat_index(window)
+    indices = jumps.take(argmax)
     canonical = channels_first(indices, channels_last)
-    offsets = np.unravel_index(channels_first(argmax, channels_last).astype(np.int64), window.kernel)
-    for axis, offset in enumerate(offsets):
-        start = np.arange(window.out_size[axis]) * window.stride[axis] - window.before[axis]
-        canonical *= window.in_size[axis]
-        canonical += start.reshape(-1, *(1,) * (window.axes - 1 - axis))
-        canonical += offset * window.dilation[axis]
+    canonical += first
     return indices
 
 

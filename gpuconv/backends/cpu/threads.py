@@ -57,7 +57,8 @@ def parallel(task: Callable[[Item], None], items: Iterable[Item], work: float = 
             queue.drain(task)
         finally:
             queue.stop()  # after Ctrl-C or an error: nobody starts another item, and none is left behind
-            errors = [future.exception() for future in futures]
+            # What no thread has begun need not be waited for: a caller inside a worker would wait forever.
+            errors = [future.exception() for future in futures if not future.cancel()]
         for error in errors:
             if error is not None:
                 raise error
