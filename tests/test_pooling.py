@@ -1,0 +1,313 @@
+"""Max and average pooling and their gradients: the definition, ties, NaN, padding, ceil mode, divisors."""
+
+import definitions as define
+import numpy as np
+import pytest
+from cases import draw, in_layout, lay_out
+from compare import assert_close
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gpuconv
+from gpuconv.backends.dispatch import backend_of
+from gpuconv.geometry import sliding_window
+
+randoms = st.randoms(use_true_random=False)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i1", "u2", "i8"])
+@given(rng=randoms)
+def test_max_pooling_and_gradient_are_exactly_the_definition(backend, dtype, rng):
+    case = draw(rng, pool=True)
+    x = case.array("x", case.x_shape(), whole=True)  # seven values: many ties
+    if np.dtype(dtype).kind == "f":
+        for value in (np.nan, np.inf, -np.inf):
+            x[case.array(f"{value}", x.shape) > 1] = value
+    else:
+        x = x + 3
+    x = x.astype(dtype)
+    sliding = case.sliding(pool=True)
+    y, argmax = gpuconv.max_pool2d(lay_out(rng, backend.to_array(x)), case.kernel, **case.pool())
+    want, positions = define.max_pool(define.first(x, case.channels_last), sliding)
+    assert (y.dtype, argmax.dtype) == (np.dtype(dtype), np.uint8)
+    np.testing.assert_array_equal(backend.to_numpy(y), in_layout(case, want))
+    np.testing.assert_array_equal(backend.to_numpy(argmax), in_layout(case, positions))
+    alone = gpuconv.max_pool2d(backend.to_array(x), case.kernel, return_argmax=False, **case.pool())
+    np.testing.assert_array_equal(backend.to_numpy(alone), in_layout(case, want))
+
+    dy = (case.array("dy", y.shape, whole=True) + 3).astype(dtype)
+    dx = gpuconv.max_pool2d_backward(
+        lay_out(rng, backend.to_array(dy)),
+        lay_out(rng, argmax),
+        list(case.x_shape()),
+        case.kernel,
+        **case.pool(),
+    )
+    must = define.max_pool_backward(define.first(dy, case.channels_last), positions, sliding)
+    assert dx.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(backend.to_numpy(dx), in_layout(case, must))
+
+    indices = gpuconv.argmax_to_indices(argmax, case.x_shape(), case.kernel, **case.pool())
+    assert indices.dtype == np.int64
+    must = in_layout(case, define.flat_indices(positions, sliding))
+    np.testing.assert_array_equal(backend.to_numpy(indices), must)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@given(rng=randoms)
+def test_average_pooling_and_gradient_are_the_definition(backend, dtype, rng):
+    case = draw(rng, pool=True)
+    x = case.array("x", case.x_shape(), dtype)
+    dy = case.array("dy", case.y_shape(pool=True), dtype)
+    options = {**case.pool(), "count_include_pad": case.count_include_pad}
+    y = gpuconv.avg_pool2d(lay_out(rng, backend.to_array(x)), case.kernel, **options)
+    dx = gpuconv.avg_pool2d_backward(
+        lay_out(rng, backend.to_array(dy)), list(case.x_shape()), case.kernel, **options
+    )
+    sliding = case.sliding(pool=True)
+    x1, dy1 = (define.first(a.astype(np.float64), case.channels_last) for a in (x, dy))
+    assert (y.dtype, dx.dtype) == (dtype, dtype)
+    want = in_layout(case, define.avg_pool(x1, sliding, case.count_include_pad))
+    assert_close(backend.to_numpy(y), want)
+    want = in_layout(case, define.avg_pool_backward(dy1, sliding, case.count_include_pad))
+    assert_close(backend.to_numpy(dx), want)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+@given(rng=randoms)
+def test_pooling_over_one_and_three_spatial_axes(backend, axes, rng):
+    case = draw(rng, pool=True, axes=axes)
+    x = case.array("x", case.x_shape(), whole=True)
+    ops = backend_of("test", x=backend.to_array(x)).pooling
+    window = sliding_window(
+        "test",
+        case.in_size,
+        case.kernel,
+        case.stride,
+        case.padding,
+        case.dilation,
+        ceil_mode=case.ceil_mode,
+        needs_valid=True,
+    )
+    sliding, last, counted = case.sliding(pool=True), case.channels_last, case.count_include_pad
+    x1 = define.first(x, last)
+    y, argmax = ops.max_pool(backend.to_array(x), window, last, True)
+    want, positions = define.max_pool(x1, sliding)
+    np.testing.assert_array_equal(backend.to_numpy(y), in_layout(case, want))
+    np.testing.assert_array_equal(backend.to_numpy(argmax), in_layout(case, positions))
+    indices = backend.to_numpy(ops.argmax_to_indices(argmax, window, last))
+    np.testing.assert_array_equal(indices, in_layout(case, define.flat_indices(positions, sliding)))
+    dx = ops.max_pool_backward(y, argmax, x.shape, window, last)
+    must = in_layout(case, define.max_pool_backward(want, positions, sliding))
+    np.testing.assert_array_equal(backend.to_numpy(dx), must)
+    mean = backend.to_numpy(ops.avg_pool(backend.to_array(x), window, last, counted))
+    assert_close(mean, in_layout(case, define.avg_pool(x1, sliding, counted)))
+    dx = backend.to_numpy(ops.avg_pool_backward(y, x.shape, window, last, counted))
+    assert_close(dx, in_layout(case, define.avg_pool_backward(want, sliding, counted)))
+
+
+@given(rng=randoms)
+def test_average_pooling_gradient_is_its_adjoint(backend, rng):
+    case = draw(rng, pool=True, free=True)
+    options = {**case.pool(), "count_include_pad": case.count_include_pad}
+    x = backend.to_array(case.array("x", case.x_shape()))
+    y = gpuconv.avg_pool2d(x, case.kernel, **options)
+    dy = backend.to_array(case.array("dy", y.shape))
+    dx = gpuconv.avg_pool2d_backward(dy, case.x_shape(), case.kernel, **options)
+    scale = float(abs(y * dy).sum()) + 1
+    assert float((y * dy).sum()) == pytest.approx(float((x * dx).sum()), abs=1e-12 * scale)
+
+
+@given(rng=randoms)
+def test_max_pooling_gradient_agrees_with_finite_differences(backend, rng):
+    case = draw(rng, pool=True, free=True)
+    # all values differ by more than two steps, so that no maximum changes place
+    order = case.array("x", (int(np.prod(case.x_shape())),)).argsort()
+    x = order.reshape(case.x_shape()) * 0.01
+    direction = case.array("direction", x.shape).clip(-3, 3)
+    dy = case.array("dy", case.y_shape(pool=True))
+    step = 1e-4
+
+    def loss(x):
+        y = gpuconv.max_pool2d(backend.to_array(x), case.kernel, return_argmax=False, **case.pool())
+        return (backend.to_numpy(y) * dy).sum()
+
+    _, argmax = gpuconv.max_pool2d(backend.to_array(x), case.kernel, **case.pool())
+    dx = gpuconv.max_pool2d_backward(backend.to_array(dy), argmax, case.x_shape(), case.kernel, **case.pool())
+    slope = (loss(x + step * direction) - loss(x - step * direction)) / (2 * step)
+    assert slope == pytest.approx((backend.to_numpy(dx) * direction).sum(), rel=1e-7, abs=1e-6)
+
+
+def test_first_of_tied_maxima_wins(backend):
+    x = backend.to_array(np.array([[1.0, 5, 5, 0], [5, 5, 0, 5]]).reshape(1, 1, 2, 4))
+    y, argmax = gpuconv.max_pool2d(x, 2)
+    assert backend.to_numpy(y).ravel().tolist() == [5, 5]
+    assert backend.to_numpy(argmax).ravel().tolist() == [1, 0]
+
+
+def test_minus_zero_and_zero_tie(backend):
+    for row in ([-0.0, 0.0], [0.0, -0.0]):
+        x = backend.to_array(np.array(row).reshape(1, 1, 1, 2))
+        assert backend.to_numpy(gpuconv.max_pool2d(x, (1, 2))[1]).item() == 0
+
+
+def test_max_pool_gradient_goes_to_first_of_tied_maxima(backend):
+    x = backend.to_array(np.ones((1, 1, 3, 3)))
+    _, argmax = gpuconv.max_pool2d(x, 2, 1)
+    dx = gpuconv.max_pool2d_backward(
+        backend.to_array(np.array([[1.0, 2], [3, 4]])[None, None]), argmax, (1, 1, 3, 3), 2, 1
+    )
+    assert backend.to_numpy(dx)[0, 0].tolist() == [[1, 2, 0], [3, 4, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_nan_wins_over_numbers_and_the_first_nan_over_later_ones(backend, dtype):
+    x = np.array([[1, np.nan, np.inf, 2], [np.nan, 9, 3, 4]], dtype).reshape(1, 1, 2, 4)
+    y, argmax = gpuconv.max_pool2d(backend.to_array(x), 2)
+    np.testing.assert_array_equal(backend.to_numpy(y).ravel(), [np.nan, np.inf])
+    assert backend.to_numpy(argmax).ravel().tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lowest"),
+    [("f4", -np.inf), ("f8", -np.inf), ("f2", -np.inf), ("i1", -128), ("i8", -(2**63)), ("u1", 0)],
+)
+def test_padding_never_wins_not_even_over_the_lowest_value(backend, dtype, lowest):
+    x = backend.to_array(np.full((1, 1, 3, 3), lowest, dtype))
+    y, argmax = gpuconv.max_pool2d(x, 3, 2, padding=1)
+    assert (backend.to_numpy(y) == np.array(lowest, dtype)).all()
+    # the first place of each window that lies inside x
+    assert backend.to_numpy(argmax)[0, 0].tolist() == [[4, 3], [1, 0]]
+
+
+def test_windows_of_more_than_255_places_have_int32_masks(backend):
+    x = backend.to_array(np.arange(32 * 32.0).reshape(1, 1, 32, 32))
+    y, argmax = gpuconv.max_pool2d(x, (15, 17), 1)  # 255 places
+    assert argmax.dtype == np.uint8
+    assert (backend.to_numpy(argmax) == 254).all()
+    y, argmax = gpuconv.max_pool2d(x, (16, 16))  # 256
+    assert argmax.dtype == np.int32
+    assert (backend.to_numpy(argmax) == 255).all()
+    dx = backend.to_numpy(gpuconv.max_pool2d_backward(y, argmax, x.shape, 16))
+    assert dx.sum() == backend.to_numpy(y).sum()
+    assert dx[0, 0, 15, 15] == backend.to_numpy(x)[0, 0, 15, 15]
+    indices = gpuconv.argmax_to_indices(argmax, x.shape, 16)
+    assert backend.to_numpy(indices).ravel().tolist() == [15 * 32 + 15, 15 * 32 + 31, 31 * 32 + 15, 1023]
+    nothing, argmax = gpuconv.max_pool2d(backend.to_array(np.full((1, 1, 17, 20), np.nan)), (17, 20))
+    assert np.isnan(backend.to_numpy(nothing)).all()
+    assert backend.to_numpy(argmax).item() == 0
+
+
+@pytest.mark.parametrize("masked", [np.uint8, np.int32, np.int64, np.uint16])
+def test_masks_may_come_back_in_any_integer_dtype(backend, masked):
+    x = backend.to_array(np.random.default_rng(0).random((2, 3, 6, 6)))
+    y, argmax = gpuconv.max_pool2d(x, 3, 2)
+    want = gpuconv.max_pool2d_backward(y, argmax, x.shape, 3, 2)
+    got = gpuconv.max_pool2d_backward(y, argmax.astype(masked), x.shape, 3, 2)
+    np.testing.assert_array_equal(backend.to_numpy(got), backend.to_numpy(want))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "window"),
+    [
+        ({"kernel_size": 2, "padding": 2}, 0),
+        ({"kernel_size": 1, "padding": ((0, 1), 0), "stride": 1}, 4),
+        ({"kernel_size": 2, "padding": 3, "dilation": 9, "stride": 1}, 0),  # one tap on either side of x
+    ],
+)
+def test_a_window_of_nothing_but_padding_is_an_error_at_call_time(backend, arguments, window):
+    x = backend.to_array(np.ones((1, 1, 4, 4)))
+    for pool in (gpuconv.max_pool2d, gpuconv.avg_pool2d):
+        with pytest.raises(
+            ValueError,
+            match=f"{pool.__name__}: window {window} along spatial axis 0 holds nothing but padding",
+        ):
+            pool(x, **arguments)
+
+
+def test_padding_may_exceed_half_the_kernel_where_every_window_sees_a_place(backend):
+    x = backend.to_array(np.arange(1.0, 5).reshape(1, 1, 2, 2))
+    y, _ = gpuconv.max_pool2d(x, 3, 1, padding=2)
+    assert backend.to_numpy(y)[0, 0].tolist() == [[1, 2, 2, 2], [3, 4, 4, 4], [3, 4, 4, 4], [3, 4, 4, 4]]
+
+
+def test_divisors_are_pytorchs_with_padding_and_a_last_window_cut_short(backend):
+    x = backend.to_array(np.ones((1, 1, 1, 6)))
+    options = {"kernel_size": (1, 3), "stride": (1, 2), "padding": (0, 1)}
+    counted = gpuconv.avg_pool2d(x, **options, ceil_mode=True)
+    # places -1..1, 1..3, 3..5, 5..7, of which 7 lies outside of the padding too
+    np.testing.assert_allclose(backend.to_numpy(counted).ravel(), [2 / 3, 1, 1, 1 / 2], rtol=1e-15)
+    inside = gpuconv.avg_pool2d(x, **options, ceil_mode=True, count_include_pad=False)
+    np.testing.assert_allclose(backend.to_numpy(inside).ravel(), [1, 1, 1, 1], rtol=1e-15)
+
+
+def test_stride_is_the_kernel_size_where_not_given(backend):
+    x = backend.to_array(np.arange(36.0).reshape(1, 1, 6, 6))
+    for given_stride in (None, (2, 3)):
+        y, argmax = gpuconv.max_pool2d(x, (2, 3), given_stride)
+        assert backend.to_numpy(y)[0, 0].tolist() == [[8, 11], [20, 23], [32, 35]]
+        assert gpuconv.max_pool2d_backward(y, argmax, x.shape, (2, 3), given_stride).shape == x.shape
+        assert gpuconv.avg_pool2d(x, (2, 3), given_stride).shape == y.shape
+        assert gpuconv.avg_pool2d_backward(y, x.shape, (2, 3), given_stride).shape == x.shape
+        assert gpuconv.argmax_to_indices(argmax, x.shape, (2, 3), given_stride).shape == y.shape
+
+
+def test_float16_averages_are_summed_in_float32(backend):
+    x = np.full((1, 1, 64, 64), 60000, np.float16)
+    assert backend.to_numpy(gpuconv.avg_pool2d(backend.to_array(x), 64)).item() == 60000
+    # 25 shares of 0.1 / 25 are 0.1, rounded once
+    dy = np.full((1, 1, 16, 16), 0.1, np.float16)
+    dx = gpuconv.avg_pool2d_backward(backend.to_array(dy), (1, 1, 16, 16), 5, 1, padding=2)
+    assert backend.to_numpy(dx)[0, 0, 8, 8] == np.float16(0.1)
+
+
+def test_float16_max_pooling_gradient_is_summed_in_float32(backend):
+    x = np.zeros((1, 1, 65, 65), np.float16)
+    x[0, 0, 32, 32] = 1
+    _, argmax = gpuconv.max_pool2d(backend.to_array(x), 33, 1)
+    dy = np.full(argmax.shape, 3, np.float16)
+    dx = gpuconv.max_pool2d_backward(backend.to_array(dy), argmax, x.shape, 33, 1)
+    # all 33 * 33 windows name one place; from 2048 on, float16 has even numbers only
+    assert backend.to_numpy(dx)[0, 0, 32, 32] == np.float16(33 * 33 * 3)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3, 5, 5), (2, 0, 5, 5)])
+def test_empty_batches_and_no_channels_work(backend, shape, channels_last):
+    x = backend.to_array(define.last(np.ones(shape), channels_last))
+    y, argmax = gpuconv.max_pool2d(x, 2, channels_last=channels_last)
+    assert y.shape == argmax.shape == define.last(np.ones((*shape[:2], 2, 2)), channels_last).shape
+    for dx in (
+        gpuconv.max_pool2d_backward(y, argmax, x.shape, 2, channels_last=channels_last),
+        gpuconv.avg_pool2d_backward(y, x.shape, 2, channels_last=channels_last),
+    ):
+        assert dx.shape == x.shape
+    assert gpuconv.avg_pool2d(x, 2, channels_last=channels_last).shape == y.shape
+    assert gpuconv.argmax_to_indices(argmax, x.shape, 2, channels_last=channels_last).shape == y.shape
+
+
+def test_places_that_no_window_reads_get_no_gradient(backend):
+    dx = gpuconv.avg_pool2d_backward(backend.to_array(np.ones((1, 1, 1, 1))), (1, 1, 4, 4), 2, 4)
+    assert backend.to_numpy(dx)[0, 0].tolist() == [[0.25, 0.25, 0, 0], [0.25, 0.25, 0, 0], [0] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4"])
+def test_foreign_byte_order_is_read_right(backend, dtype):
+    x = np.arange(16).astype(dtype).reshape(1, 1, 4, 4)
+    y, argmax = gpuconv.max_pool2d(x, 2)
+    assert y.tolist() == [[[[5, 7], [13, 15]]]]
+    dx = gpuconv.max_pool2d_backward(y, argmax, x.shape, 2)
+    assert dx[0, 0, 1::2, 1::2].tolist() == [[5, 7], [13, 15]]
+    if np.dtype(dtype).kind == "f":
+        assert gpuconv.avg_pool2d(x, 2).tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]
+
+
+def test_non_finite_values_reach_only_the_averages_that_read_them(backend):
+    x = np.ones((1, 1, 6, 6))
+    x[0, 0, 0, 0], x[0, 0, 5, 5] = np.nan, np.inf
+    y = backend.to_numpy(gpuconv.avg_pool2d(backend.to_array(x), 2))[0, 0]
+    assert np.isnan(y[0, 0])
+    assert np.isposinf(y[2, 2])
+    assert np.isfinite(y).sum() == 7
+    dx = backend.to_numpy(gpuconv.avg_pool2d_backward(backend.to_array(y[None, None]), x.shape, 2))
+    assert np.isfinite(dx).sum() == 28
