@@ -19,15 +19,15 @@ DATA, ALGORITHM = "mnist5k", "adam"
 
 # Step sizes that suit the networks of training/networks.py; batch-gd's is that of a mean loss, so that of the
 # textbook, which sums over the pictures, is this over their number.
-STEPS = {"adam": 0.003, "sgd": 0.02, "batch-gd": 1.0}
+STEPS = {"adam": 0.003, "sgd": 0.02, "batch-gd": 2.0}
 
 BATCH_SIZE = 50
 
 # batch-gd's own ends, MAX and epsilon.
-MAX_ITERATIONS, TOLERANCE = 1000, 1e-5
+MAX_ITERATIONS, TOLERANCE = 300, 1e-5
 
 # Epochs after which the test accuracy has stopped rising.
-EPOCHS, DIGITS_EPOCHS = 12, 30
+EPOCHS, DIGITS_EPOCHS = 12, 15
 
 # The step comes down to this share over the default epochs. A fixed rate per epoch, not a curve that knows
 # its end: a run that is prolonged is then the same as one that was longer from the start.

@@ -10,7 +10,7 @@ from gpuconv.training.run import Record
 
 Array = np.ndarray[Any, Any]
 
-INK, PALE, BLUE, RED = "#222222", "#dddddd", "#2b6cb0", "#c53030"
+INK, GREY, PALE, BLUE, RED = "#222222", "#888888", "#dddddd", "#2b6cb0", "#c53030"
 
 COLUMNS, ROWS = 10, 4
 
@@ -25,6 +25,8 @@ def learning_curve(records: Sequence[Record], title: str) -> bytes:
     title
         Stands above.
     """
+    from matplotlib.ticker import LogLocator
+
     epochs = [record.epoch for record in records]
     marker = "o" if len(records) <= 40 else None  # a dot an epoch, until they would run together
     figure = _figure(9, 3.8)
@@ -32,20 +34,28 @@ def learning_curve(records: Sequence[Record], title: str) -> bytes:
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [record.loss for record in records], color=INK, marker=marker, markersize=3.5)
     left.set_ylabel("training loss (log)")
-    left.set_yscale("log")
-    for name, color in (("train", PALE), ("test", BLUE)):
-        values = [100 * getattr(record, f"{name}_accuracy") for record in records]
-        strong = color if name == "test" else "#888888"
-        right.plot(epochs, values, color=strong, marker=marker, markersize=3.5)
+    left.set_yscale("log", subs=())
+    left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    left.yaxis.set_major_formatter("{x:g}")
+    test = [100 * record.test_accuracy for record in records]
+    train = [100 * record.train_accuracy for record in records]
+    for name, values, color, above in (
+        ("train", train, GREY, train[-1] > test[-1]),
+        ("test", test, BLUE, train[-1] <= test[-1]),
+    ):
+        right.plot(epochs, values, color=color, marker=marker, markersize=3.5)
         right.annotate(
             f"{name} {values[-1]:.1f} %",
             (epochs[-1], values[-1]),
-            xytext=(6, 4 if name == "test" else -4),
+            xytext=(7, 1 if above else -1),
             textcoords="offset points",
-            va="bottom" if name == "test" else "top",
-            color=strong,
-            annotation_clip=False,
+            va="bottom" if above else "top",
+            color=color,
         )
+    # The training accuracy of the first updates, before anything was learnt, would squeeze all the rest.
+    lowest = min(test)
+    margin = 0.06 * (100 - lowest) + 0.1
+    right.set_ylim(lowest - margin, 100 + margin)
     right.set_ylabel("accuracy, %")
     for axes in (left, right):
         axes.set_xlabel("epoch")
@@ -83,17 +93,18 @@ def misclassified(images: Array, labels: Array, scores: Array, title: str) -> by
     else:
         chosen = np.argsort(sureness, kind="stable")[:COLUMNS]
         what = f"none of {len(labels):,} test pictures misclassified; the least certain ones"
-    rows = -(-len(chosen) // COLUMNS)
-    figure = _figure(COLUMNS * 1.0, rows * 1.35 + 0.9)
-    figure.suptitle(f"{title}: {what}", color=INK, fontsize=12, x=0.02, ha="left")
-    for axes, i in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, chosen, strict=False):
+    columns = min(COLUMNS, max(len(chosen), 6))  # the title needs some width
+    rows = -(-len(chosen) // columns)
+    figure = _figure(columns * 1.1, rows * 1.55 + 0.5)
+    figure.suptitle(f"{title}: {what} (true → given, how sure)", color=INK, fontsize=12, x=0.02, ha="left")
+    for axes, i in zip(figure.subplots(rows, columns, squeeze=False).flat, chosen, strict=False):
         image = images[i]
         axes.imshow(
             image.transpose(1, 2, 0) if len(image) == 3 else image[0], cmap="gray_r", **_limits(images)
         )
         right = guesses[i] == labels[i]
         axes.set_title(f"{labels[i]} → {guesses[i]}", color=BLUE if right else RED, fontsize=11, pad=3)
-        axes.set_xlabel(f"{100 * sureness[i]:.0f} %", color="#888888", fontsize=8, labelpad=2)
+        axes.set_xlabel(f"{100 * sureness[i]:.0f} %", color=GREY, fontsize=8, labelpad=2)
     for axes in figure.axes:
         axes.set_xticks([])
         axes.set_yticks([])
