@@ -268,7 +268,7 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return means
 
 
-def environment(threads: int, fresh_memory: bool) -> dict[str, Any]:
+def environment(threads: int, options: argparse.Namespace) -> dict[str, Any]:
     """Gather what a reader must know to compare these figures with others."""
     git = ["git", "-C", str(HERE)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
@@ -279,7 +279,12 @@ def environment(threads: int, fresh_memory: bool) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "gpu": None,
         "threads": threads,
-        "memory_of_results": "fresh for each call" if fresh_memory else "kept by malloc from call to call",
+        "memory_of_results": "fresh for each call"
+        if options.fresh_memory
+        else "kept by malloc from call to call",
+        "shapes": options.only.pattern or "all",
+        "most_images": options.n,
+        "seconds_a_row": options.seconds,
         "load_before": os.getloadavg()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -369,7 +374,7 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # gpuconv heeds it at every call
     torch.set_num_threads(threads)
-    facts = environment(threads, options.fresh_memory)
+    facts = environment(threads, options)
     print("\n".join(f"{key}: {value}" for key, value in facts.items()))
     memory = [forward_memory(images) for images in (8, 16)] if options.memory else []
     for figures in memory:
