@@ -225,5 +225,5 @@ class Dropout(Layer):
 
 
 def _product(a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
-    """Return a @ b, multiplied and summed in this dtype."""
+    """Return a @ b, computed in this dtype: NumPy has a fast product for float32 and float64 only."""
     return a.astype(dtype, copy=False) @ b.astype(dtype, copy=False)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.dispatch import FLOATS
+from gpuconv.geometry import integer
 
 Array = np.ndarray[Any, Any]
 
@@ -35,6 +36,17 @@ def he_normal(
         A generator, the seed of one, or None for one seeded by the system. Give one generator to all
         layers of a network: the same seed for each would give layers of one shape the same weights.
 
+    Returns
+    -------
+    weights : array of the shape and dtype
+
+    Raises
+    ------
+    TypeError
+        For sizes that are not integers, another dtype, or an rng of another kind.
+    ValueError
+        For fewer than two axes, or a size below 1.
+
     References
     ----------
     He, Zhang, Ren, Sun: Delving deep into rectifiers, 2015, arXiv:1502.01852.
@@ -45,7 +57,7 @@ def he_normal(
     >>> w.shape, w.dtype.name, bool(abs(w.var() * 32 * 9 / 2 - 1) < 0.02)
     ((64, 32, 3, 3), 'float32', True)
     """
-    fan_in, _ = _fans(shape, channels_last)
+    fan_in, _ = _fans("he_normal", shape, channels_last)
     dtype = float_dtype("he_normal", dtype)
     values = generator("he_normal", rng).standard_normal(shape, dtype=_drawn(dtype))
     values *= sqrt(2 / fan_in)
@@ -57,14 +69,26 @@ def he_uniform(
 ) -> Array:
     """Draw weights evenly from ±sqrt(6 / fan_in): the variance of `he_normal` without its far values.
 
-    Parameters are those of `he_normal`.
+    Parameters
+    ----------
+    shape, channels_last, dtype, rng
+        As in `he_normal`.
+
+    Returns
+    -------
+    weights : array of the shape and dtype
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `he_normal`.
 
     Examples
     --------
     >>> bool(abs(he_uniform((8, 6), rng=0)).max() <= 1)
     True
     """
-    fan_in, _ = _fans(shape, channels_last)
+    fan_in, _ = _fans("he_uniform", shape, channels_last)
     return _uniform("he_uniform", shape, sqrt(6 / fan_in), dtype, rng)
 
 
@@ -76,7 +100,19 @@ def glorot_uniform(
     Near zero a tanh passes its input as it is; this variance is the compromise between keeping the
     signal's size forward (1 / fan_in) and the gradient's size backward (1 / fan_out).
 
-    Parameters are those of `he_normal`.
+    Parameters
+    ----------
+    shape, channels_last, dtype, rng
+        As in `he_normal`.
+
+    Returns
+    -------
+    weights : array of the shape and dtype
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `he_normal`.
 
     References
     ----------
@@ -87,7 +123,8 @@ def glorot_uniform(
     >>> bool(abs(glorot_uniform((2, 4), rng=0)).max() <= 1)
     True
     """
-    return _uniform("glorot_uniform", shape, sqrt(6 / sum(_fans(shape, channels_last))), dtype, rng)
+    fans = _fans("glorot_uniform", shape, channels_last)
+    return _uniform("glorot_uniform", shape, sqrt(6 / sum(fans)), dtype, rng)
 
 
 def generator(op: str, rng: Any) -> np.random.Generator:
@@ -123,9 +160,10 @@ def _drawn(dtype: np.dtype[Any]) -> Any:
     return np.float64 if dtype == np.float64 else np.float32
 
 
-def _fans(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int]:
-    if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"shape must have at least two axes and no zero, not {shape}")
+def _fans(op: str, shape: tuple[int, ...], channels_last: bool) -> tuple[int, int]:
+    if not isinstance(shape, tuple | list) or len(shape) < 2:
+        raise ValueError(f"{op}: shape must have at least two axes, not {shape!r}")
+    shape = tuple(integer(op, f"shape[{i}]", size, 1) for i, size in enumerate(shape))
     c_out, c_in, taps = shape[0], shape[1], prod(shape[2:])
     if channels_last:
         c_out, c_in, taps = shape[-1], shape[-2], prod(shape[:-2])
