@@ -279,9 +279,7 @@ def environment(threads: int, options: argparse.Namespace) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "gpu": None,
         "threads": threads,
-        "memory_of_results": "fresh for each call"
-        if options.fresh_memory
-        else "kept by malloc from call to call",
+        "memory_of_results": "fresh for each call" if options.fresh_memory else "kept by malloc",
         "shapes": options.only.pattern or "all",
         "most_images": options.n,
         "seconds_a_row": options.seconds,
