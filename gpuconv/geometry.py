@@ -212,7 +212,7 @@ def sliding_window(
 
 def flag(op: str, name: str, value: Any) -> bool:
     """Return `value` if it is a bool (Python's or NumPy's): a number here is most likely misplaced."""
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool":
+    if isinstance(value, bool) or (str(getattr(value, "dtype", "")) == "bool" and value.shape == ()):
         return bool(value)
     raise TypeError(f"{op}: {name} must be True or False, not {_describe(value)}")
 
