@@ -270,11 +270,10 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def environment(threads: int, options: argparse.Namespace) -> dict[str, Any]:
     """Gather what a reader must know to compare these figures with others."""
-    git = ["git", "-C", str(HERE)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "../gpuconv"], check=False).returncode
+    commit = _git("rev-parse", "HEAD") or "unknown"
+    changed = _git("status", "--porcelain", "--", "../gpuconv")
     return {
-        "commit": commit.strip() + (" with changes" if changed else ""),
+        "commit": commit + (" with changes" if changed else ""),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "gpu": None,
@@ -294,6 +293,11 @@ def environment(threads: int, options: argparse.Namespace) -> dict[str, Any]:
             if b["user_api"] == "blas"
         ],
     }
+
+
+def _git(*command: str) -> str:
+    git = ["git", "-C", str(HERE), *command]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _cpu_model() -> str:
