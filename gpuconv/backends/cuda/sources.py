@@ -1,0 +1,37 @@
+"""Where the CUDA sources are: in the installed package, or in the checkout's `cuda/` folder."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def folder() -> Path:
+    """Return the folder of the `.cu` files.
+
+    A wheel carries them as `gpuconv/cuda/`; a checkout or an editable install has `cuda/` beside the package.
+    The latter counts only beside a `pyproject.toml`: CuPy's dependencies put another folder `cuda` into
+    site-packages.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where neither is there: the installation lost files.
+    """
+    inside, beside = PACKAGE / "cuda", PACKAGE.parent / "cuda"
+    if inside.is_dir():
+        return inside
+    if beside.is_dir() and (PACKAGE.parent / "pyproject.toml").is_file():
+        return beside
+    raise FileNotFoundError(
+        f"gpuconv's CUDA sources are neither in {inside} nor in {beside}; install gpuconv again"
+    )
+
+
+def read(name: str) -> str:
+    """Return the text of one source, named without `.cu`."""
+    return (folder() / f"{name}.cu").read_text(encoding="utf-8")
+
+
+def names() -> list[str]:
+    """Return the names of all sources, without `.cu`."""
+    return sorted(path.stem for path in folder().glob("*.cu"))
