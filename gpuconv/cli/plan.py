@@ -24,7 +24,7 @@ STEPS = {"adam": 0.003, "sgd": 0.02, "batch-gd": 2.0}
 BATCH_SIZE = 50
 
 # batch-gd's own ends, MAX and epsilon.
-MAX_ITERATIONS, TOLERANCE = 300, 1e-5
+MAX_ITERATIONS, TOLERANCE = 200, 1e-5
 
 # Epochs after which the test accuracy has stopped rising.
 EPOCHS, DIGITS_EPOCHS = 12, 15

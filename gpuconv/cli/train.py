@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
     add("--epochs", type=_count, help="passes over the training pictures; default 12, digits 15")
     add("--batch-size", type=_count, help="pictures per update; default 50; batch-gd takes all of them")
     add("--step", type=_positive, help="step size alpha; default 0.003, sgd 0.02, batch-gd 2")
-    add("--max-iterations", type=_count, help="most updates (MAX); default for batch-gd 300")
+    add("--max-iterations", type=_count, help="most updates (MAX); default for batch-gd 200")
     add(
         "--tolerance",
         type=_not_negative,

@@ -4,10 +4,10 @@ A checkpoint is an .npz of plain arrays (never pickled objects), whose members c
 noticed when it is read, wherever it is.
 """
 
+import contextlib
 import io
 import json
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,20 +67,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     CheckpointError
         Where the file is something else, truncated or damaged.
     """
+    content = path.read_bytes()
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            content = json.loads(archive["json"].tobytes())
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            text = json.loads(archive["json"].tobytes())
             arrays = {name.removeprefix("array/"): archive[name] for name in archive.files if name != "json"}
-        if content["format"] != FORMAT:
-            raise CheckpointError(f"{path}: its format is {content['format']!r}, not {FORMAT!r}")
-        return Checkpoint(content["settings"], arrays, content["state"])
-    except CheckpointError:
-        raise
-    # A damaged zip or .npy header makes NumPy raise nearly anything; what the user can do is the same.
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, SyntaxError, NotImplementedError,
-            zipfile.BadZipFile, MemoryError) as error:  # fmt: skip
+        known, settings, state = text["format"] == FORMAT, text["settings"], text["state"]
+    except Exception as error:  # a damaged archive makes zipfile and NumPy raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None
+    if not known:
+        raise CheckpointError(f"{path}: its format is {text['format']!r}, not {FORMAT!r}")
+    return Checkpoint(settings, arrays, state)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -91,13 +89,15 @@ def write_whole(path: Path, content: bytes) -> None:
     OSError
         Where it can't be written; what was at `path` before is still there.
     """
-    aside = path.with_name(f".{path.name}.part")
+    aside = path.with_name(f".{path.name}.part")  # one name, so that a kill leaves at most one behind
     try:
         with open(aside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        # A full disk is reported without the file's name.
+        raise OSError(error.errno, error.strerror, str(path)) from None

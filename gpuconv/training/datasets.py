@@ -4,7 +4,6 @@ Every split into training and test pictures is fixed by the labels alone, so tha
 are judged on the same pictures.
 """
 
-import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,17 +148,19 @@ def load_npz(path: Path) -> Dataset:
     DataError
         Where the file is no .npz, is damaged, lacks the arrays, or they don't fit together.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise DataError(f"{path}: a single array (.npy), not an .npz with images and labels")
-            arrays = {name: archive[name] for name in archive.files if name in sum(NPZ_NAMES, ())}
-            found = ", ".join(archive.files) or "nothing"
-    except DataError:
-        raise
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not an .npz file of plain arrays, or a damaged one ({reason})") from None
+    names = {name for group in NPZ_NAMES for name in group}
+    with path.open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+            single = isinstance(archive, np.ndarray)
+            arrays = {} if single else {name: archive[name] for name in names.intersection(archive.files)}
+        except Exception as error:  # a damaged archive makes zipfile, zlib and NumPy raise nearly anything
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(
+                f"{path}: not an .npz file of plain arrays, or a damaged one ({reason})"
+            ) from None
+    if single:
+        raise DataError(f"{path}: a single array (.npy), not an .npz with images and labels")
     for images, labels, test_images, test_labels in NPZ_NAMES:
         if images not in arrays or labels not in arrays:
             continue
@@ -168,8 +169,11 @@ def load_npz(path: Path) -> Dataset:
             raise DataError(f"{path}: has one of {test_images} and {test_labels}; it must have both or none")
         if tests:
             return _dataset(str(path), arrays[images], arrays[labels], tests[0], tests[1])
-        _check(f"{path}", images, arrays[images], arrays[labels])
+        _check(str(path), images, arrays[images], arrays[labels])
+        if len(arrays[labels]) < 5:
+            raise DataError(f"{path}: too few images to set a fifth of them aside; add {test_images}")
         return _split(str(path), arrays[images], arrays[labels], test_count=len(arrays[labels]) // 5)
+    found = ", ".join(archive.files) or "nothing"
     raise DataError(f"{path}: holds {found}, but must hold images and labels")
 
 

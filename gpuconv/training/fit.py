@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module
+from gpuconv.backends.dispatch import array_module, backend_of
 from gpuconv.geometry import flag, integer
 
 Callback = Callable[[int, Any], bool | None]
@@ -141,9 +141,11 @@ def fit(
 
 
 def _check(x: Any, y: Any, tolerance: Any, rng: Any, callback: Any) -> None:
-    if len(x) != len(y) or len(x) == 0:
+    backend_of("fit", x=x, y=y)
+    if not x.ndim or not y.ndim or len(x) != len(y) or len(x) == 0:
         raise ValueError(
-            f"fit: x and y must hold equally many samples, one or more, but x has {len(x)} and y {len(y)}"
+            f"fit: x and y must hold equally many samples, one or more, but x has "
+            f"shape {x.shape} and y {y.shape}"
         )
     if tolerance is not None:
         if isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.number):

@@ -1,0 +1,179 @@
+"""`fit`: which pictures each update sees, and what ends it."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+
+import gpuconv.nn as nn
+from gpuconv.training import fit
+
+
+@pytest.fixture
+def dense():
+    return nn.Linear(3, 2, rng=0, dtype=np.float64)
+
+
+X = np.random.default_rng(0).standard_normal((10, 3))
+Y = np.arange(10) % 2
+
+
+def run(network, x=X, y=Y, lr=0.1, loss=None, **options):
+    loss = loss or nn.SoftmaxCrossEntropy()
+    return fit(network, x, y, loss=loss, optimizer=nn.SGD(network, lr), **options)
+
+
+class Watched(nn.Linear):
+    """Remembers how many rows each forward saw, and which."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x[:, 0].tolist())
+        return super().forward(x)
+
+
+def test_one_full_batch_update_is_the_textbook_rule(dense):
+    w, b = dense.params["weight"].copy(), dense.params["bias"].copy()
+    scores = X @ w.T + b
+    p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    delta = (p - np.eye(2)[Y]) / len(X)
+    run(dense, lr=0.5, max_iterations=1)
+    np.testing.assert_allclose(dense.params["weight"], w - 0.5 * delta.T @ X, rtol=1e-12)
+    np.testing.assert_allclose(dense.params["bias"], b - 0.5 * delta.sum(axis=0), rtol=1e-12)
+
+
+def test_stops_at_max_iterations_and_says_so(dense):
+    history = run(dense, max_iterations=7, tolerance=1e-12)
+    assert (history.stopped_by, history.iterations, len(history.losses)) == ("max_iterations", 7, 7)
+    assert all(isinstance(loss, float) for loss in history.losses)
+
+
+def test_stops_by_tolerance_at_the_first_update_that_moves_no_parameter_further(dense):
+    still = nn.Linear(3, 2, rng=0, dtype=np.float64)
+    tolerance = 0.012
+    history = run(dense, max_iterations=1000, tolerance=tolerance)
+    assert history.stopped_by == "tolerance"
+    changes = []
+    for _ in range(history.iterations):
+        before = {name: p.copy() for name, p in still.params.items()}
+        run(still, max_iterations=1)
+        changes.append(max(abs(p - before[name]).max() for name, p in still.params.items()))
+    assert all(change > tolerance for change in changes[:-1])
+    assert changes[-1] <= tolerance
+
+
+def test_a_bias_that_still_moves_keeps_tolerance_from_stopping_it():
+    network = nn.Linear(3, 2, rng=0, dtype=np.float64)
+    x = np.zeros((4, 3))  # no gradient for w at all
+    history = run(network, x, np.zeros(4, int), max_iterations=5, tolerance=1e-3)
+    assert history.stopped_by == "max_iterations"
+
+
+def test_zero_tolerance_stops_when_nothing_moves():
+    network = nn.Linear(3, 1, rng=0)
+    history = run(network, X.astype(np.float32), np.zeros(10, int), max_iterations=5, tolerance=0)
+    assert (history.stopped_by, history.iterations) == ("tolerance", 1)  # one class: softmax is always right
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_parameters_that_are_not_finite_never_count_as_standing_still(dense):
+    dense.params["weight"][:] = np.nan
+    assert run(dense, max_iterations=3, tolerance=1.0).stopped_by == "max_iterations"
+
+
+def test_without_batch_size_each_update_sees_every_picture():
+    network = Watched(3, 2, rng=0, dtype=np.float64)
+    run(network, max_iterations=3)
+    assert network.seen == [X[:, 0].tolist()] * 3
+
+
+def test_without_rng_batches_come_in_order_and_the_last_holds_the_rest():
+    network = Watched(3, 2, rng=0, dtype=np.float64)
+    run(network, max_iterations=4, batch_size=4)
+    order = X[:, 0].tolist()
+    assert network.seen == [order[:4], order[4:8], order[8:], order[:4]]
+
+
+def test_rng_shuffles_every_pass_anew_and_a_pass_holds_every_picture_once():
+    network = Watched(3, 2, rng=0, dtype=np.float64)
+    run(network, max_iterations=6, batch_size=4, rng=np.random.default_rng(5))
+    first, second = (list(chain(*seen)) for seen in (network.seen[:3], network.seen[3:]))
+    assert sorted(first) == sorted(second) == sorted(X[:, 0])
+    assert first != second
+
+
+def test_shuffled_pictures_keep_their_labels():
+    network = nn.Linear(3, 2, rng=0, dtype=np.float64)
+    y = (X[:, 0] > 0).astype(int)
+    run(network, X, y, lr=1.0, max_iterations=300, batch_size=3, rng=np.random.default_rng(0))
+    assert (network(X).argmax(axis=1) == y).all()
+
+
+def test_callback_sees_each_update_and_can_stop(dense):
+    seen = []
+
+    def callback(iteration, loss):
+        seen.append((iteration, float(loss)))
+        return iteration == 3
+
+    history = run(dense, max_iterations=10, callback=callback)
+    assert (history.stopped_by, history.iterations) == ("callback", 3)
+    assert seen == list(enumerate(history.losses, 1))
+
+
+def test_callback_that_returns_nothing_does_not_stop(dense):
+    assert run(dense, max_iterations=2, callback=lambda iteration, loss: None).iterations == 2
+
+
+def test_network_is_put_into_training_mode():
+    network = nn.Sequential(nn.Linear(3, 2, rng=0, dtype=np.float64)).eval()
+    run(network, max_iterations=1)
+    assert network.training and network[0].training
+
+
+def test_inputs_are_never_written_to(dense):
+    x, y = X.copy(), Y.copy()
+    x.flags.writeable = y.flags.writeable = False
+    run(dense, x, y, max_iterations=3, batch_size=4, rng=np.random.default_rng(0))
+    assert (x == X).all() and (y == Y).all()
+
+
+def test_no_iterations_change_nothing(dense):
+    before = dense.params["weight"].copy()
+    assert run(dense, max_iterations=0).losses == []
+    assert (dense.params["weight"] == before).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (
+            {"y": Y[:9]},
+            ValueError,
+            "fit: x and y must hold equally many samples, one or more, but x has shape (10, 3) and y (9,)",
+        ),
+        ({"x": X[:0], "y": Y[:0]}, ValueError, "but x has shape (0, 3) and y (0,)"),
+        ({"max_iterations": -1}, ValueError, "fit: max_iterations must be at least 0, not -1"),
+        ({"max_iterations": 1.5}, TypeError, "fit: max_iterations must be an integer"),
+        ({"max_iterations": True}, TypeError, "fit: max_iterations must be an integer"),
+        ({"batch_size": 0}, ValueError, "fit: batch_size must be at least 1, not 0"),
+        ({"tolerance": -1e-3}, ValueError, "fit: tolerance must be at least 0, not -0.001"),
+        ({"tolerance": float("nan")}, ValueError, "fit: tolerance must be at least 0, not nan"),
+        ({"tolerance": "small"}, TypeError, "fit: tolerance must be a number or None, not str"),
+        ({"rng": 0}, TypeError, "fit: rng must be a numpy.random.Generator or None, not int"),
+        ({"callback": 1}, TypeError, "fit: callback must be callable or None, not int"),
+        ({"callback": lambda i, loss: 1}, TypeError, "fit: the callback's answer must be True or False"),
+        ({"x": X.tolist()}, TypeError, "fit: x must be a NumPy or CuPy array, not builtins.list"),
+        ({"y": Y.tolist()}, TypeError, "fit: y must be a NumPy or CuPy array, not builtins.list"),
+    ],
+)
+def test_wrong_arguments_are_named_before_any_update(dense, options, kind, message):
+    before = dense.params["weight"].copy()
+    with pytest.raises(kind) as caught:
+        run(dense, **{"max_iterations": 1, **options})
+    assert message in str(caught.value)
+    if "answer" not in message:
+        assert (dense.params["weight"] == before).all()
