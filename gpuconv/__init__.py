@@ -6,6 +6,7 @@
 (1, 4, 8, 8)
 """
 
+from gpuconv import nn, testing
 from gpuconv.columns import col2im, im2col
 from gpuconv.conv import (
     ConvGrads,
@@ -15,6 +16,23 @@ from gpuconv.conv import (
     conv2d_input_grad,
     conv2d_weight_grad,
 )
+from gpuconv.nn import (
+    MSE,
+    SGD,
+    Adam,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    SoftmaxCrossEntropy,
+    Tanh,
+)
 from gpuconv.pool import (
     argmax_to_indices,
     avg_pool2d,
@@ -22,11 +40,28 @@ from gpuconv.pool import (
     max_pool2d,
     max_pool2d_backward,
 )
+from gpuconv.training import History, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MSE",
+    "SGD",
+    "Adam",
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Conv2d",
     "ConvGrads",
+    "Dropout",
+    "Flatten",
+    "History",
+    "Linear",
+    "MaxPool2d",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "SoftmaxCrossEntropy",
+    "Tanh",
     "argmax_to_indices",
     "avg_pool2d",
     "avg_pool2d_backward",
@@ -36,7 +71,10 @@ __all__ = [
     "conv2d_bias_grad",
     "conv2d_input_grad",
     "conv2d_weight_grad",
+    "fit",
     "im2col",
     "max_pool2d",
     "max_pool2d_backward",
+    "nn",
+    "testing",
 ]
