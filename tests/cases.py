@@ -94,11 +94,11 @@ class Case:
         return (self.n, *sizes, channels) if self.channels_last else (self.n, channels, *sizes)
 
 
-def draw(rng, *, pool=False, free=False, axes=2):
+def draw(rng, *, pool=False, free=False, dilated=True, axes=2):
     """Draw a configuration that the operation accepts.
 
     `rng` is a `random.Random` (hypothesis has one that it can shrink). `free` draws kernel, stride and
-    dilation at will rather than from `WINDOWS`.
+    dilation at will rather than from `WINDOWS`; without `dilated`, taps always lie side by side.
     """
     if free or axes != 2:
         kernel, stride, dilation = (
@@ -107,6 +107,7 @@ def draw(rng, *, pool=False, free=False, axes=2):
         )
     else:
         kernel, stride, dilation = rng.choice(WINDOWS)
+    dilation = dilation if dilated else (1,) * axes
     groups = rng.choice([1, 1, 2, 3])
     case = Case(
         n=rng.choice([1, 2, 3, 0]),
