@@ -134,7 +134,7 @@ def make_folder(options: argparse.Namespace, resumed: Resumed | None, data: str,
     goes_on = resumed is not None and resumed.path.parent.resolve() == out.resolve()
     if not goes_on and not options.overwrite and any((out / name).exists() for name in OUTPUTS):
         raise UserError(
-            f"{out}: holds a run; go on with --resume, begin anew with --overwrite, or choose --out"
+            f"{out}: holds a run; go on with --resume, begin anew with --overwrite, or choose another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / PROBE, b"")
