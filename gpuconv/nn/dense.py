@@ -77,7 +77,7 @@ class Linear(Layer):
     def forward(self, x: Array) -> Array:
         """Return x Wᵀ + b."""
         w, b = self.params["weight"], self.params.get("bias")
-        backend_of("Linear", x=x, weight=w, bias=b)
+        backend = backend_of("Linear", x=x, weight=w, bias=b)
         dtype = float_result("Linear", x=x, weight=w, bias=b)
         if x.ndim == 0 or x.shape[-1] != w.shape[1]:
             raise ValueError(
@@ -86,24 +86,24 @@ class Linear(Layer):
             )
         if b is not None:
             check_shape("Linear", "bias", b.shape, w.shape[:1], f"weight has shape {w.shape}, so")
-        y = _product(x, w.T, accumulator(dtype))
+        y = backend.dense.product(x.reshape(prod(x.shape[:-1]), w.shape[1]), w.T, dtype)
         if b is not None:
             y += b
-        return self._keep(y.astype(dtype, copy=False), (x, w))
+        return self._keep(y.reshape(*x.shape[:-1], w.shape[0]), (x, w))
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Put dW and db, summed over the batch, into `grads` and return dx = dy W."""
         x, w = self._recall(dy)
+        op = "Linear.backward"
+        product = backend_of(op, dy=dy, x=x, weight=w).dense.product
         rows = prod(x.shape[:-1])
-        dy2, x2 = dy.reshape(rows, w.shape[0]), x.reshape(rows, w.shape[1])
-        dtype = float_result("Linear.backward", dy=dy, x=x)
-        self.grads["weight"] = _product(dy2.T, x2, accumulator(dtype)).astype(dtype, copy=False)
+        dy, x2 = dy.reshape(rows, w.shape[0]), x.reshape(rows, w.shape[1])
+        self.grads["weight"] = product(dy.T, x2, float_result(op, dy=dy, x=x))
         if "bias" in self.params:
-            self.grads["bias"] = dy2.sum(axis=0, dtype=accumulator(dy.dtype)).astype(dy.dtype, copy=False)
+            self.grads["bias"] = dy.sum(axis=0, dtype=accumulator(dy.dtype)).astype(dy.dtype, copy=False)
         if not needs_dx:
             return None
-        dtype = float_result("Linear.backward", dy=dy, weight=w)
-        return _product(dy, w, accumulator(dtype)).astype(dtype, copy=False)
+        return product(dy, w, float_result(op, dy=dy, weight=w)).reshape(x.shape)
 
     def _arguments(self) -> str:
         return f"{self.in_features}, {self.out_features}" + unusual(bias=(self.bias, True))
@@ -222,8 +222,3 @@ class Dropout(Layer):
 
     def _arguments(self) -> str:
         return f"p={self.p:g}"
-
-
-def _product(a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
-    """Return a @ b, computed in this dtype: NumPy has a fast product for float32 and float64 only."""
-    return a.astype(dtype, copy=False) @ b.astype(dtype, copy=False)
