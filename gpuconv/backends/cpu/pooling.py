@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuconv.backends.cpu.blocks import accumulator
 from gpuconv.backends.cpu.columns import axis_slices, channels_first, tap_slices
-from gpuconv.backends.cpu.threads import buffer, parallel
+from gpuconv.backends.cpu.threads import buffer, count, parallel
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
@@ -83,31 +83,31 @@ def max_pool_backward(
     mask = channels_first(argmax, channels_last)
     blocks = _plane_blocks(target, channels_last)
     first, jumps = _flat_index(window)
-    plane = prod(window.in_size)
-    most = max((part.stop - part.start for _, part in blocks), default=0)
-    starts = np.arange(most).reshape(-1, *(1,) * window.axes) * plane + first
+    images, c = target[blocks[0]].shape[:2] if blocks else (0, 0)
+    starts = np.arange(images * c).reshape(images, c, *(1,) * window.axes) * prod(window.in_size) + first
 
     def one(planes: tuple[slice, slice]) -> None:
-        grad, part = source[planes][0], target[planes][0]
-        index = jumps.take(mask[planes][0])
-        index += starts[: len(index)]
-        part[...] = _scatter(index, grad, part.size, window).reshape(part.shape)
+        index = jumps.take(mask[planes])
+        index += starts[: index.shape[0], : index.shape[1]]
+        part = target[planes]
+        part[...] = _scatter(index, source[planes], part.size, window).reshape(part.shape)
 
     parallel(one, blocks, dx.size * window.taps)
     return dx
 
 
 def _scatter(index: Array, values: Array, size: int, window: Window) -> Array:
-    """Return `size` zeros with each value added at its index; index and values are [C, *out]."""
+    """Return `size` zeros with each value added at its index; index and values are [N, C, *out]."""
     apart = [-(-span // s) for span, s in zip(window.span, window.stride, strict=True)]
-    if prod(apart) > 1 and values.dtype in (np.float16, np.float32, np.float64):
+    overlap = prod(apart) > 1
+    if overlap and values.dtype in (np.float16, np.float32, np.float64):
         return np.bincount(index.ravel(), values.ravel(), size)  # sums in float64
     # Every apart-th window shares no place with another, so that a plain indexed assignment adds rightly.
     flat = np.zeros(size, values.dtype)
     for corner in np.ndindex(*apart):
-        every = (slice(None), *(slice(i, None, step) for i, step in zip(corner, apart, strict=True)))
-        at = index[every].ravel()
-        flat[at] = flat.take(at) + values[every].ravel() if prod(apart) > 1 else values[every].ravel()
+        every: tuple[Any, ...] = (..., *(slice(i, None, step) for i, step in zip(corner, apart, strict=True)))
+        at, terms = index[every].ravel(), values[every].ravel()
+        flat[at] = flat.take(at) + terms if overlap else terms
     return flat
 
 
@@ -245,12 +245,16 @@ def _at(axis: int, where: slice) -> tuple[slice, ...]:
 
 
 def _plane_blocks(x: Array, channels_last: bool) -> list[tuple[slice, slice]]:
-    """Cut [N, C, *in] into blocks of planes of about BLOCK_BYTES, channels last by the image only."""
+    """Cut [N, C, *in] into blocks of about BLOCK_BYTES: several small images, or some channels of one."""
     n, c = x.shape[:2]
     plane = max(1, prod(x.shape[2:]) * x.itemsize)
     channels = max(1, min(c, BLOCK_BYTES // plane))
-    if channels_last:  # rows of a few channels out of many would be read in fragments
+    if channels_last:  # a few channels out of many would be read in fragments
         channels = max(channels, min(c, 64))
+    images = max(1, BLOCK_BYTES // (plane * channels)) if channels == c else 1
+    images = max(1, min(images, -(-n // count())))
     return [
-        (slice(i, i + 1), slice(j, min(c, j + channels))) for i in range(n) for j in range(0, c, channels)
+        (slice(i, min(n, i + images)), slice(j, min(c, j + channels)))
+        for i in range(0, n, images)
+        for j in range(0, c, channels)
     ]
