@@ -198,6 +198,17 @@ def test_windows_of_more_than_255_places_have_int32_masks(backend):
     assert backend.to_numpy(argmax).item() == 0
 
 
+def test_one_window_over_each_of_many_planes(backend):
+    x = np.random.default_rng(0).random((8, 2048, 7, 7), np.float32)
+    y, argmax = gpuconv.max_pool2d(backend.to_array(x), 7)
+    where = x.reshape(8, 2048, 49).argmax(axis=2)
+    indices = gpuconv.argmax_to_indices(argmax, x.shape, 7)
+    np.testing.assert_array_equal(backend.to_numpy(indices)[:, :, 0, 0], where)
+    dx = backend.to_numpy(gpuconv.max_pool2d_backward(y, argmax, x.shape, 7)).reshape(8, 2048, 49)
+    np.testing.assert_array_equal(dx.argmax(axis=2), where)
+    assert np.count_nonzero(dx) == 8 * 2048
+
+
 @pytest.mark.parametrize("masked", [np.uint8, np.int32, np.int64, np.uint16])
 def test_masks_may_come_back_in_any_integer_dtype(backend, masked):
     x = backend.to_array(np.random.default_rng(0).random((2, 3, 6, 6)))
