@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from gpuconv import geometry
-from gpuconv.backends.dispatch import backend_of, check_rank, check_shape, float_result
+from gpuconv.backends.dispatch import backend_of, check_rank, check_shape, float_result, given
 from gpuconv.geometry import Ints, Padding, Window
 from gpuconv.trace import traced
 
@@ -309,12 +309,12 @@ def _conv(
     groups: int,
     channels_last: bool,
 ) -> Array:
-    backend = backend_of(op, x=x, w=w, b=b)
+    backend = backend_of(op, x=x, w=w, **given(b=b))
     window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
     if b is not None:
         c_out = _c_out(w, channels_last)
         check_shape(op, "b", b.shape, (c_out,), f"w has {c_out} output channels (shape {w.shape}), so")
-    dtype = float_result(op, x=x, w=w, b=b)
+    dtype = float_result(op, x=x, w=w, **given(b=b))
     return backend.convolution.forward(x, w, b, window, channels_last, dtype)
 
 

@@ -10,14 +10,14 @@ FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 
 def backend_of(op: str, **arrays: Any) -> ModuleType:
-    """Return the backend for these arrays, all of one kind; None stands for an array not given.
+    """Return the backend for these arrays, all of one kind.
 
     Raises
     ------
     TypeError
         For anything that is not an array of a known kind, and for kinds mixed in one call.
     """
-    kinds = {name: _kind(op, name, value) for name, value in arrays.items() if value is not None}
+    kinds = {name: _kind(op, name, value) for name, value in arrays.items()}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{name} is a {kind} array" for name, kind in kinds.items())
         raise TypeError(f"{op}: arrays must all be NumPy's or all be CuPy's, but {listed}")
@@ -29,6 +29,11 @@ def backend_of(op: str, **arrays: Any) -> ModuleType:
     from gpuconv.backends import cpu
 
     return cpu
+
+
+def given(**arrays: Any) -> dict[str, Any]:
+    """Return those of some optional arrays that were given."""
+    return {name: x for name, x in arrays.items() if x is not None}
 
 
 def _kind(op: str, name: str, value: Any) -> str:
@@ -68,15 +73,14 @@ def check_kind(op: str, name: str, x: Any, kinds: str) -> None:
 
 def float_result(op: str, **arrays: Any) -> np.dtype[Any]:
     """Return the dtype that NumPy promotes these arrays to; it must be float16, float32 or float64."""
-    given = {name: x for name, x in arrays.items() if x is not None}
-    for name, x in given.items():
+    for name, x in arrays.items():
         if x.dtype.name == "bfloat16":
             raise TypeError(f"{op}: {name} is bfloat16, which is not supported; {name}.astype(numpy.float32)")
         if x.dtype.kind not in "biuf":
             raise TypeError(f"{op}: {name} has dtype {x.dtype.name}; it must be float16, float32 or float64")
-    result = np.result_type(*(x.dtype for x in given.values())).newbyteorder("=")
+    result = np.result_type(*(x.dtype for x in arrays.values())).newbyteorder("=")
     if result not in FLOATS:
-        listed = ", ".join(f"{name} is {x.dtype.name}" for name, x in given.items())
+        listed = ", ".join(f"{name} is {x.dtype.name}" for name, x in arrays.items())
         raise TypeError(
             f"{op}: the arrays promote to {result.name} ({listed}), "
             "but the result must be float16, float32 or float64; convert one with .astype(numpy.float32)"

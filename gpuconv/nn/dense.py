@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of, check_shape, float_result
+from gpuconv.backends.dispatch import array_module, backend_of, check_shape, float_result, given
 from gpuconv.geometry import flag, integer
 from gpuconv.nn.initializers import float_dtype, generator, he_normal
 from gpuconv.nn.layer import Array, Layer, accumulator, unusual
@@ -77,8 +77,8 @@ class Linear(Layer):
     def forward(self, x: Array) -> Array:
         """Return x Wᵀ + b."""
         w, b = self.params["weight"], self.params.get("bias")
-        backend = backend_of("Linear", x=x, weight=w, bias=b)
-        dtype = float_result("Linear", x=x, weight=w, bias=b)
+        backend = backend_of("Linear", x=x, weight=w, **given(bias=b))
+        dtype = float_result("Linear", x=x, weight=w, **given(bias=b))
         if x.ndim == 0 or x.shape[-1] != w.shape[1]:
             raise ValueError(
                 f"Linear: x has shape {x.shape}, but its last axis must be {w.shape[1]} long, as weight has "

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of, check_rank, check_shape, float_result
+from gpuconv.backends.dispatch import array_module, backend_of, check_rank, check_shape, float_result, given
 from gpuconv.geometry import flag, integer
 from gpuconv.nn.initializers import float_dtype
 from gpuconv.nn.layer import Array, Layer, accumulator
@@ -144,7 +144,7 @@ class BatchNorm2d(Layer):
 
     def _check(self, x: Array, w: Array | None, b: Array | None) -> np.dtype[Any]:
         op = "BatchNorm2d"
-        backend_of(op, x=x, weight=w, bias=b)
+        backend_of(op, x=x, **given(weight=w, bias=b))
         check_rank(op, "x", x, "[N, H, W, C]" if self.channels_last else "[N, C, H, W]")
         channels = x.shape[-1 if self.channels_last else 1]
         if channels != self.num_features:
@@ -159,7 +159,7 @@ class BatchNorm2d(Layer):
                 f"{op}: x has a single value per channel (shape {x.shape}), whose variance says nothing; "
                 "train on more, or call eval() first"
             )
-        return float_result(op, x=x, weight=w, bias=b)
+        return float_result(op, x=x, **given(weight=w, bias=b))
 
     def _layout(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the axes to sum over, and the shape of one value per channel against x."""

@@ -32,9 +32,9 @@ from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
 
-# Bytes of columns per block. Smaller ones stay in a core's L2, but the threads then wait for the interpreter lock:
-# with 1, 2, 4 and 8 MB, 64 channels of 56x56 took 19.6, 13.3, 12.0 and 15.4 ms (3x3, 8 images, two cores), and
-# 32 groups of 4 channels 19.8, 8.4, 6.3 and 6.1 ms.
+# Bytes of columns per block. Smaller ones stay in a core's L2, but threads wait for the interpreter lock:
+# with 1, 2, 4 and 8 MB, 64 channels of 56x56 took 19.6, 13.3, 12.0 and 15.4 ms (3x3, 8 images, two cores), 32
+# groups of 4 channels 19.8, 8.4, 6.3 and 6.1 ms.
 BLOCK_BYTES = 4 << 20
 
 

@@ -31,8 +31,8 @@ Array = np.ndarray[Any, Any]
 # 16.9 ms on the 112x112 example above.
 TILE = 16
 
-# Bytes of A at a time: 112x112 above took 13.1, 7.3, 5.0 and 6.5 ms with 0.5, 1, 4 and 8 MB on two cores, where
-# small blocks wait for the interpreter lock.
+# Bytes of A at a time: 112x112 above took 13.1, 7.3, 5.0 and 6.5 ms with 0.5, 1, 4 and 8 MB on two cores: the
+# threads of small blocks wait for the interpreter lock.
 BLOCK_BYTES = 4 << 20
 
 

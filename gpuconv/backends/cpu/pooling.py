@@ -18,9 +18,9 @@ from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
 
-# Bytes of input worked on at a time. What fits a core's L2 is too little: the threads then wait for the interpreter
-# lock. Max pooling 2x2 of 8 x 64 planes of 224x224 took 47.7, 34.5, 22.7 and 22.4 ms with 0.25, 0.5, 1 and 2 MB on
-# two cores, global pooling of 7x7 7.5, 4.7, 3.1 and 1.5 ms.
+# Bytes of input worked on at a time. What fits a core's L2 is too little: the threads then wait for the
+# interpreter lock. Max pooling 2x2 of 8 x 64 planes of 224x224 took 47.7, 34.5, 22.7 and 22.4 ms with 0.25,
+# 0.5, 1 and 2 MB on two cores, global pooling of 7x7 7.5, 4.7, 3.1 and 1.5 ms.
 BLOCK_BYTES = 2 << 20
 
 
@@ -79,10 +79,10 @@ def max_pool_backward(
     dy: Array, argmax: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool
 ) -> Array:
     """Return dx: each dy goes to the place its window's argmax names; overlapping windows add up."""
-    _check_offsets("max_pool2d_backward", argmax, window)
+    mask = channels_first(argmax, channels_last)
+    _check_offsets("max_pool2d_backward", mask, window)
     dx = np.empty(x_shape, dy.dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
-    mask = channels_first(argmax, channels_last)
     blocks = _plane_blocks(target, channels_last)
     first, jumps = _flat_index(window)
     images, c = target[blocks[0]].shape[:2] if blocks else (0, 0)
@@ -124,16 +124,33 @@ def _flat_index(window: Window) -> tuple[Array, Array]:
 
 
 def _check_offsets(op: str, argmax: Array, window: Window) -> None:
-    if argmax.size and not 0 <= (low := argmax.min()) <= (high := argmax.max()) < window.taps:
-        wrong = low if low < 0 else high
+    """Refuse offsets, [N, C, *out], that name no place of their window, or one in the padding."""
+    if not argmax.size:
+        return
+    low, high = argmax.min(), argmax.max()
+    if low < 0 or high >= window.taps:
         raise ValueError(
-            f"{op}: argmax holds {wrong}, but a window of {window.kernel} has {window.taps} places"
+            f"{op}: argmax holds {low if low < 0 else high}, "
+            f"but a window of {window.kernel} has {window.taps} places"
         )
+    for axis, size in enumerate(window.in_size):
+        start = np.arange(window.out_size[axis]) * window.stride[axis] - window.before[axis]
+        border = np.flatnonzero((start < 0) | (start + window.span[axis] > size))
+        tap = argmax.take(border, 2 + axis) // prod(window.kernel[axis + 1 :]) % window.kernel[axis]
+        place = (
+            start[border].reshape(-1, *(1,) * (window.axes - 1 - axis))
+            + tap.astype(np.int64) * window.dilation[axis]
+        )
+        if ((place < 0) | (place >= size)).any():
+            raise ValueError(
+                f"{op}: argmax names a place in the padding along spatial axis {axis}; "
+                "is it of another kernel_size, stride or padding?"
+            )
 
 
 def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Array:
     """Return the flat index into the input's plane of each window's maximum, int64."""
-    _check_offsets("argmax_to_indices", argmax, window)
+    _check_offsets("argmax_to_indices", channels_first(argmax, channels_last), window)
     first, jumps = _flat_index(window)
     indices = jumps.take(argmax)
     canonical = channels_first(indices, channels_last)
