@@ -250,17 +250,27 @@ def test_each_gradient_promotes_only_the_arrays_it_is_made_of():
     assert [g.dtype for g in grads] == [np.float32, np.float64, np.float32]
 
 
-def test_float16_is_summed_in_float32(backend):
-    ones = backend.to_array(np.ones((1, 4096, 1, 1), np.float16))
-    assert float(gpuconv.conv2d(ones, ones)[0, 0, 0, 0]) == 4096  # float16 alone stops at 2048
-    x, dy = (backend.to_array(np.ones((1, 1, 64, 64), np.float16)) for _ in range(2))
-    assert float(gpuconv.conv2d_weight_grad(dy, x, 1)[0, 0, 0, 0]) == 4096
-    assert float(gpuconv.conv2d_bias_grad(dy)[0]) == 4096
-    dy, w = (
-        backend.to_array(np.ones((1, 4096, 1, 1), np.float16)),
-        backend.to_array(np.ones((4096, 1, 1, 1), np.float16)),
-    )
-    assert float(gpuconv.conv2d_input_grad(dy, w, (1, 1, 1, 1))[0, 0, 0, 0]) == 4096
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("c_in", "c_out", "groups"), [(2, 24, 1), (24, 2, 1), (8, 8, 8), (8, 8, 2)])
+def test_float16_is_summed_in_float32_and_rounded_once(backend, c_in, c_out, groups, channels_last):
+    rng = np.random.default_rng(0)
+    shapes = ((2, c_in, 12, 20), (c_out, c_in // groups, 3, 3), (2, c_out, 12, 20))
+    x, w, dy = (rng.random(shape).astype(np.float16) for shape in shapes)  # positive: nothing cancels
+    sliding = define.Sliding((12, 20), (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+    x1, w1, dy1 = (a.astype(np.float64) for a in (x, w, dy))
+    x, dy = (backend.to_array(define.last(a, channels_last)) for a in (x, dy))
+    w = backend.to_array(define.weights_last(w, channels_last))
+    options = {"padding": 1, "groups": groups, "channels_last": channels_last}
+    y = gpuconv.conv2d(x, w, **options)
+    dx, dw, db = gpuconv.conv2d_backward(dy, x, w, **options)
+    once = 1.01 * 2.0**-11
+    for got, want in [
+        (y, define.last(define.conv(x1, w1, None, sliding, groups), channels_last)),
+        (dx, define.last(define.conv_input_grad(dy1, w1, sliding, groups), channels_last)),
+        (dw, define.weights_last(define.conv_weight_grad(dy1, x1, sliding, groups), channels_last)),
+        (db, define.conv_bias_grad(dy1)),
+    ]:
+        np.testing.assert_allclose(backend.to_numpy(got).astype(np.float64), want, rtol=once)
 
 
 def test_bias_gradient_of_many_places_keeps_float32_precision(backend):
