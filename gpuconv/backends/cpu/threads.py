@@ -102,9 +102,8 @@ def _pool() -> ThreadPoolExecutor:
         return _executor
 
 
-def _after_fork() -> (
-    None
-):  # a child has none of its parent's threads, and perhaps a lock that nobody will open
+def _after_fork() -> None:
+    # A child has none of its parent's threads, and perhaps a lock that nobody will open.
     global _executor, _lock, _blas
     _executor, _lock, _blas = None, threading.Lock(), _Blas()
 
@@ -116,24 +115,36 @@ class _Blas:
         self._lock = threading.Lock()
         self._libraries: list[Any] | None = None
         self._inside = 0
-        self._before: list[int] = []
+        self._held: list[tuple[Any, int]] = []
 
     def enter(self) -> None:
         with self._lock:
             if self._libraries is None:
                 self._libraries = _blas_libraries()
             if self._inside == 0:
-                self._before = [library.get_num_threads() for library in self._libraries]
+                self._held = []
                 for library in self._libraries:
+                    threads = library.get_num_threads()
                     library.set_num_threads(1)
+                    if threads != library.get_num_threads():
+                        self._held.append((library, threads))
             self._inside += 1
 
     def leave(self) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                for library, threads in zip(self._libraries or (), self._before, strict=True):
+                for library, threads in self._held:
+                    # Since threadpoolctl 3.8, only the thread that limited OpenBLAS first may set it again; the
+                    # last caller out need not be the first one in, and nobody is to be kept out afterwards.
+                    _let_go(library)
                     library.set_num_threads(threads)
+                    _let_go(library)
+
+
+def _let_go(library: Any) -> None:
+    if hasattr(library, "clear_controlling_thread"):
+        library.clear_controlling_thread(force=True)
 
 
 def _blas_libraries() -> list[Any]:
