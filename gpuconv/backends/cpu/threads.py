@@ -103,8 +103,10 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    # A child has none of its parent's threads, and perhaps a lock that nobody will open.
+    # A child has none of its parent's threads, and perhaps a lock or a BLAS that nobody will free.
     global _executor, _lock, _blas
+    if _blas.inside:
+        _blas.give_back()
     _executor, _lock, _blas = None, threading.Lock(), _Blas()
 
 
@@ -114,32 +116,35 @@ class _Blas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._libraries: list[Any] | None = None
-        self._inside = 0
+        self.inside = 0
         self._held: list[tuple[Any, int]] = []
 
     def enter(self) -> None:
         with self._lock:
             if self._libraries is None:
                 self._libraries = _blas_libraries()
-            if self._inside == 0:
+            if self.inside == 0:
                 self._held = []
                 for library in self._libraries:
                     threads = library.get_num_threads()
                     library.set_num_threads(1)
                     if threads != library.get_num_threads():
                         self._held.append((library, threads))
-            self._inside += 1
+            self.inside += 1
 
     def leave(self) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                for library, threads in self._held:
-                    # Since threadpoolctl 3.8, only the thread that limited OpenBLAS first may set it again; the
-                    # last caller out need not be the first one in, and nobody is to be kept out afterwards.
-                    _let_go(library)
-                    library.set_num_threads(threads)
-                    _let_go(library)
+            self.inside -= 1
+            if self.inside == 0:
+                self.give_back()
+
+    def give_back(self) -> None:
+        # Since threadpoolctl 3.8, only the thread that limited OpenBLAS first may set it again; the last caller
+        # out need not be the first one in, and nobody is to be kept out afterwards.
+        for library, threads in self._held:
+            _let_go(library)
+            library.set_num_threads(threads)
+            _let_go(library)
 
 
 def _let_go(library: Any) -> None:
