@@ -139,8 +139,8 @@ class _Blas:
                 self.give_back()
 
     def give_back(self) -> None:
-        # Since threadpoolctl 3.8, only the thread that limited OpenBLAS first may set it again; the last caller
-        # out need not be the first one in, and nobody is to be kept out afterwards.
+        # Since threadpoolctl 3.8, only the thread that limited OpenBLAS may set it again, until let go; the
+        # last caller out need not be the first one in.
         for library, threads in self._held:
             _let_go(library)
             library.set_num_threads(threads)
