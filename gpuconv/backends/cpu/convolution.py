@@ -75,10 +75,10 @@ def weight_grad(dy: Array, x: Array, window: Window, channels_last: bool, dtype:
     c_in, c_out = (a.shape[-1 if channels_last else 1] for a in (x, dy))
     cg = c_in // window.groups
     shape = (*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel)
-    dw = np.zeros(shape, dtype)
+    dw = np.zeros(shape, accumulator(dtype))
     source, target = channels_first(x, channels_last), _weights_first(dw, channels_last)
     _weight_grad(channels_first(dy, channels_last), source, window, target, channels_last)
-    return dw
+    return dw.astype(dtype, copy=False)
 
 
 def bias_grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
@@ -195,7 +195,7 @@ def _weight_grad(dy: Array, x: Array, window: Window, dw: Array, channels_last: 
     if _is_depthwise(dw, window):
         depthwise.weight_grad(dy, x, window, dw, channels_last)
         return
-    dtype = accumulator(dw.dtype)
+    dtype = dw.dtype
     cg, og = dw.shape[1], dw.shape[0] // window.groups
     images = x.shape[0]
     batches = cut_groups(

@@ -84,7 +84,7 @@ def _forward_by_bands(x: Array, w: Array, b: Array | None, window: Window, y: Ar
 
 
 def _weight_grad_by_bands(dy: Array, x: Array, window: Window, dw: Array) -> None:
-    dtype = accumulator(dw.dtype)
+    dtype = dw.dtype
     tiles, t, u = _tiling(window)
     c, rest = dy.shape[1], window.out_size[1:-1]
     jobs: dict[int, list[tuple[slice, Block]]] = {}
@@ -182,7 +182,7 @@ def _taps(x: Array, w: Array, b: Array | None, window: Window, block: Block, y: 
 
 
 def _weight_grad_by_taps(dy: Array, x: Array, window: Window, dw: Array) -> None:
-    dtype = accumulator(dw.dtype)
+    dtype = dw.dtype
     x, dy = (np.moveaxis(array, 1, -1) for array in (x, dy))
     blocks = cut_places(x.shape[0], window, x.shape[-1] * dtype.itemsize, 4, BLOCK_BYTES)
     sums = np.zeros((len(blocks), *window.kernel, x.shape[-1]), dtype)
