@@ -7,8 +7,8 @@ from gpuconv.nn.layer import Array, Layer
 class ReLU(Layer):
     """The rectifier, y = max(x, 0); dx = dy where x > 0, else 0.
 
-    At x = 0, where there is no derivative, dx is 0. NaN passes in both directions; an infinite dy where x <= 0
-    gives NaN, as infinity times 0.
+    At x = 0, where there is no derivative, dx is 0. NaN passes in both directions; an infinite dy where
+    x <= 0 gives NaN, as infinity times 0.
 
     Examples
     --------
