@@ -42,12 +42,21 @@ def cut_places(images: int, window: Window, column_bytes: int, share: int, budge
     if images < share:
         at_once = min(at_once, max(1, rows * images // share))
     if at_once == rows:
-        per_block = min(max(1, budget // (row_bytes * rows)), max(1, images // share))
+        per_block = _evenly(images, min(max(1, budget // (row_bytes * rows)), max(1, images // share)), share)
         return [Block(n, min(images, n + per_block), 0, rows) for n in range(0, images, per_block)]
     at_once = -(-rows // -(-rows // at_once))  # even blocks: 14 rows as 7 + 7, not as 12 + 2
     return [
         Block(n, n + 1, r, min(rows, r + at_once)) for n in range(images) for r in range(0, rows, at_once)
     ]
+
+
+def _evenly(number: int, each: int, share: int) -> int:
+    """Return a size of at most `each` that cuts `number` into blocks equal in size and a multiple of `share`.
+
+    Three blocks on two threads take as long as four.
+    """
+    blocks = -(-number // each)
+    return max(1, -(-number // (-(-blocks // share) * share))) if blocks else 1
 
 
 def accumulator(dtype: Any) -> np.dtype[Any]:

@@ -27,7 +27,7 @@ from gpuconv.backends.cpu.blocks import (
     length,
 )
 from gpuconv.backends.cpu.columns import channels_first, fold, unfold, view_as
-from gpuconv.backends.cpu.threads import buffer, count, parallel
+from gpuconv.backends.cpu.threads import buffer, parallel, workers
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
@@ -106,37 +106,41 @@ def _forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, chan
         return
     dtype = accumulator(y.dtype)
     cg, og = w.shape[1], w.shape[0] // window.groups
-    weights = _weight_matrices(w, window.groups, channels_last).astype(dtype, copy=False)
-    bias = None if b is None else b.astype(dtype, copy=False).reshape(-1, og, 1)
+    weights = _weight_matrices(w, window.groups, channels_last).astype(dtype, copy=False)[:, None]
+    bias = None if b is None else b.astype(dtype, copy=False).reshape(-1, 1, og, 1)
     pointwise = window.is_pointwise and x.dtype == dtype
 
     def one(job: tuple[slice, Block]) -> None:
         groups, (n0, n1, r0, r1) = job
-        source = x[n0:n1, channels(groups, cg)]
+        source = _by_group(x[n0:n1, channels(groups, cg)], groups)
         target = _by_group(y[n0:n1, channels(groups, og), r0:r1], groups)
+        apart = prod(target.shape[3:]) >= ENOUGH_COLUMNS
         # A 1x1 kernel's columns are x itself.
-        col = _as_matrices(_by_group(source[:, :, r0:r1], groups)) if pointwise else None
+        col = _as_matrices(source[:, :, :, r0:r1], apart) if pointwise else None
         if col is None:
-            col, canonical = _column_buffer(groups, cg, n1 - n0, window, r1 - r0, channels_last, dtype)
-            unfold(_by_group(source, groups), window, r0, r1, canonical)
-        direct = _as_matrices(target) if y.dtype == dtype else None
-        out = (
-            buffer("product", (*weights[groups].shape[:2], col.shape[2]), dtype) if direct is None else direct
-        )
+            col, canonical = _column_buffer(groups, cg, n1 - n0, window, r1 - r0, channels_last, dtype, apart)
+            unfold(source, window, r0, r1, canonical)
+        direct = _as_matrices(target, apart) if y.dtype == dtype else None
+        out = buffer("product", (*col.shape[:2], og, col.shape[3]), dtype) if direct is None else direct
         _gemm(weights[groups], col, out)
         if bias is not None:
             out += bias[groups]
-        if direct is None:
-            target[...] = np.moveaxis(out.reshape(*out.shape[:2], n1 - n0, *target.shape[3:]), 2, 0)
+        if direct is None:  # [G, images, C, places], or with the images among the places
+            images = 1 if apart else 2
+            whole = out.reshape(
+                length(groups), *((n1 - n0, og) if apart else (og, n1 - n0)), *target.shape[3:]
+            )
+            target[...] = np.moveaxis(whole, images, 0)
 
     group_bytes = cg * window.taps * dtype.itemsize
+    work = y.size * cg * window.taps
+    share = workers(work)
     batches = cut_groups(
-        window.groups, group_bytes, x.shape[0] * window.places, min(count(), window.groups), BLOCK_BYTES
+        window.groups, group_bytes, x.shape[0] * window.places, min(share, window.groups), BLOCK_BYTES
     )
-    blocks = cut_places(
-        x.shape[0], window, length(batches[0]) * group_bytes, -(-count() // len(batches)), BLOCK_BYTES
-    )
-    parallel(one, list(product(batches, blocks)), y.size * cg * window.taps)
+    column_bytes = length(batches[0]) * group_bytes
+    blocks = cut_places(x.shape[0], window, column_bytes, -(-share // len(batches)), BLOCK_BYTES)
+    parallel(one, list(product(batches, blocks)), work)
 
 
 def _input_grad_by_rotation(dy: Array, w: Array, window: Window, dx: Array, channels_last: bool) -> None:
@@ -157,12 +161,14 @@ def _input_grad_by_columns(dy: Array, w: Array, window: Window, dx: Array, chann
     w = w.astype(dtype, copy=False)
     images = dy.shape[0]
     group_bytes = cg * window.taps * dtype.itemsize
+    work = dy.size * cg * window.taps
+    share = workers(work)
     batches = cut_groups(
-        window.groups, group_bytes, images * window.places, min(count(), window.groups), BLOCK_BYTES
+        window.groups, group_bytes, images * window.places, min(share, window.groups), BLOCK_BYTES
     )
-    parts = cut_channels(cg, -(-count() // (len(batches) * max(1, images))))
+    parts = cut_channels(cg, -(-share // (len(batches) * max(1, images))))
     column_bytes = length(batches[0]) * length(parts[0]) * window.taps * dtype.itemsize
-    blocks = cut_places(images, window, column_bytes, min(max(images, 1), count()), BLOCK_BYTES)
+    blocks = cut_places(images, window, column_bytes, min(max(images, 1), share), BLOCK_BYTES)
     # Blocks of rows overlap in dx: one job takes all rows of its images.
     by_image = [list(rows) for _, rows in groupby(blocks, key=lambda block: block.n0)]
 
@@ -178,12 +184,12 @@ def _input_grad_by_columns(dy: Array, w: Array, window: Window, dx: Array, chann
                 groups, length(part), n1 - n0, window, r1 - r0, channels_last, dtype
             )
             gradient = _matrices(_by_group(dy[n0:n1, channels(groups, og), r0:r1], groups), dtype)
-            _gemm(weights.swapaxes(1, 2), gradient, col)
+            _gemm(weights.swapaxes(1, 2)[:, None], gradient, col)
             fold(canonical, window, r0, total)
         if total is not exact:
             exact[...] = total
 
-    parallel(one, list(product(batches, parts, by_image)), dy.size * cg * window.taps)
+    parallel(one, list(product(batches, parts, by_image)), work)
 
 
 # Rows of dW that one GEMM computes: with more, the columns of a block would be too few for BLAS.
@@ -223,7 +229,7 @@ def _weight_grad(dy: Array, x: Array, window: Window, dw: Array, channels_last: 
             )
             unfold(_by_group(x[n0:n1, channels(groups, cg)], groups)[:, :, part], window, r0, r1, canonical)
             gradient = _matrices(_by_group(dy[n0:n1, channels(groups, og), r0:r1], groups), dtype)
-            np.matmul(gradient, col.swapaxes(1, 2), out=term)
+            np.matmul(gradient[:, 0], col[:, 0].swapaxes(1, 2), out=term)
             total += term
         sums[number] = total
 
@@ -261,8 +267,12 @@ def _by_group(x: Array, groups: slice) -> Array:
     return x.reshape(x.shape[0], length(groups), x.shape[1] // length(groups), *x.shape[2:])
 
 
-# Matrices come in batches [G, rows, columns]. A column's order is (C, taps) or, channels last, (taps, C),
-# as the channels lie in x.
+# Matrices come in batches [G, I, rows, columns]. Either the images' columns stand side by side in one matrix
+# (I is 1), or, apart, each image has a matrix of its own, which BLAS can write to where y lies. A column's
+# order is (C, taps) or, channels last, (taps, C), as the channels lie in x.
+
+# Columns that are enough for a GEMM of one image: from here on, images stay apart.
+ENOUGH_COLUMNS = 128
 
 
 def _weight_matrices(w: Array, groups: int, channels_last: bool) -> Array:
@@ -273,40 +283,54 @@ def _weight_matrices(w: Array, groups: int, channels_last: bool) -> Array:
 
 
 def _column_buffer(
-    groups: slice, c: int, images: int, window: Window, rows: int, channels_last: bool, dtype: Any
+    groups: slice,
+    c: int,
+    images: int,
+    window: Window,
+    rows: int,
+    channels_last: bool,
+    dtype: Any,
+    apart: bool = False,
 ) -> tuple[Array, Array]:
-    """Return column matrices [G, C * taps, columns], and the view [images, G, C, *kernel, rows, *rest]."""
+    """Return column matrices [G, I, C * taps, columns], and the view [images, G, C, *kernel, rows, *rest]."""
     d, g = window.axes, length(groups)
     kernel, places = window.kernel, (rows, *window.out_size[1:])
+    matrices = (g, images, prod(places)) if apart else (g, 1, images * prod(places))
     if channels_last:
         memory = buffer("columns", (g, images, *places, *kernel, c), dtype)
         canonical = memory.transpose(1, 0, 2 * d + 2, *range(d + 2, 2 * d + 2), *range(2, d + 2))
-        return memory.reshape(g, images * prod(places), c * window.taps).swapaxes(1, 2), canonical
-    memory = buffer("columns", (g, c, *kernel, images, *places), dtype)
-    canonical = memory.transpose(d + 2, 0, 1, *range(2, d + 2), *range(d + 3, 2 * d + 3))
-    return memory.reshape(g, c * window.taps, images * prod(places)), canonical
+        return memory.reshape(*matrices, c * window.taps).swapaxes(2, 3), canonical
+    if apart:
+        memory = buffer("columns", (g, images, c, *kernel, *places), dtype)
+        canonical = memory.swapaxes(0, 1)
+    else:
+        memory = buffer("columns", (g, c, *kernel, images, *places), dtype)
+        canonical = np.moveaxis(memory, d + 2, 0)
+    return memory.reshape(*matrices[:2], c * window.taps, matrices[2]), canonical
 
 
-def _as_matrices(x: Array) -> Array | None:
-    """View [images, G, C, *places] as [G, C, images * places], or return None where that takes a copy."""
+def _as_matrices(x: Array, apart: bool = False) -> Array | None:
+    """View [images, G, C, *places] as [G, I, C, columns], or return None where that takes a copy."""
     images, g, c, *places = x.shape
-    by_place = view_as(np.moveaxis(x, 2, -1).swapaxes(0, 1), (g, images * prod(places), c))
-    return None if by_place is None else by_place.swapaxes(1, 2)
+    by_place = np.moveaxis(x, 2, -1).swapaxes(0, 1)
+    matrices = (g, images, prod(places)) if apart else (g, 1, images * prod(places))
+    view = view_as(by_place, (*matrices, c))
+    return None if view is None else view.swapaxes(2, 3)
 
 
 def _matrices(x: Array, dtype: Any) -> Array:
-    """[images, G, C, *places] as [G, C, images * places] of this dtype, copied where it must be."""
+    """[images, G, C, *places] as [G, 1, C, images * places] of this dtype, copied where it must be."""
     if x.dtype == dtype and (view := _as_matrices(x)) is not None:
         return view
     swapped = np.moveaxis(x, 0, 2)
     copy = buffer("matrices", swapped.shape, dtype)
     np.copyto(copy, swapped, casting="same_kind")
-    return copy.reshape(*copy.shape[:2], prod(copy.shape[2:]))
+    return copy.reshape(copy.shape[0], 1, copy.shape[1], prod(copy.shape[2:]))
 
 
 def _gemm(a: Array, b: Array, out: Array) -> None:
     """Write a @ b to out, whose matrices may lie by rows or by columns: BLAS needs one axis dense."""
-    if out.strides[2] == out.itemsize:
+    if out.strides[-1] == out.itemsize:
         np.matmul(a, b, out=out)
     else:
-        np.matmul(b.swapaxes(1, 2), a.swapaxes(1, 2), out=out.swapaxes(1, 2))
+        np.matmul(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out=out.swapaxes(-1, -2))

@@ -32,6 +32,11 @@ def count() -> int:
     return max(1, min(cores, int(asked))) if asked.isdigit() and int(asked) else cores
 
 
+def workers(work: float) -> int:
+    """Threads that so much work is worth, in multiply-adds or elements: all of them, or one."""
+    return count() if work > SERIAL_WORK else 1
+
+
 def parallel(task: Callable[[Item], None], items: Iterable[Item], work: float = float("inf")) -> None:
     """Call `task` with each item, on all threads; return when all are done.
 
@@ -45,14 +50,14 @@ def parallel(task: Callable[[Item], None], items: Iterable[Item], work: float = 
         Multiply-adds or elements, all items together: too few are not worth waking a thread for.
     """
     items = list(items)
-    workers = min(count(), len(items)) if work > SERIAL_WORK else 1
+    threads = min(workers(work), len(items))
     with _single_threaded_blas():
-        if workers == 1:
+        if threads <= 1:
             for item in items:
                 task(item)
             return
         queue = _Queue(items)
-        futures: list[Future[None]] = [_pool().submit(queue.drain, task) for _ in range(workers - 1)]
+        futures: list[Future[None]] = [_pool().submit(queue.drain, task) for _ in range(threads - 1)]
         try:
             queue.drain(task)
         finally:
