@@ -123,14 +123,15 @@ class Phase(NamedTuple):
 MAXIMUM = 2**31 - 1
 
 
-def integer(op: str, name: str, value: Any, minimum: int, form: str = "an integer") -> int:
+def integer(op: str, name: str, value: Any, minimum: int) -> int:
     """Return `value` as an int; it may be anything `operator.index` takes, but not a bool."""
     try:
         if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool":
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{op}: {name} must be {form}, not {_describe(value)}") from None
+        hint = f"; tuple({name}) will do" if hasattr(value, "tolist") and getattr(value, "ndim", 0) else ""
+        raise TypeError(f"{op}: {name} must be an integer, not {_describe(value)}{hint}") from None
     if number < minimum:
         raise ValueError(f"{op}: {name} must be at least {minimum}, not {number}")
     if number > MAXIMUM:
@@ -141,8 +142,7 @@ def integer(op: str, name: str, value: Any, minimum: int, form: str = "an intege
 def per_axis(op: str, name: str, value: Any, axes: int, minimum: int) -> tuple[int, ...]:
     """Return an int, or a sequence of one int per axis, as a tuple of one int per axis."""
     if not _is_sequence(value):
-        form = f"an integer or a tuple or list of {axes}"
-        return (integer(op, name, value, minimum, form),) * axes
+        return (integer(op, name, value, minimum),) * axes
     if len(value) != axes:
         raise ValueError(
             f"{op}: {name} must be an integer or {axes} of them, one per spatial axis, not {value!r}"
@@ -228,8 +228,7 @@ def _padding(op: str, value: Any, axes: int) -> str | Pairs:
             raise ValueError(f'{op}: padding must be numbers or one of {words}, not "{value}"')
         return value
     if not _is_sequence(value):
-        form = f"an integer, a tuple or list of {axes} integers or pairs, or a word"
-        number = integer(op, "padding", value, 0, form)
+        number = integer(op, "padding", value, 0)
         return ((number, number),) * axes
     if len(value) != axes:
         raise ValueError(
