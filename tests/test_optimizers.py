@@ -219,3 +219,20 @@ def test_gradients_of_another_shape_are_refused():
 def test_wrong_arguments_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make(make_network())
+
+
+@pytest.mark.parametrize("make", [nn.SGD, nn.Adam])
+def test_float16_parameters_without_gradient_stay_where_they_are(make):
+    layer = nn.Linear(2, 1, dtype=np.float16, rng=0)
+    before = layer.params["weight"].copy()
+    optimizer = make(layer, 1e-2)
+    layer(np.array([[0, 1]], np.float16))
+    layer.backward(np.ones((1, 1), np.float16))
+    optimizer.step()
+    assert layer.params["weight"].dtype == np.float16
+    assert layer.params["weight"][0, 0] == before[0, 0]
+    assert layer.params["weight"][0, 1] < before[0, 1]
+    again = make(layer, 1e-2)
+    again.load_state_dict(optimizer.state_dict())
+    for key, value in optimizer.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[key], value)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.backends.dispatch import array_module, check_shape
-from gpuconv.nn.layer import Array, Layer, check_names
+from gpuconv.nn.layer import Array, Layer, accumulator, check_names
 
 
 class _Optimizer:
@@ -49,7 +49,8 @@ class _Optimizer:
             pairs.append((name, p, g))
         self.steps += 1
         for name, p, g in pairs:
-            self._update(name, p, g)
+            # float16 has no room for eps or the square of a gradient; the parameter itself is rounded once.
+            self._update(name, p, g.astype(accumulator(p.dtype), copy=False))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the settings and the step count as numbers, and copies of the arrays of state.
@@ -82,7 +83,7 @@ class _Optimizer:
                 slots[f"{slot}.{name}"] = p
         check_names(op, (key for key in state if "." in key), slots)
         for key, p in slots.items():
-            value = array_module(p).array(state[key], dtype=p.dtype)
+            value = array_module(p).array(state[key], dtype=accumulator(p.dtype))
             check_shape(op, f'"{key}"', value.shape, p.shape, "to fit the network")
             slots[key] = value
         self.steps = steps
@@ -94,7 +95,7 @@ class _Optimizer:
         """Return this parameter's array in a slot; zeros at first."""
         key = f"{slot}.{name}"
         if key not in self._slots:
-            self._slots[key] = array_module(p).zeros_like(p)
+            self._slots[key] = array_module(p).zeros_like(p, dtype=accumulator(p.dtype))
         return self._slots[key]
 
     def _update(self, name: str, p: Array, g: Array) -> None:
