@@ -636,3 +636,9 @@ def test_backward_before_forward_and_mismatched_dy_are_refused(layer):
         layer.backward(y.tolist())
     with pytest.raises(TypeError, match="int64"):
         layer.backward(y.astype(np.int64))
+
+
+def test_relu_stops_an_infinite_gradient_where_x_is_not_positive():
+    relu = nn.ReLU()
+    relu(np.array([-1.0, 0.0, 1.0]))
+    np.testing.assert_array_equal(relu.backward(np.array([np.inf, np.inf, 2.0])), [0, 0, 2])

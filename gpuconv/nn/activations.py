@@ -7,8 +7,7 @@ from gpuconv.nn.layer import Array, Layer
 class ReLU(Layer):
     """The rectifier, y = max(x, 0); dx = dy where x > 0, else 0.
 
-    At x = 0, where there is no derivative, dx is 0. NaN passes in both directions; an infinite dy where
-    x <= 0 gives NaN, as infinity times 0.
+    At x = 0, where there is no derivative, dx is 0. NaN passes in both directions.
 
     Examples
     --------
@@ -29,7 +28,9 @@ class ReLU(Layer):
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Return dx = dy where x > 0, else 0."""
         y = self._recall(dy)
-        return dy * ~(y <= 0)  # a product: NumPy's `where` takes twelve times as long
+        dx = dy.copy()  # no product with the mask: an infinite dy times 0 would be NaN
+        array_module(dx).copyto(dx, dx.dtype.type(0), where=y <= 0)
+        return dx
 
 
 class Sigmoid(Layer):
