@@ -321,6 +321,28 @@ def test_checkpoint_of_another_network_is_refused_and_nothing_is_written(data, o
     assert files(out) == before
 
 
+@pytest.mark.parametrize(
+    "edit, fault",
+    [
+        (lambda saved: saved.state.pop("pictures"), "lacks pictures"),
+        (lambda saved: saved.arrays.pop("records"), "lacks records"),
+        (lambda saved: saved.settings.update(epochs="x"), "epochs is 'x'"),
+        (lambda saved: saved.settings.update(algorithm="magic"), "algorithm is 'magic'"),
+        (lambda saved: saved.settings.update(flavour=1), "flavour"),
+        (lambda saved: saved.settings.pop("seed"), "seed"),
+    ],
+)
+def test_checkpoint_with_strange_contents_is_refused_and_nothing_is_written(data, out, capsys, edit, fault):
+    train(data, out, "--epochs", 1)
+    saved = checkpoint.load_checkpoint(out / "checkpoint.npz")
+    edit(saved)
+    checkpoint.save_checkpoint(out / "checkpoint.npz", saved)
+    before = files(out)
+    message = refused(capsys, "train", "--resume", out)
+    assert "checkpoint.npz: " in message and fault in message
+    assert files(out) == before
+
+
 def test_damaged_checkpoint_is_refused_and_nothing_is_written(data, out, capsys):
     train(data, out, "--epochs", 1)
     path = out / "checkpoint.npz"

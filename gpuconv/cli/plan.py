@@ -9,7 +9,7 @@ from pathlib import Path
 from gpuconv.cli.errors import UserError
 from gpuconv.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, write_whole
 from gpuconv.training.datasets import Dataset
-from gpuconv.training.run import Settings
+from gpuconv.training.run import Settings, check_settings
 
 CHECKPOINT, WEIGHTS, METRICS = "checkpoint.npz", "weights.safetensors", "metrics.json"
 OUTPUTS = (CHECKPOINT, WEIGHTS, METRICS)
@@ -85,7 +85,11 @@ def settings_of(options: argparse.Namespace, resumed: Resumed | None, dataset: D
     """Return what determines the run."""
     if resumed is None:
         return _new_settings(options, dataset)
-    saved = Settings(**resumed.checkpoint.settings)
+    try:
+        saved = Settings(**resumed.checkpoint.settings)
+        check_settings(saved)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{resumed.path}: its settings are not those of a run ({error})") from None
     for name in FIXED:
         given, was = getattr(options, name), getattr(saved, name)
         if given is not None and given != was:

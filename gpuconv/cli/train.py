@@ -88,7 +88,7 @@ def run_command(options: argparse.Namespace) -> int:
     """Train as the options say; return the exit code."""
     check_options(options)
     resumed = find_checkpoint(options)
-    data = options.data or (resumed.checkpoint.state["data"] if resumed else DATA)
+    data = options.data or (resumed.checkpoint.state.get("data", DATA) if resumed else DATA)
     requirements.check(data)
     try:
         dataset = datasets.load(data)

@@ -63,6 +63,29 @@ class Settings:
     shift: int = 0
 
 
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that no run has had, as a foreign or an edited checkpoint may hold.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting and what it was.
+    """
+    whole, optional = ("seed", "shift"), ("epochs", "max_iterations", "batch_size")
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name == "algorithm":
+            good = isinstance(value, str) and value in ALGORITHMS
+        elif field.name in whole + optional:
+            good = type(value) is int or (value is None and field.name in optional)
+        else:
+            good = type(value) in (int, float) or (value is None and field.name == "tolerance")
+        if not good:
+            raise ValueError(f"{field.name} is {value!r}")
+    if settings.epochs is None and settings.max_iterations is None:
+        raise ValueError("neither epochs nor max_iterations is given")
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A kind of network and the rule that trains it."""
@@ -261,13 +284,17 @@ class Run:
         CheckpointError
             Where it is of other pictures or of another network. The run is of no use then.
         """
+        missing = {"pictures", "iterations", "seconds", "stopped_by"} - set(checkpoint.state)
+        missing |= {"records", "epoch"} - set(checkpoint.arrays)
+        if missing:
+            raise CheckpointError(f"lacks {', '.join(sorted(missing))}")
         if checkpoint.state["pictures"] != self.dataset.fingerprint:
             raise CheckpointError(f"was trained on other pictures than {self.dataset.name}")
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}}
         for key, array in checkpoint.arrays.items():
             part, _, name = key.partition("/")
             if name:
-                parts[part][name] = array
+                parts.setdefault(part, {})[name] = array
         try:
             self.network.load_state_dict(parts["network"])
             self.optimizer.load_state_dict(parts["optimizer"])
