@@ -130,7 +130,7 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        hint = f"; tuple({name}) will do" if hasattr(value, "tolist") and getattr(value, "ndim", 0) else ""
+        hint = f"; tuple({name}) will do" if len(getattr(value, "shape", ())) > 0 else ""
         raise TypeError(f"{op}: {name} must be an integer, not {_describe(value)}{hint}") from None
     if number < minimum:
         raise ValueError(f"{op}: {name} must be at least {minimum}, not {number}")
