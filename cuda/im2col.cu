@@ -1,37 +1,74 @@
-// im2col, two spatial axes, channels first.
+// im2col: what each output place reads, as one column of a matrix.
 //
-//   col[n, c, i, j, p, q] = x[n, c, p*STRIDE_H + i*DILATION_H - pad_h, q*STRIDE_W + j*DILATION_W - pad_w],
-//   zero where that lies outside of x.
+//   col[n, c, j, o] = x[n, c, o*S - before + j*D], zero where that is padding
 //
-// Who computes what: one thread an output place (n, c, p, q), all its taps; neighbouring threads take
-// neighbouring q, so that reads and writes of a warp lie side by side. The grid is one-dimensional and
-// strides over the places, so n*c never meets the limit of the other grid axes.
+// for the output places first <= o < first + places, flat, of each image. x has any strides; the strides of col
+// are arguments too, so one kernel serves every order of its axes. Channels first, the places of a row lie side
+// by side and rows are padded to whole vectors with zeros; channels last, the channels of a group do.
 //
-// Bytes per place: writes KH*KW elements; reads as many, all but one in about STRIDE_H*STRIDE_W out of the cache.
+// Who computes what: channels first, one thread VECTOR places of one channel of one image, all taps;
+// neighbouring threads take neighbouring places. Channels last, one thread VECTOR channels of one tap of one
+// place; places run on over the images.
 //
-// Fixed when compiled: T (element type), INDEX (int, or long long from 2^31 elements on), KH, KW, STRIDE_H,
-// STRIDE_W, DILATION_H, DILATION_W, so that the tap loops unroll. Sizes and paddings are arguments.
+// Bytes per column entry: one write, 16 bytes at a time; its read is one of about TAPS / (S0*S1*S2) of the same
+// element, so all but the first come from the cache.
+//
+// T is an unsigned integer as wide as the elements: they are only moved.
 
-extern "C" __global__ void gpuconv_im2col(const T *__restrict__ x, T *__restrict__ col, INDEX planes, int height,
-                                          int width, int out_height, int out_width, int pad_h, int pad_w) {
-    const INDEX places = (INDEX)out_height * out_width;
-    const INDEX step = (INDEX)gridDim.x * blockDim.x;
-    for (INDEX at = (INDEX)blockIdx.x * blockDim.x + threadIdx.x; at < planes * places; at += step) {
-        const INDEX plane = at / places;
-        const int place = (int)(at % places);
-        const int top = place / out_width * STRIDE_H - pad_h;
-        const int left = place % out_width * STRIDE_W - pad_w;
-        const T *image = x + plane * height * width;
-        T *out = col + plane * (KH * KW) * places + place;
+struct Im2col {
+    Window window;
+    Strides x;
+    INDEX items, first;
+    INDEX image, group, channel, tap, place;  // strides of col
+    int places;                               // columns of an image (channels first)
+    Divisor vectors;                          // vectors in a row of an image, or in the channels of a group
+    Divisor channels;                         // channels first: of x; channels last: groups
+    Divisor plane;                            // output places of an image (channels last)
+    Divisor inner[2];                         // out[1], out[2]
+};
+
+extern "C" __global__ void gpuconv_im2col(const T *__restrict__ x, T *__restrict__ col, const Im2col p) {
+    FOR_ITEMS(item, p.items) {
+        INDEX rest = item;
+        const INDEX vector = take(rest, p.vectors) * VECTOR;
+#if CHANNELS_LAST
+        const int tap = (int)(rest % TAPS);
+        rest /= TAPS;
+        const INDEX group = take(rest, p.channels);
+        INDEX image = p.first + rest;
+        const Place out = unravel(take(image, p.plane), p.inner);
+        Place place;
+        const bool inside = read_place(first_read(out, p.window), tap / (K1 * K2), tap / K2 % K1, tap % K2, p.window, place);
+        Vector<T> values = {};
+        if (inside)
+            values = load(x + image * p.x.image + offset(place, p.x) +
+                          (group * p.vectors.value * VECTOR + vector) * p.x.channel);
+        store(col + rest * p.place + group * p.group + tap * p.tap + vector, values);
+#else
+        const INDEX channel = take(rest, p.channels), image = rest;
+        const T *plane = x + image * p.x.image + channel * p.x.channel;
+        T *row = col + image * p.image + channel * p.channel + vector;
+        Place start[VECTOR], out = unravel(p.first + vector, p.inner);
 #pragma unroll
-        for (int i = 0; i < KH; ++i) {
-#pragma unroll
-            for (int j = 0; j < KW; ++j) {
-                const int row = top + i * DILATION_H;
-                const int column = left + j * DILATION_W;
-                const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-                out[(i * KW + j) * places] = inside ? image[(INDEX)row * width + column] : (T)0;
-            }
+        for (int v = 0; v < VECTOR; ++v) {
+            start[v] = first_read(out, p.window);
+            advance(out, p.window.out);
         }
+#pragma unroll UNROLLED
+        for (int a = 0; a < K0; ++a)
+#pragma unroll UNROLLED
+            for (int b = 0; b < K1; ++b)
+#pragma unroll UNROLLED
+                for (int c = 0; c < K2; ++c) {
+                    Vector<T> values = {};
+#pragma unroll
+                    for (int v = 0; v < VECTOR; ++v) {
+                        Place place;
+                        if (vector + v < p.places && read_place(start[v], a, b, c, p.window, place))
+                            values.lane[v] = plane[offset(place, p.x)];
+                    }
+                    store(row + ((a * K1 + b) * K2 + c) * p.tap, values);
+                }
+#endif
     }
 }

@@ -18,17 +18,18 @@ def backend_of(op: str, **arrays: Any) -> ModuleType:
         For anything that is not an array of a known kind, and for kinds mixed in one call.
     """
     kinds = {name: _kind(op, name, value) for name, value in arrays.items()}
-    if len(set(kinds.values())) > 1:
+    kind = next(iter(kinds.values()))
+    if any(other != kind for other in kinds.values()):
         listed = ", ".join(f"{name} is a {kind} array" for name, kind in kinds.items())
         raise TypeError(f"{op}: arrays must all be NumPy's or all be CuPy's, but {listed}")
-    if "CuPy" in kinds.values():
-        raise TypeError(
-            f"{op}: this version of gpuconv has no CUDA backend yet; "
-            "cupy.asnumpy(x) gives an array that it takes"
-        )
-    from gpuconv.backends import cpu
+    if kind == "NumPy":
+        from gpuconv.backends import cpu
 
-    return cpu
+        return cpu
+    from gpuconv.backends import cuda
+
+    cuda.check_device(op, arrays)
+    return cuda
 
 
 def given(**arrays: Any) -> dict[str, Any]:
@@ -36,13 +37,23 @@ def given(**arrays: Any) -> dict[str, Any]:
     return {name: x for name, x in arrays.items() if x is not None}
 
 
+# Array types by kind. CuPy's joins them when first seen, so that nothing imports CuPy before.
+KINDS: dict[type, str] = {np.ndarray: "NumPy"}
+
+
 def _kind(op: str, name: str, value: Any) -> str:
+    kind = KINDS.get(type(value))
+    return kind if kind is not None else _kind_of_new_type(op, name, value)
+
+
+def _kind_of_new_type(op: str, name: str, value: Any) -> str:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{op}: {name} is a masked array; fill it first: {name}.filled(0)")
     if isinstance(value, np.ndarray):
         return "NumPy"
     cls = type(value)
     if cls.__name__ == "ndarray" and cls.__module__.partition(".")[0] == "cupy":
+        KINDS[cls] = "CuPy"
         return "CuPy"
     hint = f"; numpy.asarray({name}) makes one" if isinstance(value, list | tuple | np.generic) else ""
     raise TypeError(

@@ -32,6 +32,11 @@ def read(name: str) -> str:
     return (folder() / f"{name}.cu").read_text(encoding="utf-8")
 
 
+def common() -> str:
+    """Return the text that is put in front of every source."""
+    return (folder() / "common.cuh").read_text(encoding="utf-8")
+
+
 def names() -> list[str]:
     """Return the names of all sources, without `.cu`."""
     return sorted(path.stem for path in folder().glob("*.cu"))

@@ -1,0 +1,181 @@
+// What every kernel shares; the loader puts this text in front of each source (CuPy's disk cache doesn't see
+// include files).
+//
+// Fixed when compiled, by #define:
+//   T, ACC            element type, and the type sums and comparisons are done in (float for __half)
+//   INDEX             int, or long long where an array has 2^31 elements or more
+//   VECTOR            elements that one access moves: 16 bytes where pointers and pitches allow, else fewer
+//   CHANNELS_LAST     0: lanes of a vector are places side by side; 1: they are channels of one place
+//   K0..K2, S0..S2, D0..D2   kernel, stride and dilation; with fewer spatial axes the first ones are 1
+//   AXES              number of spatial axes
+//   UNROLL            how far tap loops unroll: wholly up to 64 taps, not at all beyond (compile time explodes)
+//
+// Sizes and paddings are run-time arguments, one struct per kernel. Output place o reads with tap j the input
+// place i = o * S - before + j * D along each axis; what falls outside 0 <= i < in is padding.
+
+struct Divisor {
+    INDEX value;
+    unsigned multiplier, shift;
+};
+
+struct Window {
+    int in[3], out[3], before[3];
+};
+
+struct Strides {  // of an array, in elements
+    INDEX image, channel, place[3];
+};
+
+// n / d for 0 <= n < 2^31 by multiplication: T. Granlund, P. Montgomery, "Division by invariant integers using
+// multiplication", 1994.
+__device__ __forceinline__ int divide(int n, const Divisor &d) {
+    const unsigned high = (unsigned)(((unsigned long long)(unsigned)n * d.multiplier) >> 32);
+    return (int)((high + (unsigned)n) >> d.shift);
+}
+
+__device__ __forceinline__ long long divide(long long n, const Divisor &d) { return n / d.value; }
+
+// Take the last of several indices off a flat one: n = rest * d + (what is returned).
+__device__ __forceinline__ INDEX take(INDEX &n, const Divisor &d) {
+    const INDEX rest = divide(n, d), last = n - rest * d.value;
+    n = rest;
+    return last;
+}
+
+__device__ __forceinline__ int kernel(int axis) { return axis == 0 ? K0 : axis == 1 ? K1 : K2; }
+__device__ __forceinline__ int stride(int axis) { return axis == 0 ? S0 : axis == 1 ? S1 : S2; }
+__device__ __forceinline__ int dilation(int axis) { return axis == 0 ? D0 : axis == 1 ? D1 : D2; }
+
+enum { UNROLLED = UNROLL };  // pragmas take no macros
+#define FIRST_AXIS (3 - AXES)
+#define TAPS (K0 * K1 * K2)
+// Different places that the lanes of a vector have.
+#define PLACES (CHANNELS_LAST ? 1 : VECTOR)
+// Every thread takes item after item, a whole grid apart, so that any grid is large enough.
+#define FOR_ITEMS(item, items)                                                                                  \
+    for (INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x; item < (items);                             \
+         item += (INDEX)gridDim.x * blockDim.x)
+
+template <typename E>
+struct alignas(sizeof(E) * VECTOR < 16 ? sizeof(E) * VECTOR : 16) Vector {
+    E lane[VECTOR];
+};
+
+template <typename E>
+__device__ __forceinline__ Vector<E> load(const E *from) {
+    return *reinterpret_cast<const Vector<E> *>(from);
+}
+
+// Stored as words by an intrinsic: what is left to the compiler it splits into elements (with 64-bit indices,
+// nvcc 13.0 for sm_90 did).
+template <int BYTES>
+struct Words {
+    typedef uint4 type;
+};
+template <>
+struct Words<8> {
+    typedef uint2 type;
+};
+template <>
+struct Words<4> {
+    typedef unsigned type;
+};
+template <>
+struct Words<2> {
+    typedef unsigned short type;
+};
+template <>
+struct Words<1> {
+    typedef unsigned char type;
+};
+
+template <typename E>
+__device__ __forceinline__ void store(E *to, const Vector<E> &values) {
+    typedef typename Words<alignof(Vector<E>)>::type Word;
+    union {
+        Vector<E> values;
+        Word words[sizeof(Vector<E>) / sizeof(Word)];
+    } bits = {values};
+#pragma unroll
+    for (int i = 0; i < (int)(sizeof(Vector<E>) / sizeof(Word)); ++i)
+#ifdef __CUDA_ARCH__
+        __stwb(reinterpret_cast<Word *>(to) + i, bits.words[i]);
+#else
+        reinterpret_cast<Word *>(to)[i] = bits.words[i];
+#endif
+}
+
+// A place of the output or input: one index per axis.
+struct Place {
+    int at[3];
+};
+
+// Unravel a flat place of a plane with these sizes; `inner` are the divisors of the last two sizes.
+__device__ __forceinline__ Place unravel(INDEX flat, const Divisor *inner) {
+    Place place = {{0, 0, 0}};
+    if (AXES > 1) {
+        place.at[2] = (int)take(flat, inner[1]);
+        if (AXES > 2) {
+            place.at[1] = (int)take(flat, inner[0]);
+            place.at[0] = (int)flat;
+        } else {
+            place.at[1] = (int)flat;
+        }
+    } else {
+        place.at[2] = (int)flat;
+    }
+    return place;
+}
+
+// Go to the next place in row-major order.
+__device__ __forceinline__ void advance(Place &place, const int *size) {
+    if (++place.at[2] == size[2] && AXES > 1) {
+        place.at[2] = 0;
+        if (++place.at[1] == size[1] && AXES > 2) {
+            place.at[1] = 0;
+            ++place.at[0];
+        }
+    }
+}
+
+__device__ __forceinline__ INDEX offset(const Place &place, const Strides &strides) {
+    INDEX sum = 0;
+#pragma unroll
+    for (int axis = FIRST_AXIS; axis < 3; ++axis) sum += place.at[axis] * strides.place[axis];
+    return sum;
+}
+
+// The first place that the window of output `out` reads, padding included.
+__device__ __forceinline__ Place first_read(const Place &out, const Window &window) {
+    Place place = {{0, 0, 0}};
+#pragma unroll
+    for (int axis = FIRST_AXIS; axis < 3; ++axis)
+        place.at[axis] = out.at[axis] * stride(axis) - window.before[axis];
+    return place;
+}
+
+// The place that tap (a, b, c) reads, for a window that begins at `start`; false where that is padding.
+__device__ __forceinline__ bool read_place(const Place &start, int a, int b, int c, const Window &window,
+                                           Place &place) {
+    place.at[0] = start.at[0] + a * D0;
+    place.at[1] = start.at[1] + b * D1;
+    place.at[2] = start.at[2] + c * D2;
+    bool inside = true;
+#pragma unroll
+    for (int axis = FIRST_AXIS; axis < 3; ++axis)
+        inside = inside && place.at[axis] >= 0 && place.at[axis] < window.in[axis];
+    return inside;
+}
+
+// How many windows can read one place along an axis.
+__device__ __forceinline__ int covers(int axis) { return (kernel(axis) - 1) * dilation(axis) / stride(axis) + 1; }
+
+// The back-th last window that reads input place `in` along an axis: its output place and the tap that reads;
+// false where there is none. Backward passes gather: each place of dx collects from the windows that read it.
+__device__ __forceinline__ bool covering(int in, int axis, int back, const Window &window, int &out, int &tap) {
+    const int shifted = in + window.before[axis];
+    out = shifted / stride(axis) - back;
+    const int distance = shifted - out * stride(axis);
+    tap = distance / dilation(axis);
+    return out >= 0 && out < window.out[axis] && tap < kernel(axis) && tap * dilation(axis) == distance;
+}

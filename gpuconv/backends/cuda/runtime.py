@@ -1,0 +1,216 @@
+"""What this backend asks of a GPU: memory, launches, matrix products. Here of CuPy; in the tests, of the CPU.
+
+Nothing is imported or asked of the driver before the first array on a GPU is seen.
+"""
+
+import threading
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpuconv.backends.cuda.kernels import THREADS, Kernel
+
+Array = Any
+
+
+class Runtime(Protocol):
+    """Everything that is not integers. Addresses are plain ints; a stream and a device are those in force."""
+
+    def default_workspace(self) -> int:
+        """Return the bytes of workspace that an operation may take where the user sets no limit."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return a new array, not filled, in row-major order."""
+
+    def workspace(self, size: int) -> Array:
+        """Return `size` bytes of memory that live as long as the object; MemoryError where there aren't."""
+
+    def address(self, array: Array) -> int:
+        """Return the address of the array's first element."""
+
+    def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...], shared: int) -> None:
+        """Start a kernel with this many blocks of THREADS threads and `shared` bytes of shared memory.
+
+        Arguments are addresses (ints) and structs (NumPy arrays of size one).
+        """
+
+    def gemm(
+        self,
+        transposed: tuple[bool, bool],
+        sizes: tuple[int, int, int],
+        a: tuple[int, int, int],
+        b: tuple[int, int, int],
+        c: tuple[int, int, int],
+        batch: int,
+        dtypes: tuple[np.dtype[Any], np.dtype[Any]],
+        accumulate: bool,
+        precision: str,
+    ) -> None:
+        """Compute C = op(A) op(B), or C += op(A) op(B), for a batch of matrices in column-major order.
+
+        `sizes` are m, n, k; `a`, `b` and `c` hold address, leading dimension and the stride from one matrix of
+        the batch to the next (elements); `dtypes` that of a and b, and that of c. As cuBLAS's
+        gemmStridedBatchedEx, whose C is never read where nothing is accumulated.
+        """
+
+
+class CupyRuntime:
+    """The current device and stream, and cuBLAS, through CuPy."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        check_installed()
+        self._cupy = cupy
+        self._lock = threading.Lock()
+        self._functions: dict[tuple[int, Kernel], Any] = {}
+        self._workspace: dict[int, int] = {}
+        self._cublas = _import_cublas()
+        # The products of a chunk are many and small: their scalars lie ready, by the dtype of the sums.
+        self._scalars = {
+            dtype: tuple(np.array(value, dtype) for value in (0, 1)) for dtype in (np.float32, np.float64)
+        }
+
+    def default_workspace(self) -> int:
+        """Return half of the device's L2: what a kernel writes there, the product reads without DRAM."""
+        device = self._cupy.cuda.runtime.getDevice()
+        if device not in self._workspace:
+            l2 = self._cupy.cuda.Device(device).attributes["L2CacheSize"]
+            self._workspace[device] = max(LEAST_DEFAULT, l2 // 2)
+        return self._workspace[device]
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return a new array, not filled."""
+        return self._cupy.empty(shape, dtype)
+
+    def workspace(self, size: int) -> Array:
+        """Return memory from CuPy's pool; it goes back there, in the stream's order, with the object."""
+        return self._cupy.empty(size, np.uint8)
+
+    def address(self, array: Array) -> int:
+        """Return the address of the array's first element."""
+        return int(array.data.ptr)
+
+    def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...], shared: int) -> None:
+        """Launch on the current stream; compile the kernel where this device hasn't seen it."""
+        device = self._cupy.cuda.runtime.getDevice()
+        function = self._functions.get((device, kernel))
+        if function is None:
+            function = self._compile(device, kernel)
+        function((blocks,), (THREADS,), arguments, shared_mem=shared)
+
+    def _compile(self, device: int, kernel: Kernel) -> Any:
+        with self._lock:
+            if (device, kernel) not in self._functions:
+                module = self._cupy.RawModule(code=kernel.text, options=OPTIONS)
+                try:
+                    function = module.get_function(kernel.function)
+                except (ImportError, OSError, RuntimeError) as error:
+                    raise _cannot_compile(kernel, error) from error
+                self._functions[device, kernel] = function
+            return self._functions[device, kernel]
+
+    def gemm(
+        self,
+        transposed: tuple[bool, bool],
+        sizes: tuple[int, int, int],
+        a: tuple[int, int, int],
+        b: tuple[int, int, int],
+        c: tuple[int, int, int],
+        batch: int,
+        dtypes: tuple[np.dtype[Any], np.dtype[Any]],
+        accumulate: bool,
+        precision: str,
+    ) -> None:
+        """Call gemmStridedBatchedEx on the current stream."""
+        cublas = self._cublas
+        double = dtypes[0] == np.float64
+        zero, one = self._scalars[np.float64 if double else np.float32]
+        if double:
+            compute = cublas.CUBLAS_COMPUTE_64F
+        elif precision == "tf32" and dtypes[0] == np.float32:
+            compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+        else:
+            compute = cublas.CUBLAS_COMPUTE_32F
+        cublas.gemmStridedBatchedEx(
+            self._cupy.cuda.device.get_cublas_handle(),
+            *(cublas.CUBLAS_OP_T if flag else cublas.CUBLAS_OP_N for flag in transposed),
+            *sizes,
+            one.ctypes.data,
+            *(a[0], CUDA_TYPES[dtypes[0]], *a[1:]),
+            *(b[0], CUDA_TYPES[dtypes[0]], *b[1:]),
+            (one if accumulate else zero).ctypes.data,
+            *(c[0], CUDA_TYPES[dtypes[1]], *c[1:]),
+            batch,
+            compute,
+            cublas.CUBLAS_GEMM_DEFAULT,
+        )
+
+
+# The default workspace where the L2 is small (or its size unknown).
+LEAST_DEFAULT = 16 << 20
+OPTIONS = ("--std=c++17",)
+# cudaDataType_t
+CUDA_TYPES = {np.dtype(np.float16): 2, np.dtype(np.float32): 0, np.dtype(np.float64): 1}
+
+INSTALL = (
+    "pip install 'gpuconv[cuda13]' (driver 580 or newer) or 'gpuconv[cuda12]' (driver 525 or newer) brings it"
+)
+
+
+def check_installed() -> None:
+    """Find what is missing for a GPU, before anything else fails on it.
+
+    Raises
+    ------
+    RuntimeError
+        Where CuPy is not there, is built for AMD's GPUs, or finds no driver, one too old, or no GPU; with the
+        command that mends it.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(f"CUDA needs CuPy, which can't be imported ({error}); {INSTALL}") from error
+    if cupy.cuda.runtime.is_hip:
+        raise RuntimeError(f"this CuPy is built for ROCm, but gpuconv's kernels are CUDA; {INSTALL} for NVIDIA")
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(
+            f"CuPy finds no usable NVIDIA driver ({error}); nvidia-smi shows the one that is there. CUDA 13 "
+            "needs 580 or newer, CUDA 12 525 or newer; device='cpu' works without"
+        ) from error
+    if count == 0:
+        raise RuntimeError("no NVIDIA GPU is visible (CUDA_VISIBLE_DEVICES?); device='cpu' works without")
+
+
+def _import_cublas() -> Any:
+    try:
+        from cupy_backends.cuda.libs import cublas
+    except ImportError as error:
+        raise RuntimeError(f"convolutions need cuBLAS, which CuPy can't load ({error}); {INSTALL}") from error
+    return cublas
+
+
+def _cannot_compile(kernel: Kernel, error: Exception) -> RuntimeError:
+    if isinstance(error, ImportError | OSError) or "nvrtc" in str(error).lower() or "header" in str(error).lower():
+        return RuntimeError(
+            f"kernels are compiled by NVRTC when first used, but CuPy can't use it ({error}); {INSTALL}"
+        )
+    return RuntimeError(f"{kernel.function} doesn't compile for this device: {error}")
+
+
+_RUNTIMES: dict[type, Runtime] = {}
+
+
+def of(array: Array) -> Runtime:
+    """Return the runtime for arrays of this type."""
+    runtime = _RUNTIMES.get(type(array))
+    if runtime is None:
+        runtime = _RUNTIMES[type(array)] = CupyRuntime()
+    return runtime
+
+
+def register(array_type: type, runtime: Runtime) -> None:
+    """Let arrays of this type be worked on by this runtime: how the tests run the kernels without a GPU."""
+    _RUNTIMES[array_type] = runtime
