@@ -2,7 +2,7 @@
 // include files).
 //
 // Fixed when compiled, by #define:
-//   T, ACC            element type, and the type sums and comparisons are done in (float for __half)
+//   T, ACC            element type, and the one in which sums and comparisons are done (float for __half)
 //   INDEX             int, or long long where an array has 2^31 elements or more
 //   VECTOR            elements that one access moves: 16 bytes where pointers and pitches allow, else fewer
 //   CHANNELS_LAST     0: lanes of a vector are places side by side; 1: they are channels of one place
@@ -12,6 +12,24 @@
 //
 // Sizes and paddings are run-time arguments, one struct per kernel. Output place o reads with tap j the input
 // place i = o * S - before + j * D along each axis; what falls outside 0 <= i < in is padding.
+
+#ifndef SHARED  // a block's dynamic shared memory
+#define SHARED(type, name)                                                                                      \
+    extern __shared__ __align__(16) unsigned char gpuconv_shared[];                                            \
+    type *name = reinterpret_cast<type *>(gpuconv_shared)
+#endif
+
+template <typename R>
+struct Complex {
+    R re, im;
+};
+
+template <typename R>
+__device__ __forceinline__ Complex<R> &operator+=(Complex<R> &sum, const Complex<R> &term) {
+    sum.re += term.re;
+    sum.im += term.im;
+    return sum;
+}
 
 struct Divisor {
     INDEX value;
@@ -167,15 +185,52 @@ __device__ __forceinline__ bool read_place(const Place &start, int a, int b, int
     return inside;
 }
 
-// How many windows can read one place along an axis.
-__device__ __forceinline__ int covers(int axis) { return (kernel(axis) - 1) * dilation(axis) / stride(axis) + 1; }
+// How many candidates there are for a window that reads a place along an axis: the windows that begin at most
+// a kernel before it, or, where the kernel has holes, its taps.
+__device__ __forceinline__ int covers(int axis) {
+    return dilation(axis) == 1 ? (kernel(axis) - 1) / stride(axis) + 1 : kernel(axis);
+}
 
-// The back-th last window that reads input place `in` along an axis: its output place and the tap that reads;
-// false where there is none. Backward passes gather: each place of dx collects from the windows that read it.
-__device__ __forceinline__ bool covering(int in, int axis, int back, const Window &window, int &out, int &tap) {
-    const int shifted = in + window.before[axis];
-    out = shifted / stride(axis) - back;
-    const int distance = shifted - out * stride(axis);
-    tap = distance / dilation(axis);
-    return out >= 0 && out < window.out[axis] && tap < kernel(axis) && tap * dilation(axis) == distance;
+// The (a, b, c)-th candidate for a window that reads place `in`: its output place and the tap that reads; false
+// where it doesn't. Backward passes gather: each place of dx collects from these windows.
+__device__ __forceinline__ bool covering(const Place &in, int a, int b, int c, const Window &window, Place &out,
+                                         Place &tap) {
+    const int candidate[3] = {a, b, c};
+    bool reads = true;
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+        const int shifted = in.at[axis] + window.before[axis];  // out * S + tap * D
+        if (dilation(axis) == 1) {
+            out.at[axis] = shifted / stride(axis) - candidate[axis];
+            tap.at[axis] = shifted - out.at[axis] * stride(axis);
+            reads = reads && out.at[axis] >= 0 && tap.at[axis] < kernel(axis);
+        } else {
+            tap.at[axis] = candidate[axis];
+            const int begin = shifted - tap.at[axis] * dilation(axis);
+            out.at[axis] = begin / stride(axis);
+            reads = reads && begin >= 0 && out.at[axis] * stride(axis) == begin;
+        }
+        reads = reads && out.at[axis] < window.out[axis];
+    }
+    return reads;
+}
+
+__device__ __forceinline__ int flat_tap(const Place &tap) { return (tap.at[0] * K1 + tap.at[1]) * K2 + tap.at[2]; }
+
+__device__ __forceinline__ INDEX flat_out(const Place &out, const Window &window) {
+    return ((INDEX)out.at[0] * window.out[1] + out.at[1]) * window.out[2] + out.at[2];
+}
+
+// How many taps of the window that begins at `start` read places low <= i < high along an axis; there is one.
+__device__ __forceinline__ int taps_between(int start, int low, int high, int axis) {
+    const int first = start >= low ? 0 : (low - start + dilation(axis) - 1) / dilation(axis);
+    const int last = (high - 1 - start) / dilation(axis);
+    return (last < kernel(axis) ? last + 1 : kernel(axis)) - first;
+}
+
+__device__ __forceinline__ int taps_between(const Place &start, const int *low, const int *high) {
+    int taps = 1;
+#pragma unroll
+    for (int axis = FIRST_AXIS; axis < 3; ++axis) taps *= taps_between(start.at[axis], low[axis], high[axis], axis);
+    return taps;
 }

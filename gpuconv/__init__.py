@@ -8,6 +8,7 @@
 
 from gpuconv import nn, testing
 from gpuconv.columns import col2im, im2col
+from gpuconv.config import config
 from gpuconv.conv import (
     ConvGrads,
     conv2d,
@@ -66,6 +67,7 @@ __all__ = [
     "avg_pool2d",
     "avg_pool2d_backward",
     "col2im",
+    "config",
     "conv2d",
     "conv2d_backward",
     "conv2d_bias_grad",

@@ -1,0 +1,69 @@
+// Gradient of average pooling.
+//
+//   dx[n, c, i] = sum over the windows o that read i of dy[n, c, o] / (number of o's taps in low <= i < high)
+//
+// where low and high are the ends of x, or of its padding where that counts.
+//
+// Who computes what: one thread VECTOR elements of dx: places side by side of one plane (channels first), or channels
+// of one place. Each is written once: no atomics, nothing to clear.
+//
+// Bytes per element of dx: one write, 16 bytes at a time; one dy read for each of about TAPS / (S0*S1*S2) windows, all
+// but the first time from the cache.
+
+struct AvgPoolBackward {
+    Window window;
+    Strides dy;
+    INDEX items;
+    int low[3], high[3];
+    Divisor vectors;   // vectors in a plane of dx, or in its channels
+    Divisor channels;  // channels first
+    Divisor plane;     // places of an image (channels last)
+    Divisor inner[2];  // in[1], in[2]
+};
+
+extern "C" __global__ void gpuconv_avg_pool_backward(const T *__restrict__ dy, T *__restrict__ dx,
+                                                     const AvgPoolBackward p) {
+    FOR_ITEMS(item, p.items) {
+        INDEX rest = item;
+        const INDEX vector = take(rest, p.vectors) * VECTOR;
+#if CHANNELS_LAST
+        const INDEX channel = vector;
+        Place at = unravel(take(rest, p.plane), p.inner);
+#else
+        const INDEX channel = take(rest, p.channels);
+        Place at = unravel(vector, p.inner);
+#endif
+        const T *gradient = dy + rest * p.dy.image + channel * p.dy.channel;
+        Place place[PLACES];
+#pragma unroll
+        for (int v = 0; v < PLACES; ++v) {
+            place[v] = at;
+            advance(at, p.window.in);
+        }
+        ACC sum[VECTOR] = {};
+#pragma unroll UNROLLED
+        for (int a = 0; a < covers(0); ++a)
+#pragma unroll UNROLLED
+            for (int b = 0; b < covers(1); ++b)
+#pragma unroll UNROLLED
+                for (int c = 0; c < covers(2); ++c)
+#pragma unroll
+                    for (int v = 0; v < PLACES; ++v) {
+                        Place out, tap;
+                        if (!covering(place[v], a, b, c, p.window, out, tap)) continue;
+                        const ACC taps = (ACC)taps_between(first_read(out, p.window), p.low, p.high);
+                        const T *term = gradient + offset(out, p.dy);
+#if CHANNELS_LAST
+                        const Vector<T> terms = load(term);
+#pragma unroll
+                        for (int lane = 0; lane < VECTOR; ++lane) sum[lane] += (ACC)terms.lane[lane] / taps;
+#else
+                        sum[v] += (ACC)*term / taps;
+#endif
+                    }
+        Vector<T> values;
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[v];
+        store(dx + item * VECTOR, values);
+    }
+}

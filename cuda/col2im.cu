@@ -1,0 +1,71 @@
+// col2im, the adjoint of im2col: every place collects its copies from the columns.
+//
+//   x[n, c, i] = sum over the windows o that read i, with tap j, of col[n, c, j, o]
+//
+// x may be a tile of a larger array: `window.in` are the tile's places and `window.out` those outputs whose columns
+// are there, all that read the tile. The strides of both are arguments.
+//
+// Who computes what: one thread VECTOR places side by side of one channel (channels first), or VECTOR channels of
+// one place. It writes them once: no atomics, nothing to clear, the same sum in the same order every time.
+//
+// Bytes per element of x: one write, 16 bytes at a time, and about TAPS / (S0*S1*S2) reads of columns, each entry
+// once.
+
+struct Col2im {
+    Window window;
+    Strides x;
+    INDEX items;
+    INDEX image, group, channel, tap, place;  // strides of col
+    Divisor vectors;                          // vectors in a plane of the tile, or in the channels of a group
+    Divisor channels;                         // channels first: of x; channels last: groups
+    Divisor plane;                            // places of the tile (channels last)
+    Divisor inner[2];                         // in[1], in[2]
+};
+
+extern "C" __global__ void gpuconv_col2im(const T *__restrict__ col, T *__restrict__ x, const Col2im p) {
+    FOR_ITEMS(item, p.items) {
+        INDEX rest = item;
+        const INDEX vector = take(rest, p.vectors) * VECTOR;
+        const INDEX channel = take(rest, p.channels);
+        Place place[PLACES];
+#if CHANNELS_LAST
+        place[0] = unravel(take(rest, p.plane), p.inner);
+        const T *from = col + rest * p.image + channel * p.group + vector * p.channel;
+        T *to = x + rest * p.x.image + (channel * p.vectors.value * VECTOR + vector) * p.x.channel +
+                offset(place[0], p.x);
+#else
+        place[0] = unravel(vector, p.inner);
+        const T *from = col + rest * p.image + channel * p.channel;
+        T *to = x + rest * p.x.image + channel * p.x.channel + offset(place[0], p.x);
+#pragma unroll
+        for (int v = 1; v < PLACES; ++v) {
+            place[v] = place[v - 1];
+            advance(place[v], p.window.in);
+        }
+#endif
+        ACC sum[VECTOR] = {};
+#pragma unroll UNROLLED
+        for (int a = 0; a < covers(0); ++a)
+#pragma unroll UNROLLED
+            for (int b = 0; b < covers(1); ++b)
+#pragma unroll UNROLLED
+                for (int c = 0; c < covers(2); ++c)
+#pragma unroll
+                    for (int v = 0; v < PLACES; ++v) {
+                        Place out, tap;
+                        if (!covering(place[v], a, b, c, p.window, out, tap)) continue;
+                        const T *entry = from + flat_tap(tap) * p.tap + flat_out(out, p.window) * p.place;
+#if CHANNELS_LAST
+                        const Vector<T> values = load(entry);
+#pragma unroll
+                        for (int lane = 0; lane < VECTOR; ++lane) sum[lane] += (ACC)values.lane[lane];
+#else
+                        sum[v] += (ACC)*entry;
+#endif
+                    }
+        Vector<T> values;
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[v];
+        store(to, values);
+    }
+}

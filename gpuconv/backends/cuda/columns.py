@@ -1,0 +1,282 @@
+"""im2col and col2im: how their kernels are launched, for columns in any order, and the two as operations."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpuconv.backends.cuda import runtime as runtimes
+from gpuconv.backends.cuda.kernels import divisor, needs_wide, specialise
+from gpuconv.backends.cuda.program import At, Launch, Program, kernel_launch, lanes, planned, run
+from gpuconv.geometry import Window
+
+Array = Any
+
+
+class Laid(NamedTuple):
+    """How an array of images lies in memory: strides in elements, the number of bytes its address divides by."""
+
+    image: int
+    channel: int
+    place: tuple[int, ...]
+    alignment: int
+
+    @property
+    def strides(self) -> dict[str, Any]:
+        """The kernels' struct of this name."""
+        return {"image": self.image, "channel": self.channel, "place": three(self.place, 0)}
+
+
+def laid(x: Array, address: int, channels_last: bool) -> Laid:
+    """Describe an array [N, C, *places], or [N, *places, C], at this address."""
+    image, *rest = (stride // x.itemsize for stride in x.strides)
+    channel = rest.pop(-1 if channels_last else 0)
+    return Laid(image, channel, tuple(rest), min(16, address & -address) if address else 16)
+
+
+def dense(channels: int, sizes: tuple[int, ...], channels_last: bool) -> Laid:
+    """Describe a new array of images: results are aligned and in row-major order."""
+    inner = channels if channels_last else 1
+    place = tuple(inner * prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
+    return Laid(channels * prod(sizes), 1 if channels_last else prod(sizes), place, 16)
+
+
+class ColumnStrides(NamedTuple):
+    """Where an entry of the columns lies, in elements: of image n, group g, channel c, tap j, place o."""
+
+    image: int = 0
+    group: int = 0
+    channel: int = 1
+    tap: int = 0
+    place: int = 1
+
+    def extent(self, *sizes: int) -> int:
+        """Return one more than the largest offset, for sizes in the order of the fields."""
+        return 1 + sum(abs(stride) * (size - 1) for stride, size in zip(self, sizes, strict=True) if size)
+
+
+def three(numbers: Sequence[int], fill: int) -> list[int] | tuple[int, ...]:
+    """Return one number for each of the kernels' three axes; with fewer spatial axes the first are unused."""
+    return (*(fill,) * (3 - len(numbers)), *numbers)
+
+
+def window_struct(window: Window) -> dict[str, Any]:
+    """Return the kernels' struct of this name."""
+    return {
+        "in": three(window.in_size, 1),
+        "out": three(window.out_size, 1),
+        "before": three(window.before, 0),
+    }
+
+
+def inner_divisors(sizes: tuple[int, ...], wide: bool) -> list[dict[str, int]]:
+    """Return the divisors that unravel a flat place of a plane with these sizes."""
+    return [divisor(size, wide) for size in three(sizes, 1)[1:]]
+
+
+def extent(x: Laid, images: int, channels: int, sizes: tuple[int, ...]) -> int:
+    """Return one more than the largest offset into an array."""
+    strides = (x.image, x.channel, *x.place)
+    return 1 + sum(abs(s) * (n - 1) for s, n in zip(strides, (images, channels, *sizes), strict=True) if n)
+
+
+# Columns are only moved, so their kernel takes them as unsigned integers of the same size.
+WORDS = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64", 16: "complex128"}
+
+
+def im2col_launch(
+    window: Window,
+    x: Laid,
+    x_at: At,
+    col: ColumnStrides,
+    col_at: At,
+    itemsize: int,
+    *,
+    images: int,
+    groups: int,
+    channels: int,
+    first: int,
+    places: int,
+    channels_last: bool,
+    vector: int,
+) -> Launch:
+    """Return the launch that writes the columns of `channels` channels of each of `groups` groups.
+
+    Channels first, of the output places first <= o < first + places of each image, in rows that are padded to
+    whole vectors; channels last, of so many places from the first on, images one after another.
+    """
+    taps, size = window.taps, window.places
+    if channels_last:
+        vectors = channels // vector
+        items = places * groups * taps * vectors
+        reach = (first + places - 1) // size + 1
+        written = col.extent(1, groups, channels, taps, places)
+        seen, between = size * reach, groups
+    else:
+        vectors = -(-places // vector)
+        items = images * groups * channels * vectors
+        reach = images
+        written = col.extent(images, 1, groups * channels, taps, vectors * vector)
+        seen, between = size + vector, groups * channels
+    read = extent(x, reach, groups * channels, window.in_size)
+    wide = needs_wide(items, read, written, seen)
+    kernel = specialise(
+        "im2col", window, WORDS[itemsize], vector=vector, wide=wide, CHANNELS_LAST=int(channels_last)
+    )
+    return kernel_launch(
+        kernel,
+        items,
+        (x_at, col_at),
+        window=window_struct(window),
+        x=x.strides,
+        first=first,
+        **col._asdict(),
+        places=places if not channels_last else 0,
+        vectors=divisor(vectors, wide),
+        channels=divisor(between, wide),
+        plane=divisor(size, wide),
+        inner=inner_divisors(window.out_size, wide),
+    )
+
+
+def col2im_launch(
+    window: Window,
+    col: ColumnStrides,
+    col_at: At,
+    x: Laid,
+    x_at: At,
+    dtype: np.dtype[Any],
+    *,
+    images: int,
+    groups: int,
+    channels: int,
+    channels_last: bool,
+    vector: int,
+) -> Launch:
+    """Return the launch that collects x, or a tile of it, from the columns of the windows that read it."""
+    places = prod(window.in_size)
+    wide = needs_wide(
+        images * groups * channels * places,
+        extent(x, images, groups * channels, window.in_size),
+        col.extent(images, groups, channels, window.taps, window.places)
+        if channels_last
+        else col.extent(images, 1, groups * channels, window.taps, window.places),
+    )
+    vectors = (channels if channels_last else places) // vector
+    between = groups if channels_last else groups * channels
+    kernel = specialise("col2im", window, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last))
+    return kernel_launch(
+        kernel,
+        images * between * vectors * (places if channels_last else 1),
+        (col_at, x_at),
+        window=window_struct(window),
+        x=x.strides,
+        **col._asdict(),
+        vectors=divisor(vectors, wide),
+        channels=divisor(between, wide),
+        plane=divisor(places, wide),
+        inner=inner_divisors(window.in_size, wide),
+    )
+
+
+def channel_lanes(itemsize: int, channels: int, *arrays: Laid) -> int:
+    """Return the vector width over `channels` channels of a place, which must lie side by side in each array."""
+    if any(x.channel != 1 for x in arrays):
+        return 1
+    multiples = [n for x in arrays for n in (x.image, *x.place, x.alignment // itemsize)]
+    return lanes(itemsize, channels, *multiples)
+
+
+COL, IM = 0, 1  # slots
+
+
+def im2col(x: Array, window: Window, channels_last: bool) -> Array:
+    """Return each output place's window as a column: [N, C*taps, places], or [N, places, taps*C]."""
+    runtime = runtimes.of(x)
+    n, c = x.shape[0], x.shape[-1 if channels_last else 1]
+    rows, places = c * window.taps, window.places
+    col = runtime.empty((n, places, rows) if channels_last else (n, rows, places), x.dtype)
+    if col.size:
+        source = laid(x, runtime.address(x), channels_last)
+        run(runtime, _im2col(window, n, c, source, x.itemsize, channels_last), _addresses(runtime, col, x))
+    return col
+
+
+@planned
+def _im2col(window: Window, n: int, c: int, x: Laid, itemsize: int, channels_last: bool) -> Program:
+    taps, places = window.taps, window.places
+    if channels_last:
+        strides = ColumnStrides(tap=c, place=taps * c)
+        vector, first_to_last = channel_lanes(itemsize, c, x), n * places
+    else:
+        strides = ColumnStrides(image=c * taps * places, channel=taps * places, tap=places)
+        vector, first_to_last = lanes(itemsize, places), places
+    launch = im2col_launch(
+        window,
+        x,
+        At(IM),
+        strides,
+        At(COL),
+        itemsize,
+        images=n,
+        groups=1,
+        channels=c,
+        first=0,
+        places=first_to_last,
+        channels_last=channels_last,
+        vector=vector,
+    )
+    return Program((launch,))
+
+
+def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool) -> Array:
+    """Return the adjoint of im2col: every place of x gets the sum of its copies in the columns."""
+    runtime = runtimes.of(col)
+    x = runtime.empty(x_shape, col.dtype)
+    if x.size:
+        strides = tuple(stride // col.itemsize for stride in col.strides)
+        address = runtime.address(col)
+        program = _col2im(
+            window, x_shape, strides, min(16, address & -address), col.dtype, channels_last
+        )
+        run(runtime, program, _addresses(runtime, col, x))
+    return x
+
+
+@planned
+def _col2im(
+    window: Window,
+    x_shape: tuple[int, ...],
+    strides: tuple[int, int, int],
+    alignment: int,
+    dtype: np.dtype[Any],
+    channels_last: bool,
+) -> Program:
+    n, c = x_shape[0], x_shape[-1 if channels_last else 1]
+    image, first, second = strides
+    if channels_last:
+        col = ColumnStrides(image=image, channel=second, tap=c * second, place=first)
+        source = Laid(image, second, (first, c * second), alignment)
+        vector = channel_lanes(dtype.itemsize, c, source)
+    else:
+        col = ColumnStrides(image=image, channel=window.taps * first, tap=first, place=second)
+        vector = lanes(dtype.itemsize, prod(window.in_size))
+    launch = col2im_launch(
+        window,
+        col,
+        At(COL),
+        dense(c, window.in_size, channels_last),
+        At(IM),
+        dtype,
+        images=n,
+        groups=1,
+        channels=c,
+        channels_last=channels_last,
+        vector=vector,
+    )
+    return Program((launch,))
+
+
+def _addresses(runtime: runtimes.Runtime, col: Array, x: Array) -> list[int]:
+    return [runtime.address(col), runtime.address(x)]

@@ -1,0 +1,114 @@
+"""Settings that hold for every call: how much memory a GPU operation may take, how float32 is multiplied.
+
+Set one for the whole process by assignment, or for a block of code (of this thread or task only) by `with`.
+
+Examples
+--------
+>>> import gpuconv
+>>> gpuconv.config.fp32_precision
+'ieee'
+>>> with gpuconv.config(workspace_limit=1 << 20):
+...     gpuconv.config.workspace_limit
+1048576
+>>> gpuconv.config.workspace_limit is None
+True
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+
+LEAST_WORKSPACE = 1 << 20
+PRECISIONS = ("ieee", "tf32")
+
+
+class Config:
+    """The settings.
+
+    Attributes
+    ----------
+    workspace_limit : int or None, default None
+        Bytes of workspace that one operation on a GPU may take beside its arguments and its result, at least
+        1 MiB. None: half of the GPU's L2 cache, or 16 MiB where that is more. Results for different limits may
+        differ by rounding. A copy that a strided dy or w needs, or an argument of another dtype, isn't counted.
+    fp32_precision : "ieee" or "tf32", default "ieee"
+        How float32 is multiplied on a GPU: as IEEE 754 says, or by tensor cores with factors rounded to 10 bits
+        of mantissa, which is several times faster. Sums are float32 in both. Ignored elsewhere.
+    """
+
+    __slots__ = ("_here", "_values")
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {name: None for name in _CHECKS}
+        self._values["fp32_precision"] = "ieee"
+        self._here: ContextVar[Mapping[str, Any]] = ContextVar("gpuconv.config", default={})
+
+    @property
+    def workspace_limit(self) -> int | None:
+        return self._get("workspace_limit")
+
+    @workspace_limit.setter
+    def workspace_limit(self, value: int | None) -> None:
+        self._values["workspace_limit"] = _workspace_limit(value)
+
+    @property
+    def fp32_precision(self) -> str:
+        return self._get("fp32_precision")
+
+    @fp32_precision.setter
+    def fp32_precision(self, value: str) -> None:
+        self._values["fp32_precision"] = _fp32_precision(value)
+
+    def _get(self, name: str) -> Any:
+        here = self._here.get()
+        return here[name] if name in here else self._values[name]
+
+    @contextmanager
+    def __call__(self, **settings: Any) -> Iterator[None]:
+        """Use these settings within a `with` block.
+
+        Raises
+        ------
+        TypeError
+            For a setting that doesn't exist.
+        ValueError
+            For a value it can't have.
+        """
+        for name in settings:
+            if name not in _CHECKS:
+                raise TypeError(f"config: there is no setting {name!r}; there are {', '.join(_CHECKS)}")
+        checked = {name: _CHECKS[name](value) for name, value in settings.items()}
+        token = self._here.set({**self._here.get(), **checked})
+        try:
+            yield
+        finally:
+            self._here.reset(token)
+
+    def __repr__(self) -> str:
+        return f"gpuconv.config({', '.join(f'{name}={self._get(name)!r}' for name in _CHECKS)})"
+
+
+def _workspace_limit(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"config: workspace_limit must be a number of bytes or None, not {value!r}")
+    if (limit := int(value)) < LEAST_WORKSPACE:
+        raise ValueError(f"config: workspace_limit must be at least {LEAST_WORKSPACE} bytes (1 MiB), not {limit}")
+    return limit
+
+
+def _fp32_precision(value: Any) -> str:
+    if value not in PRECISIONS:
+        raise ValueError(f'config: fp32_precision must be "ieee" or "tf32", not {value!r}')
+    return str(value)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "workspace_limit": _workspace_limit,
+    "fp32_precision": _fp32_precision,
+}
+
+config = Config()
