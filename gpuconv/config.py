@@ -96,7 +96,9 @@ def _workspace_limit(value: Any) -> int | None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"config: workspace_limit must be a number of bytes or None, not {value!r}")
     if (limit := int(value)) < LEAST_WORKSPACE:
-        raise ValueError(f"config: workspace_limit must be at least {LEAST_WORKSPACE} bytes (1 MiB), not {limit}")
+        raise ValueError(
+            f"config: workspace_limit must be at least {LEAST_WORKSPACE} bytes (1 MiB), not {limit}"
+        )
     return limit
 
 

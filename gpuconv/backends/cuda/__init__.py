@@ -1,1 +1,10 @@
-"""CUDA backend: columns by our own kernels, products by cuBLAS. Nothing of CuPy is imported before its arrays."""
+"""CUDA backend: columns, pooling and bias by our own kernels, matrix products by cuBLAS.
+
+`conv2d` goes convolution.py (which products on which columns) -> program.py (the steps, cached) -> kernels.py and
+runtime.py (compile, launch) -> cuda/im2col.cu. Nothing of CuPy is imported before its arrays are seen.
+"""
+
+from gpuconv.backends.cuda import columns, convolution, dense, pooling
+from gpuconv.backends.cuda.runtime import check_device
+
+__all__ = ["check_device", "columns", "convolution", "dense", "pooling"]

@@ -188,6 +188,13 @@ def channel_lanes(itemsize: int, channels: int, *arrays: Laid) -> int:
     return lanes(itemsize, channels, *multiples)
 
 
+def places_lanes(itemsize: int, sizes: tuple[int, ...], x: Laid) -> int:
+    """Return the vector width over the places of a plane, which must lie in order."""
+    if x.place != dense(1, sizes, False).place:
+        return 1
+    return lanes(itemsize, prod(sizes), x.image, x.channel, x.alignment // itemsize)
+
+
 COL, IM = 0, 1  # slots
 
 
@@ -237,9 +244,7 @@ def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: 
     if x.size:
         strides = tuple(stride // col.itemsize for stride in col.strides)
         address = runtime.address(col)
-        program = _col2im(
-            window, x_shape, strides, min(16, address & -address), col.dtype, channels_last
-        )
+        program = _col2im(window, x_shape, strides, min(16, address & -address), col.dtype, channels_last)
         run(runtime, program, _addresses(runtime, col, x))
     return x
 

@@ -77,7 +77,9 @@ class Kernel:
         return filled
 
 
-def specialise(name: str, window: Window | None, dtype: Any, *, vector: int, wide: bool, **more: Any) -> Kernel:
+def specialise(
+    name: str, window: Window | None, dtype: Any, *, vector: int, wide: bool, **more: Any
+) -> Kernel:
     """Return a kernel for this window (if it has one), element type, vector width and index width.
 
     `more` are further constants of this source, in capitals.
@@ -145,7 +147,9 @@ def structs(name: str, index: str) -> list[np.dtype[Any]]:
                     break  # not a struct of plain data
                 for declared in match[2].split(","):
                     field, _, length = declared.strip().rstrip("]").partition("[")
-                    fields.append((field, known[match[1]], (int(length),)) if length else (field, known[match[1]]))
+                    fields.append(
+                        (field, known[match[1]], (int(length),)) if length else (field, known[match[1]])
+                    )
             else:
                 known[struct] = np.dtype(fields, align=True)
                 if mine:

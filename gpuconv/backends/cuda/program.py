@@ -151,7 +151,9 @@ def run_within_limit(op: str, runtime: Runtime, plan: Callable[[int], Program], 
         except LimitTooSmall as error:
             if refused:
                 asked = ", ".join(map(str, refused))
-                raise MemoryError(f"{op}: the GPU's memory is full: {asked} bytes of workspace were refused") from None
+                raise MemoryError(
+                    f"{op}: the GPU's memory is full: {asked} bytes of workspace were refused"
+                ) from None
             raise MemoryError(
                 f"{op}: the smallest piece takes {error.least} bytes of workspace, "
                 f"but config.workspace_limit allows {limit}"

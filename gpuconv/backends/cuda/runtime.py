@@ -172,7 +172,9 @@ def check_installed() -> None:
     except ImportError as error:
         raise RuntimeError(f"CUDA needs CuPy, which can't be imported ({error}); {INSTALL}") from error
     if cupy.cuda.runtime.is_hip:
-        raise RuntimeError(f"this CuPy is built for ROCm, but gpuconv's kernels are CUDA; {INSTALL} for NVIDIA")
+        raise RuntimeError(
+            f"this CuPy is built for ROCm, but gpuconv's kernels are CUDA; {INSTALL} for NVIDIA"
+        )
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -193,7 +195,11 @@ def _import_cublas() -> Any:
 
 
 def _cannot_compile(kernel: Kernel, error: Exception) -> RuntimeError:
-    if isinstance(error, ImportError | OSError) or "nvrtc" in str(error).lower() or "header" in str(error).lower():
+    if (
+        isinstance(error, ImportError | OSError)
+        or "nvrtc" in str(error).lower()
+        or "header" in str(error).lower()
+    ):
         return RuntimeError(
             f"kernels are compiled by NVRTC when first used, but CuPy can't use it ({error}); {INSTALL}"
         )
@@ -214,3 +220,17 @@ def of(array: Array) -> Runtime:
 def register(array_type: type, runtime: Runtime) -> None:
     """Let arrays of this type be worked on by this runtime: how the tests run the kernels without a GPU."""
     _RUNTIMES[array_type] = runtime
+
+
+def check_device(op: str, arrays: dict[str, Array]) -> None:
+    """Check that all arrays lie on one GPU.
+
+    Raises
+    ------
+    ValueError
+        Where they lie on several.
+    """
+    devices = {name: getattr(x, "device", None) for name, x in arrays.items()}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{op}: all arrays must be on one GPU, but there are {listed}")

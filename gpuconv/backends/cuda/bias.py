@@ -1,0 +1,121 @@
+"""The bias: written to y before the products, and its gradient, in two stages that add in the same order always."""
+
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backends.cuda import runtime as runtimes
+from gpuconv.backends.cuda.columns import (
+    Laid,
+    channel_lanes,
+    dense,
+    extent,
+    inner_divisors,
+    laid,
+    places_lanes,
+)
+from gpuconv.backends.cuda.kernels import THREADS, divisor, needs_wide, specialise
+from gpuconv.backends.cuda.program import (
+    At,
+    Launch,
+    Program,
+    kernel_launch,
+    lanes,
+    planned,
+    run,
+    run_within_limit,
+)
+from gpuconv.backends.dispatch import accumulator
+
+Array = Any
+
+
+def fill(y: Array, b: Array, channels_last: bool) -> None:
+    """Write y = b, broadcast over images and places."""
+    runtime = runtimes.of(y)
+    n, *sizes = y.shape
+    c = sizes.pop(-1 if channels_last else 0)
+    program = _fill(n, c, tuple(sizes), b.strides[0] // b.itemsize, y.dtype, channels_last)
+    run(runtime, program, [runtime.address(b), runtime.address(y)])
+
+
+@planned
+def _fill(
+    n: int, c: int, sizes: tuple[int, ...], stride: int, dtype: np.dtype[Any], channels_last: bool
+) -> Program:
+    y = dense(c, sizes, channels_last)
+    vector = lanes(dtype.itemsize, c if channels_last else y.channel)
+    items = n * y.image // vector
+    wide = needs_wide(n * y.image, c * abs(stride))
+    kernel = specialise("bias", None, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last))
+    launch = kernel_launch(
+        kernel,
+        items,
+        (At(0), At(1)),
+        stride=stride,
+        vectors=divisor((c if channels_last else y.channel) // vector, wide),
+        channels=divisor(c, wide),
+    )
+    return Program((launch,))
+
+
+def grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
+    """Return db: dy summed over images and places."""
+    runtime = runtimes.of(dy)
+    dy = dy.astype(dtype, copy=False)
+    n, *sizes = dy.shape
+    c = sizes.pop(-1 if channels_last else 0)
+    db = runtime.empty((c,), dtype)
+    if dy.size:
+        source = laid(dy, runtime.address(dy), channels_last)
+
+        def plan(limit: int) -> Program:
+            return _grad(n, c, tuple(sizes), source, dtype, channels_last)
+
+        run_within_limit("conv2d_bias_grad", runtime, plan, [runtime.address(dy), runtime.address(db)])
+    else:
+        db[...] = 0
+    return db
+
+
+# A part of the batch that a block sums: at least so many places, so that the second stage stays small, and no more
+# parts than fill the GPU several times.
+PART = 4096
+BLOCKS = 2048
+LANES = 32  # as in bias_grad.cu
+
+
+@planned
+def _grad(
+    n: int, c: int, sizes: tuple[int, ...], dy: Laid, dtype: np.dtype[Any], channels_last: bool
+) -> Program:
+    places = int(np.prod(sizes))
+    total, wide_dtype = n * places, accumulator(dtype)
+    vector = (
+        channel_lanes(dtype.itemsize, c, dy) if channels_last else places_lanes(dtype.itemsize, sizes, dy)
+    )
+    across = -(-c // (vector * LANES)) if channels_last else c
+    # A block of a plane takes PART places; one of LANES channels reads as much in PART / LANES rows.
+    part = PART // LANES if channels_last else PART
+    parts = max(1, min(-(-total // part), BLOCKS // across))
+    length = -(-total // (parts * vector)) * vector
+    parts = -(-total // length)
+    wide = needs_wide(extent(dy, n, c, sizes), total + length, parts * c)
+    kernel = specialise(
+        "bias_grad", None, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last), AXES=len(sizes)
+    )
+    struct = kernel.arguments(
+        dy=dy.strides,
+        total=total,
+        length=length,
+        parts=parts,
+        channels=c,
+        plane=divisor(places, wide),
+        inner=inner_divisors(sizes, wide),
+    )
+    shared = THREADS * (vector if channels_last else 1) * wide_dtype.itemsize
+    first = Launch(kernel, across * parts, (At(0), At(2)), struct, shared)
+    last = specialise("sum_parts", None, dtype, vector=1, wide=wide)
+    return Program(
+        (first, kernel_launch(last, c, (At(2), At(1)), parts=parts)), parts * c * wide_dtype.itemsize
+    )

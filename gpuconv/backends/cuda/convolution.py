@@ -1,0 +1,159 @@
+"""Convolution, its input gradient and its weight gradient as matrix products (cuBLAS) on columns (our kernels).
+
+With X_col the columns of some output places ([C_in/groups * taps, places]) and W the weights as a matrix
+([C_out/groups, C_in/groups * taps]), for each group
+
+    forward           Y  = W X_col + b
+    input gradient    dX = col2im(W^T dY)                       (input_grad.py)
+    weight gradient   dW = sum over chunks of dY X_col^T        (weight_grad.py)
+
+Channels first, matrices are as above: an image's columns lie side by side, and the products of several images or
+groups are one batched call. Channels last everything is transposed: Y = X_col W, with a row for each place that
+holds one group after another, so that all images are one matrix. Columns live in the workspace, so many at a
+time as its limit allows. A 1x1 kernel's columns are x itself.
+"""
+
+from functools import partial
+from typing import Any
+
+from gpuconv.backends.cuda import bias
+from gpuconv.backends.cuda import runtime as runtimes
+from gpuconv.backends.cuda.columns import ColumnStrides, Laid, channel_lanes, laid
+from gpuconv.backends.cuda.input_grad import plan_input_grad
+from gpuconv.backends.cuda.problem import (
+    LEFT,
+    RESULT,
+    RIGHT,
+    WORK,
+    Chunk,
+    Problem,
+    Steps,
+    batches,
+    channel_pitch,
+    cut,
+    round_up,
+    row_pitch,
+    unfold,
+)
+from gpuconv.backends.cuda.program import At, Matrix, Program, lanes, planned, run_within_limit
+from gpuconv.backends.cuda.weight_grad import plan_weight_grad
+from gpuconv.config import config
+from gpuconv.geometry import Window
+
+Array = Any
+
+
+def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: bool, dtype: Any) -> Array:
+    """Return y = conv(x, w) + b."""
+    runtime = runtimes.of(x)
+    x, w = x.astype(dtype, copy=False), _contiguous(w, dtype)
+    n, c_in, c_out = x.shape[0], x.shape[-1 if channels_last else 1], w.shape[-1 if channels_last else 0]
+    y = runtime.empty((n, *window.out_size, c_out) if channels_last else (n, c_out, *window.out_size), dtype)
+    if n:
+        if b is not None:
+            bias.fill(y, b.astype(dtype, copy=False), channels_last)
+        problem = Problem(window, n, c_in, c_out, dtype, channels_last, config.fp32_precision)
+        plan = partial(_plan_forward, problem, laid(x, runtime.address(x), channels_last), b is not None)
+        run_within_limit("conv2d", runtime, plan, [runtime.address(a) for a in (x, w, y)])
+    return y
+
+
+def input_grad(dy: Array, w: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
+    """Return dx, the gradient by x of sum(dy * conv(x, w))."""
+    runtime = runtimes.of(dy)
+    dy, w = _contiguous(dy, dtype), _contiguous(w, dtype)
+    n, c_out = dy.shape[0], w.shape[-1 if channels_last else 0]
+    c_in = w.shape[-2 if channels_last else 1] * window.groups
+    dx = runtime.empty((n, *window.in_size, c_in) if channels_last else (n, c_in, *window.in_size), dtype)
+    if n:
+        problem = Problem(window, n, c_in, c_out, dtype, channels_last, config.fp32_precision)
+        addresses = [runtime.address(a) for a in (dy, w, dx)]
+        run_within_limit("conv2d_input_grad", runtime, partial(plan_input_grad, problem), addresses)
+    return dx
+
+
+def weight_grad(dy: Array, x: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
+    """Return dw, the gradient by w of sum(dy * conv(x, w)): summed over the batch, never averaged."""
+    runtime = runtimes.of(dy)
+    dy, x = _contiguous(dy, dtype), x.astype(dtype, copy=False)
+    n, c_in, c_out = x.shape[0], x.shape[-1 if channels_last else 1], dy.shape[-1 if channels_last else 1]
+    cg = c_in // window.groups
+    dw = runtime.empty((*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel), dtype)
+    if n:
+        problem = Problem(window, n, c_in, c_out, dtype, channels_last, config.fp32_precision)
+        plan = partial(plan_weight_grad, problem, laid(x, runtime.address(x), channels_last))
+        addresses = [runtime.address(a) for a in (dy, x, dw)]
+        run_within_limit("conv2d_weight_grad", runtime, plan, addresses)
+    else:
+        dw[...] = 0
+    return dw
+
+
+bias_grad = bias.grad
+
+
+def _contiguous(x: Array, dtype: Any) -> Array:
+    """Return an array that a product can take as a matrix: of this dtype, in row-major order."""
+    return x if x.dtype == dtype and x.flags.c_contiguous else x.astype(dtype, order="C")
+
+
+@planned
+def _plan_forward(problem: Problem, x: Laid, accumulate: bool, limit: int) -> Program:
+    """Y = W X_col, added to what Y holds where `accumulate` (the bias)."""
+    plan = _rows_of_places if problem.channels_last else _rows_of_channels
+    return plan(problem, x, accumulate, limit)
+
+
+def _rows_of_channels(p: Problem, x: Laid, accumulate: bool, limit: int) -> Program:
+    """Channels first: Y = W X_col with columns [images, G, C, taps, places]."""
+    window, rows, og, places = p.window, p.rows, p.og, p.window.places
+    step = lanes(p.itemsize)
+    direct = channel_pitch(x, window) if window.is_pointwise else None
+    if direct is None:
+        chunks = cut(p.images, range(window.groups), places, rows * p.itemsize, limit, step)
+    else:
+        chunks = [Chunk(0, p.images, 0, window.groups, 0, places)]
+    steps: Steps = []
+    for chunk in chunks:
+        if direct is None:
+            slot, pitch = WORK, round_up(chunk.places, step)
+            image = chunk.groups * rows * pitch
+            col = ColumnStrides(image=image, channel=window.taps * pitch, tap=pitch)
+            steps.append(unfold(p, x, LEFT, chunk, col, At(WORK), step))
+        else:
+            slot, pitch, image = LEFT, direct, x.image
+        for n, g, batch, by_image in batches(chunk):
+            group, whole = chunk.g0 + g, (chunk.n0 + n) * p.c_out * places
+            a = Matrix(p.at(RIGHT, group * og * rows), rows, 0 if by_image else og * rows)
+            b_at, b_step = n * image + g * rows * pitch, image if by_image else rows * pitch
+            b = Matrix(p.at(slot, b_at), pitch, b_step)
+            c_step = (p.c_out if by_image else og) * places
+            c = Matrix(p.at(RESULT, whole + group * og * places + chunk.o0), places, c_step)
+            steps.append(p.gemm(c, a, b, (og, rows, chunk.places), batch, accumulate=accumulate))
+    workspace = 0 if direct else max(chunk.columns(step) for chunk in chunks) * rows * p.itemsize
+    return Program(tuple(steps), workspace)
+
+
+def _rows_of_places(p: Problem, x: Laid, accumulate: bool, limit: int) -> Program:
+    """Channels last: Y = X_col W with columns [places, G, taps, C], images one after another."""
+    window, rows, og = p.window, p.rows, p.og
+    total = p.images * window.places
+    direct = row_pitch(x, window, p.c_in) if window.is_pointwise else None
+    if direct is None:
+        chunks = cut(1, range(window.groups), total, rows * p.itemsize, limit, 1)
+    else:
+        chunks = [Chunk(0, 1, 0, window.groups, 0, total)]
+    vector = channel_lanes(p.itemsize, p.cg, x)
+    steps: Steps = []
+    for chunk in chunks:
+        if direct is None:
+            col = ColumnStrides(group=rows, tap=p.cg, place=chunk.groups * rows)
+            steps.append(unfold(p, x, LEFT, chunk, col, At(WORK), vector))
+            a = Matrix(At(WORK), chunk.groups * rows, rows)
+        else:
+            a = Matrix(At(LEFT), direct, p.cg)
+        b = Matrix(p.at(RIGHT, chunk.g0 * og), p.c_out, og)
+        c = Matrix(p.at(RESULT, chunk.o0 * p.c_out + chunk.g0 * og), p.c_out, og)
+        steps.append(p.gemm(c, a, b, (chunk.places, rows, og), chunk.groups, accumulate=accumulate))
+    workspace = 0 if direct else max(chunk.columns(1) for chunk in chunks) * rows * p.itemsize
+    return Program(tuple(steps), workspace)

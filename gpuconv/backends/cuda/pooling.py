@@ -1,0 +1,270 @@
+"""Max and average pooling and their gradients: one kernel each, one thread a few outputs side by side."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backends.cuda import runtime as runtimes
+from gpuconv.backends.cuda.columns import (
+    Laid,
+    channel_lanes,
+    dense,
+    extent,
+    inner_divisors,
+    laid,
+    places_lanes,
+    three,
+    window_struct,
+)
+from gpuconv.backends.cuda.kernels import C_TYPES, divisor, needs_wide, specialise
+from gpuconv.backends.cuda.program import At, Launch, Program, kernel_launch, planned, run
+from gpuconv.geometry import Window
+
+Array = Any
+
+
+def mask_dtype(window: Window) -> np.dtype[Any]:
+    """Return the mask's dtype: the smallest that holds a window's offsets."""
+    return np.dtype(np.uint8 if window.taps <= 255 else np.int32)
+
+
+def max_pool(
+    x: Array, window: Window, channels_last: bool, return_argmax: bool
+) -> tuple[Array, Array | None]:
+    """Return each window's maximum, and the offset of the first place that holds it."""
+    runtime = runtimes.of(x)
+    shape = _shape(x, window.out_size, channels_last)
+    y = runtime.empty(shape, x.dtype)
+    argmax = runtime.empty(shape, mask_dtype(window)) if return_argmax else None
+    if y.size:
+        n, c, source = _described(runtime, x, channels_last)
+        program = _max_pool(window, n, c, source, x.dtype, channels_last, return_argmax)
+        mask = 0 if argmax is None else runtime.address(argmax)
+        run(runtime, program, [runtime.address(x), runtime.address(y), mask])
+    return y, argmax
+
+
+@planned
+def _max_pool(
+    window: Window, n: int, c: int, x: Laid, dtype: np.dtype[Any], channels_last: bool, return_argmax: bool
+) -> Program:
+    constants = {"MASK": C_TYPES[mask_dtype(window).name], "WITH_MASK": int(return_argmax)}
+    return _forward("max_pool", window, n, c, x, dtype, channels_last, 3, constants, {})
+
+
+def max_pool_backward(
+    dy: Array, argmax: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool
+) -> Array:
+    """Return dx: each dy goes to the place its window's argmax names; overlapping windows add up.
+
+    What argmax holds is not checked, since that would make the GPU wait: an offset that names no place of x
+    counts for none.
+    """
+    runtime = runtimes.of(dy)
+    argmax = argmax.astype(mask_dtype(window), copy=False)
+    dx = runtime.empty(x_shape, dy.dtype)
+    if dx.size:
+        n, c, source = _described(runtime, dy, channels_last)
+        mask = laid(argmax, runtime.address(argmax), channels_last)
+        program = _max_pool_backward(window, n, c, source, mask, dy.dtype, channels_last)
+        run(runtime, program, [runtime.address(a) for a in (dy, argmax, dx)])
+    return dx
+
+
+@planned
+def _max_pool_backward(
+    window: Window, n: int, c: int, dy: Laid, argmax: Laid, dtype: np.dtype[Any], channels_last: bool
+) -> Program:
+    mask = mask_dtype(window)
+    constants = {"MASK": C_TYPES[mask.name]}
+    # Alignments count in elements, and those of the two arrays differ in size.
+    as_wide = argmax._replace(alignment=argmax.alignment * dtype.itemsize // mask.itemsize)
+    launch = _backward(
+        "max_pool_backward",
+        window,
+        n,
+        c,
+        (dy, as_wide),
+        dtype,
+        channels_last,
+        constants,
+        {"argmax": argmax.strides},
+    )
+    return Program((launch,))
+
+
+def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Array:
+    """Return the flat index into the input's plane of each window's maximum, int64; -1 where there is none."""
+    runtime = runtimes.of(argmax)
+    indices = runtime.empty(argmax.shape, np.dtype(np.int64))
+    if indices.size:
+        n, c, source = _described(runtime, argmax, channels_last)
+        program = _argmax_to_indices(window, n, c, source, argmax.dtype, channels_last)
+        run(runtime, program, [runtime.address(argmax), runtime.address(indices)])
+    return indices
+
+
+@planned
+def _argmax_to_indices(
+    window: Window, n: int, c: int, argmax: Laid, dtype: np.dtype[Any], channels_last: bool
+) -> Program:
+    items = n * c * window.places
+    wide = needs_wide(items, extent(argmax, n, c, window.out_size))
+    kernel = specialise(
+        "argmax_to_indices", window, dtype, vector=1, wide=wide, CHANNELS_LAST=int(channels_last)
+    )
+    launch = kernel_launch(
+        kernel,
+        items,
+        (At(0), At(1)),
+        window=window_struct(window),
+        argmax=argmax.strides,
+        channels=divisor(c, wide),
+        plane=divisor(window.places, wide),
+        inner=inner_divisors(window.out_size, wide),
+    )
+    return Program((launch,))
+
+
+def avg_pool(x: Array, window: Window, channels_last: bool, count_include_pad: bool) -> Array:
+    """Return each window's mean."""
+    runtime = runtimes.of(x)
+    y = runtime.empty(_shape(x, window.out_size, channels_last), x.dtype)
+    if y.size:
+        n, c, source = _described(runtime, x, channels_last)
+        program = _avg_pool(window, n, c, source, x.dtype, channels_last, count_include_pad)
+        run(runtime, program, [runtime.address(x), runtime.address(y)])
+    return y
+
+
+@planned
+def _avg_pool(
+    window: Window,
+    n: int,
+    c: int,
+    x: Laid,
+    dtype: np.dtype[Any],
+    channels_last: bool,
+    count_include_pad: bool,
+) -> Program:
+    ends = _ends(window, count_include_pad)
+    return _forward("avg_pool", window, n, c, x, dtype, channels_last, 2, {}, ends)
+
+
+def avg_pool_backward(
+    dy: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool, count_include_pad: bool
+) -> Array:
+    """Return dx: each dy, divided, spread over its window."""
+    runtime = runtimes.of(dy)
+    dx = runtime.empty(x_shape, dy.dtype)
+    if dx.size:
+        n, c, source = _described(runtime, dy, channels_last)
+        program = _avg_pool_backward(window, n, c, source, dy.dtype, channels_last, count_include_pad)
+        run(runtime, program, [runtime.address(dy), runtime.address(dx)])
+    return dx
+
+
+@planned
+def _avg_pool_backward(
+    window: Window,
+    n: int,
+    c: int,
+    dy: Laid,
+    dtype: np.dtype[Any],
+    channels_last: bool,
+    count_include_pad: bool,
+) -> Program:
+    ends = _ends(window, count_include_pad)
+    return Program((_backward("avg_pool_backward", window, n, c, (dy,), dtype, channels_last, {}, ends),))
+
+
+def _forward(
+    name: str,
+    window: Window,
+    n: int,
+    c: int,
+    x: Laid,
+    dtype: np.dtype[Any],
+    channels_last: bool,
+    arrays: int,
+    constants: dict[str, Any],
+    more: dict[str, Any],
+) -> Program:
+    """One thread a vector of y, which is new and so in order; x lies as it lies."""
+    places = window.places
+    if channels_last:
+        vector = channel_lanes(dtype.itemsize, c, x)
+    else:
+        vector = places_lanes(dtype.itemsize, window.out_size, dense(c, window.out_size, False))
+    wide = needs_wide(n * c * places, extent(x, n, c, window.in_size))
+    kernel = specialise(
+        name, window, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last), **constants
+    )
+    launch = kernel_launch(
+        kernel,
+        n * c * places // vector,
+        tuple(At(slot) for slot in range(arrays)),
+        window=window_struct(window),
+        x=x.strides,
+        vectors=divisor((c if channels_last else places) // vector, wide),
+        channels=divisor(c, wide),
+        plane=divisor(places, wide),
+        inner=inner_divisors(window.out_size, wide),
+        **more,
+    )
+    return Program((launch,))
+
+
+def _backward(
+    name: str,
+    window: Window,
+    n: int,
+    c: int,
+    read: tuple[Laid, ...],
+    dtype: np.dtype[Any],
+    channels_last: bool,
+    constants: dict[str, Any],
+    more: dict[str, Any],
+) -> Launch:
+    """One thread a vector of dx, which is new and so in order; what is read lies as it lies."""
+    places = prod(window.in_size)
+    if channels_last:
+        vector = channel_lanes(dtype.itemsize, c, *read)
+    else:
+        vector = places_lanes(dtype.itemsize, window.in_size, dense(c, window.in_size, False))
+    wide = needs_wide(n * c * places, *(extent(x, n, c, window.out_size) for x in read))
+    kernel = specialise(
+        name, window, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last), **constants
+    )
+    return kernel_launch(
+        kernel,
+        n * c * places // vector,
+        tuple(At(slot) for slot in range(len(read) + 1)),
+        window=window_struct(window),
+        dy=read[0].strides,
+        vectors=divisor((c if channels_last else places) // vector, wide),
+        channels=divisor(c, wide),
+        plane=divisor(places, wide),
+        inner=inner_divisors(window.in_size, wide),
+        **more,
+    )
+
+
+def _ends(window: Window, count_include_pad: bool) -> dict[str, Any]:
+    """Return the kernels' bounds of the places that a divisor counts."""
+    none = (0,) * window.axes
+    before, after = (window.before, window.after) if count_include_pad else (none, none)
+    high = tuple(n + a for n, a in zip(window.in_size, after, strict=True))
+    return {"low": three([-b for b in before], 0), "high": three(high, 1)}
+
+
+def _described(runtime: runtimes.Runtime, x: Array, channels_last: bool) -> tuple[int, int, Laid]:
+    """Return an array's images, channels and how it lies."""
+    c = x.shape[-1 if channels_last else 1]
+    return x.shape[0], c, laid(x, runtime.address(x), channels_last)
+
+
+def _shape(x: Array, sizes: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    n, c = x.shape[0], x.shape[-1 if channels_last else 1]
+    return (n, *sizes, c) if channels_last else (n, c, *sizes)

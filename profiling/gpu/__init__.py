@@ -1,0 +1,1 @@
+"""The parts of `profiling/gpu_check.py`, a file each."""

@@ -1,0 +1,126 @@
+"""An operation on a shape, ready to be called: ours on NumPy or CuPy arrays, PyTorch's on the same memory."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import gpuconv
+
+from .shapes import ConvShape, Shape
+
+Array = Any
+Call = Callable[[], Array]
+
+# A prime number of random values, repeated: no two rows of an array are alike, and making them takes no time.
+PERIOD = 1_000_003
+
+
+def random(xp: ModuleType, shape: tuple[int, ...], dtype: str, seed: int) -> Array:
+    """Return values in [-0.5, 0.5)."""
+    values = np.random.default_rng(seed).random(PERIOD, np.float32) - np.float32(0.5)
+    size = int(np.prod(shape))
+    repeated = xp.tile(xp.asarray(values.astype(dtype)), -(-size // PERIOD))
+    return repeated[:size].reshape(shape).copy()
+
+
+class Calls:
+    """Our call of an operation, and PyTorch's (`theirs`), on the same random arrays."""
+
+    def __init__(self, op: str, shape: Shape, dtype: str, channels_last: bool, xp: ModuleType) -> None:
+        self.op, self.shape, self.channels_last, self.xp = op, shape, channels_last, xp
+        self.x = random(xp, shape.x_shape(channels_last), dtype, 1)
+        self.dy = random(xp, shape.y_shape(channels_last), dtype, 2)
+        if isinstance(shape, ConvShape):
+            self.w = random(xp, shape.w_shape(channels_last), dtype, 3)
+            self.ours = self._conv(shape)
+        else:
+            self.ours = self._pool()
+
+    def _conv(self, shape: ConvShape) -> Call:
+        x, w, dy, last = self.x, self.w, self.dy, {"channels_last": self.channels_last}
+        window: dict[str, Any] = {
+            "stride": shape.stride, "padding": shape.padding, "dilation": shape.dilation, **last,
+        }  # fmt: skip
+        taps, groups = (shape.kh, shape.kw), shape.groups
+        if self.op == "col2im":
+            col = gpuconv.im2col(x, taps, **window)
+            return lambda: gpuconv.col2im(col, x.shape, taps, **window)
+        return {
+            "conv2d": lambda: gpuconv.conv2d(x, w, groups=groups, **window),
+            "conv2d_input_grad": lambda: gpuconv.conv2d_input_grad(dy, w, x.shape, groups=groups, **window),
+            "conv2d_weight_grad": lambda: gpuconv.conv2d_weight_grad(dy, x, taps, groups=groups, **window),
+            "conv2d_bias_grad": lambda: gpuconv.conv2d_bias_grad(dy, **last),
+            "im2col": lambda: gpuconv.im2col(x, taps, **window),
+        }[self.op]
+
+    def _pool(self) -> Call:
+        x, dy = self.x, self.dy
+        place: dict[str, Any] = {
+            "kernel_size": self.shape.kernel, "stride": self.shape.stride,
+            "padding": self.shape.padding, "channels_last": self.channels_last,
+        }  # fmt: skip
+        if self.op == "max_pool2d_backward":
+            _, argmax = gpuconv.max_pool2d(x, **place)
+            return lambda: gpuconv.max_pool2d_backward(dy, argmax, x.shape, **place)
+        return {
+            "max_pool2d": lambda: gpuconv.max_pool2d(x, **place),
+            "max_pool2d value only": lambda: gpuconv.max_pool2d(x, return_argmax=False, **place),
+            "avg_pool2d": lambda: gpuconv.avg_pool2d(x, **place),
+            "avg_pool2d_backward": lambda: gpuconv.avg_pool2d_backward(dy, x.shape, **place),
+        }[self.op]
+
+    def theirs(self, torch: ModuleType) -> Call:
+        """Return PyTorch's call; its operators are called directly, so there is no autograd in it."""
+        aten, op, shape = torch.ops.aten, self.op, self.shape
+        x, dy = self._tensor(torch, self.x), self._tensor(torch, self.dy)
+        if isinstance(shape, ConvShape):
+            w = torch.from_dlpack(self.w)
+            if self.channels_last:
+                w = w.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+            window: tuple[Any, ...] = (
+                [shape.stride] * 2, [shape.padding] * 2, [shape.dilation] * 2, False, [0, 0], shape.groups,
+            )  # fmt: skip
+            if op == "conv2d":
+                return lambda: aten.convolution(x, w, None, *window)
+            wanted = op == "conv2d_input_grad"
+            mask = [wanted, not wanted, False]
+            return lambda: aten.convolution_backward(dy, x, w, None, *window, mask)[0 if wanted else 1]
+        window = ([shape.kernel] * 2, [shape.stride] * 2, [shape.padding] * 2)
+        if op == "max_pool2d_backward":
+            _, indices = aten.max_pool2d_with_indices(x, *window)
+            backward = aten.max_pool2d_with_indices_backward
+            return lambda: backward(dy, x, *window, [1, 1], False, indices)
+        return {
+            "max_pool2d": lambda: aten.max_pool2d_with_indices(x, *window)[0],
+            "avg_pool2d": lambda: aten.avg_pool2d(x, *window),
+            "avg_pool2d_backward": lambda: aten.avg_pool2d_backward(dy, x, *window, False, True, None),
+        }[op]
+
+    def _tensor(self, torch: ModuleType, array: Array) -> Any:
+        """Show PyTorch the same memory; its channels-last tensors have the axes in channels-first order."""
+        tensor = torch.from_dlpack(array)
+        return tensor.permute(0, 3, 1, 2) if self.channels_last else tensor
+
+    def compared(self, tensor: Any) -> Array:
+        """Return PyTorch's result as an array whose axes are in our order."""
+        if self.channels_last:
+            tensor = tensor.permute(2, 3, 1, 0) if self.op == "conv2d_weight_grad" else tensor.permute(0, 2, 3, 1)
+        return self.xp.from_dlpack(tensor.contiguous())
+
+
+def results(result: Any) -> tuple[Array, ...]:
+    """Return an operation's arrays; max pooling gives two."""
+    return result if isinstance(result, tuple) else (result,)
+
+
+def difference(a: Array, b: Array, xp: ModuleType) -> float:
+    """Return ||a - b|| / ||b||, summed in float32; infinite where shapes or dtypes differ."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    wide = np.promote_types(a.dtype, np.float32)
+    apart = xp.subtract(a, b, dtype=wide)
+    scale = float(xp.square(b, dtype=wide).sum())
+    off = float(xp.square(apart).sum())
+    return (off / scale) ** 0.5 if scale else off

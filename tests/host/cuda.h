@@ -1,0 +1,299 @@
+// CUDA's language on a CPU, as far as this project's kernels use it; the types are those of CUDA's own headers.
+// The text of this file goes in front of a kernel's.
+//
+// The threads of a launch run one after the other, in an order that the caller gives. Where a kernel has
+// barriers, each thread of a block is a fiber, left at a barrier and resumed in the next phase. A kernel without
+// barriers runs as one fiber: a fault can leave a fiber from anywhere, and becomes a message instead of a crash.
+
+#include <csignal>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ucontext.h>
+#include <vector_types.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#else
+#define __asan_poison_memory_region(from, size)
+#define __asan_unpoison_memory_region(from, size)
+#define __sanitizer_start_switch_fiber(...)
+#define __sanitizer_finish_switch_fiber(...)
+#endif
+
+#undef __launch_bounds__
+#define __launch_bounds__(...)
+#undef __shared__
+#define __shared__ static_assert(false, "shared memory is declared by SHARED(type, name)");
+// `name` points to this block's dynamic shared memory.
+#define SHARED(type, name) type *name = reinterpret_cast<type *>(host::shared)
+#define __syncthreads() host::barrier(__LINE__)
+
+static uint3 threadIdx, blockIdx;
+static dim3 blockDim, gridDim;
+
+namespace host {
+
+struct Launch {
+    void (*call)(void **);
+    void **arguments;
+    unsigned grid[3], block[3];
+    const unsigned *blocks, *threads;  // flat indices in the order to run
+    unsigned block_count, thread_count, shared_size;
+};
+
+struct Fiber {
+    ucontext_t context;
+    const void *stack;
+    size_t stack_size;
+    void *fake_stack;  // the address sanitizer's
+    void (*job)(const Fiber &);
+    unsigned thread;
+    int line;  // of the barrier it waits at
+    bool ended;
+};
+
+const size_t STACK = 128 << 10, MOST_THREADS = 1024, MOST_SHARED = 48 << 10, GUARD = 256;
+static Launch launch;
+static Fiber scheduler, fibers[MOST_THREADS], *running = &scheduler;
+alignas(16) static unsigned char shared[MOST_SHARED + GUARD];
+static char message[2000];
+
+static void report(const char *format, ...) {
+    const int place = snprintf(message, sizeof message, "block (%u, %u, %u), thread (%u, %u, %u): ", blockIdx.x,
+                               blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+    va_list values;
+    va_start(values, format);
+    vsnprintf(message + place, sizeof message - place, format, values);
+    va_end(values);
+}
+
+static void switch_to(Fiber &to) {
+    Fiber &from = *running;
+    running = &to;
+    __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_size);
+    swapcontext(&from.context, &to.context);
+    __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
+}
+
+[[noreturn]] static void leave() {
+    switch_to(scheduler);
+    abort();
+}
+
+#define HOST_FAIL(...) (host::report(__VA_ARGS__), host::leave())
+
+static void on_signal(int number, siginfo_t *info, void *) {
+    if (running == &scheduler) signal(number, SIG_DFL);  // not the kernel's: let it happen again
+    else if (number == SIGFPE) HOST_FAIL("division by zero");
+    else HOST_FAIL("access to %p, where there is no memory", info->si_addr);
+}
+
+#ifdef __SANITIZE_ADDRESS__
+static void on_asan_report(const char *text) {
+    if (!message[0]) snprintf(message, sizeof message, "%s", text);
+}
+#endif
+
+static void begin() {
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_size);
+    running->job(*running);
+    running->ended = true;
+    leave();
+}
+
+static void prepare(Fiber &fiber, void (*job)(const Fiber &), unsigned thread) {
+    if (!fiber.stack) fiber.stack = malloc(STACK);
+    fiber.stack_size = STACK;
+    __asan_unpoison_memory_region(fiber.stack, STACK);  // one that failed left its frames there
+    fiber.job = job;
+    fiber.thread = thread;
+    fiber.line = 0;
+    fiber.ended = false;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = const_cast<void *>(fiber.stack);
+    fiber.context.uc_stack.ss_size = STACK;
+    makecontext(&fiber.context, begin, 0);
+}
+
+static uint3 unravel(unsigned flat, const dim3 &size) {
+    return {flat % size.x, flat / size.x % size.y, flat / size.x / size.y};
+}
+
+static void run_thread(unsigned thread) {
+    threadIdx = unravel(thread, blockDim);
+    launch.call(launch.arguments);
+}
+
+static void begin_block(unsigned i) {
+    blockIdx = unravel(launch.blocks[i], gridDim);
+    memset(shared, 0xFF, launch.shared_size + GUARD);  // NaN, for every floating-point type
+    __asan_poison_memory_region(shared + launch.shared_size, GUARD);
+}
+
+static void end_block() {
+    __asan_unpoison_memory_region(shared + launch.shared_size, GUARD);
+    for (size_t i = launch.shared_size; i < launch.shared_size + GUARD && !message[0]; ++i)
+        if (shared[i] != 0xFF) report("byte %zu of %u bytes of shared memory was written", i, launch.shared_size);
+}
+
+static void barrier(int line) {
+    Fiber &fiber = *running;
+    fiber.line = line;
+    switch_to(scheduler);
+    threadIdx = unravel(fiber.thread, blockDim);
+}
+
+// All threads are at one barrier, or all have ended; anything else a GPU would not forgive.
+static bool all_ended() {
+    const Fiber &first = fibers[0];
+    for (unsigned i = 1; i < launch.thread_count; ++i)
+        if (fibers[i].ended != first.ended || (!first.ended && fibers[i].line != first.line)) {
+            const Fiber &other = fibers[i], &waits = first.ended ? other : first, &differs = first.ended ? first : other;
+            threadIdx = unravel(waits.thread, blockDim);
+            if (differs.ended) report("waits at a barrier (line %d), but thread %u has ended", waits.line, differs.thread);
+            else report("waits at the barrier in line %d, but thread %u at that in line %d", waits.line,
+                        differs.thread, differs.line);
+            return true;
+        }
+    return first.ended;
+}
+
+static void run_with_barriers() {
+    for (unsigned i = 0; i < launch.block_count && !message[0]; ++i) {
+        begin_block(i);
+        for (unsigned t = 0; t < launch.thread_count; ++t)
+            prepare(fibers[t], [](const Fiber &fiber) { run_thread(fiber.thread); }, launch.threads[t]);
+        do
+            for (unsigned t = 0; t < launch.thread_count && !message[0]; ++t) switch_to(fibers[t]);
+        while (!message[0] && !all_ended());
+        end_block();
+    }
+}
+
+static void run_without_barriers() {
+    prepare(fibers[0], [](const Fiber &) {
+        for (unsigned i = 0; i < launch.block_count && !message[0]; ++i) {
+            begin_block(i);
+            for (unsigned t = 0; t < launch.thread_count; ++t) run_thread(launch.threads[t]);
+            end_block();
+        }
+    }, 0);
+    switch_to(fibers[0]);
+    __asan_unpoison_memory_region(shared, sizeof shared);
+}
+
+// What a kernel's signature says.
+
+struct Entry {
+    void (*call)(void **);
+    int count, size[16];
+    enum Kind { VALUE, CONST_POINTER, POINTER } kind[16];
+};
+
+template <typename A>
+struct Argument {
+    static A get(void *at) { return *static_cast<A *>(at); }
+    static const Entry::Kind kind = Entry::VALUE;
+};
+template <typename A>
+struct Argument<const A> : Argument<A> {};
+template <typename A>
+struct Argument<A *> {
+    static A *get(void *at) { return *static_cast<A **>(at); }
+    static const Entry::Kind kind = Entry::POINTER;
+};
+template <typename A>
+struct Argument<const A *> {
+    static const A *get(void *at) { return *static_cast<const A **>(at); }
+    static const Entry::Kind kind = Entry::CONST_POINTER;
+};
+
+template <typename F, F function>
+struct Trampoline;
+template <typename... A, void (*function)(A...)>
+struct Trampoline<void (*)(A...), function> {
+    static void call(void **arguments) {
+        void **next = arguments;
+        struct Call {  // braces evaluate from left to right
+            Call(A... values) { function(values...); }
+        } in_order{Argument<A>::get(*next++)...};
+    }
+    static Entry entry() { return {call, sizeof...(A), {(int)sizeof(A)...}, {Argument<A>::kind...}}; }
+};
+
+}  // namespace host
+
+#define HOST_ENTRY(function) host::Trampoline<decltype(&function), &function>::entry()
+
+// The window's constants, where they are set at run time.
+static int host_constants[10];
+
+extern "C" void gpuconv_host_constants(const int *values) { memcpy(host_constants, values, sizeof host_constants); }
+
+// Run a launch; return what went wrong, or "".
+extern "C" const char *gpuconv_host_run(const host::Launch *given, int barriers) {
+    using namespace host;
+    const int numbers[] = {SIGSEGV, SIGBUS, SIGFPE};
+    struct sigaction mine = {}, before[3];
+    mine.sa_sigaction = on_signal;
+    mine.sa_flags = SA_SIGINFO | SA_NODEFER;
+    for (int i = 0; i < 3; ++i) sigaction(numbers[i], &mine, &before[i]);
+#ifdef __SANITIZE_ADDRESS__
+    __asan_set_error_report_callback(on_asan_report);
+#endif
+    launch = *given;
+    gridDim = dim3(launch.grid[0], launch.grid[1], launch.grid[2]);
+    blockDim = dim3(launch.block[0], launch.block[1], launch.block[2]);
+    message[0] = 0;
+    barriers ? run_with_barriers() : run_without_barriers();
+    for (int i = 0; i < 3; ++i) sigaction(numbers[i], &before[i], nullptr);
+    return message;
+}
+
+// What the undefined-behaviour sanitizer calls, in place of its library, which would end the process.
+
+namespace host {
+struct Location {
+    const char *file;
+    unsigned line, column;
+};
+struct TypeMismatch {
+    Location location;
+    const void *type;
+    unsigned char log_alignment, kind;
+};
+}  // namespace host
+
+#define HOST_UNDEFINED(handler, what)                                                                          \
+    extern "C" __attribute__((visibility("hidden"), no_sanitize("undefined", "address"))) void                 \
+        __ubsan_handle_##handler(host::Location *at) {                                                         \
+        HOST_FAIL("%s in %s:%u", what, at->file, at->line);                                                    \
+    }
+
+HOST_UNDEFINED(add_overflow_abort, "integer overflow")
+HOST_UNDEFINED(sub_overflow_abort, "integer overflow")
+HOST_UNDEFINED(mul_overflow_abort, "integer overflow")
+HOST_UNDEFINED(negate_overflow_abort, "integer overflow")
+HOST_UNDEFINED(divrem_overflow_abort, "division by zero or overflow")
+HOST_UNDEFINED(shift_out_of_bounds_abort, "shift out of bounds")
+HOST_UNDEFINED(out_of_bounds_abort, "index out of an array's bounds")
+HOST_UNDEFINED(pointer_overflow_abort, "pointer overflow")
+HOST_UNDEFINED(vla_bound_not_positive_abort, "array of no elements")
+HOST_UNDEFINED(load_invalid_value_abort, "bool or enum of no valid value")
+HOST_UNDEFINED(nonnull_arg_abort, "null where it must not be")
+HOST_UNDEFINED(nonnull_return_v1_abort, "null where it must not be")
+HOST_UNDEFINED(invalid_builtin_abort, "builtin with invalid argument")
+HOST_UNDEFINED(builtin_unreachable, "unreachable code reached")
+HOST_UNDEFINED(missing_return, "function ended without return")
+
+extern "C" __attribute__((visibility("hidden"), no_sanitize("undefined", "address"))) void
+__ubsan_handle_type_mismatch_v1_abort(host::TypeMismatch *at, size_t address) {
+    const size_t alignment = (size_t)1 << at->log_alignment;
+    if (address == 0) HOST_FAIL("null pointer followed in %s:%u", at->location.file, at->location.line);
+    if (address % alignment)
+        HOST_FAIL("misaligned access in %s:%u: address %#zx, alignment %zu", at->location.file, at->location.line,
+                  address, alignment);
+    HOST_FAIL("access beyond an object in %s:%u", at->location.file, at->location.line);
+}
