@@ -88,6 +88,11 @@ def float_result(op: str, **arrays: Any) -> np.dtype[Any]:
     return result
 
 
+def accumulator(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype to sum in: float16 is summed in float32."""
+    return np.promote_types(dtype, np.float32)
+
+
 def array_module(x: Any) -> ModuleType:
     """Return the module whose functions work on this array: numpy, or cupy once its arrays are seen."""
     if isinstance(x, np.ndarray | np.generic):

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of, check_shape, float_result, given
+from gpuconv.backends.dispatch import accumulator, array_module, backend_of, check_shape, float_result, given
 from gpuconv.geometry import flag, integer
 from gpuconv.nn.initializers import float_dtype, generator, he_normal
-from gpuconv.nn.layer import Array, Layer, accumulator, unusual
+from gpuconv.nn.layer import Array, Layer, unusual
 
 
 class Linear(Layer):

@@ -5,10 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of, check_rank, check_shape, float_result, given
+from gpuconv.backends.dispatch import (
+    accumulator,
+    array_module,
+    backend_of,
+    check_rank,
+    check_shape,
+    float_result,
+    given,
+)
 from gpuconv.geometry import flag, integer
 from gpuconv.nn.initializers import float_dtype
-from gpuconv.nn.layer import Array, Layer, accumulator
+from gpuconv.nn.layer import Array, Layer
 
 
 class BatchNorm2d(Layer):

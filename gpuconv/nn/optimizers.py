@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, check_shape
-from gpuconv.nn.layer import Array, Layer, accumulator, check_names
+from gpuconv.backends.dispatch import accumulator, array_module, check_shape
+from gpuconv.nn.layer import Array, Layer, check_names
 
 
 class _Optimizer:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu.blocks import accumulator
 from gpuconv.backends.cpu.threads import count, parallel
+from gpuconv.backends.dispatch import accumulator
 
 Array = np.ndarray[Any, Any]
 
