@@ -480,6 +480,9 @@ def test_float16_is_summed_in_float32():
     dense = nn.Linear(4096, 1, dtype=np.float16)
     dense.params["weight"] = x
     assert dense(x).item() == 4096  # ones added one by one in float16 stop at 2048
+    dense = nn.Linear(2, 1, dtype=np.float16)
+    dense.params["weight"][:], dense.params["bias"][:] = 1, -2048
+    assert dense(np.array([[2048, 1]], np.float16)).item() == 1  # 2049 is no float16: rounded after b
     dense = nn.Linear(1, 2, dtype=np.float16)
     dense.backward(np.ones_like(dense(np.zeros((4096, 1), np.float16))))
     assert (dense.grads["bias"] == 4096).all()
