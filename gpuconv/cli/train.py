@@ -54,7 +54,8 @@ def add_parser(commands: Any) -> None:
     add(
         "--data",
         help="mnist5k (default): 5,000 MNIST digits; digits: scikit-learn's 8 x 8; a folder of MNIST-format "
-        "IDX files, plain or .gz; or an .npz with images and labels, perhaps test_images and test_labels",
+        "IDX files, plain or .gz; or an .npz with images ([N, H, W], [N, C, H, W] or [N, H, W, C]) and "
+        "labels, perhaps test_images and test_labels",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default) is a GPU if usable")
     add("--algorithm", choices=tuple(ALGORITHMS), help=f"default {ALGORITHM}")
