@@ -432,6 +432,9 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(data, ou
         (["--max-iterations", "0"], "argument --max-iterations: must be an integer of at least 1, not '0'"),
         (["--algorithm", "batch-gd", "--batch-size", "9"], "--batch-size: batch-gd takes all pictures"),
         (["--resume", "--overwrite"], "--overwrite begins anew and --resume goes on: give one of them"),
+        (["--data", ""], "argument --data: must be a name or a path, not ''"),
+        (["--resume", ""], "argument --resume: must be a name or a path, not ''"),
+        (["--out", ""], "argument --out: must be a name or a path, not ''"),
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
 )

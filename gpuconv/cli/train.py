@@ -53,6 +53,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add(
         "--data",
+        type=_path,
         help="mnist5k (default): 5,000 MNIST digits; digits: scikit-learn's 8 x 8; a folder of MNIST-format "
         "IDX files, plain or .gz; or an .npz with images ([N, H, W], [N, C, H, W] or [N, H, W, C]) and "
         "labels, perhaps test_images and test_labels",
@@ -74,11 +75,16 @@ def add_parser(commands: Any) -> None:
         help="move pictures by up to so many pixels; default 2 from 20 x 20 up",
     )
     add("--seed", type=_count_or_zero, help="of weights, order and shifts, not of the split; default 0")
-    add("--out", type=Path, help="folder to write to; default runs/DATA-ALGORITHM, numbered if there is one")
+    add(
+        "--out",
+        type=lambda text: Path(_path(text)),
+        help="folder to write to; default runs/DATA-ALGORITHM, numbered if there is one",
+    )
     add(
         "--resume",
         nargs="?",
         const=True,
+        type=_path,
         metavar="PATH",
         help="go on from a folder or checkpoint; without PATH, from --out or the last default folder",
     )
@@ -144,7 +150,9 @@ def _description(run: Run) -> str:
     )
 
 
-def _number(convert: Callable[[str], Any], suits: Callable[[Any], bool], must: str) -> Callable[[str], Any]:
+def _converter(
+    convert: Callable[[str], Any], suits: Callable[[Any], bool], must: str
+) -> Callable[[str], Any]:
     """Return a converter for argparse that says what an option must be."""
 
     def converter(text: str) -> Any:
@@ -159,7 +167,8 @@ def _number(convert: Callable[[str], Any], suits: Callable[[Any], bool], must: s
     return converter
 
 
-_count = _number(int, lambda value: value >= 1, "an integer of at least 1")
-_count_or_zero = _number(int, lambda value: value >= 0, "an integer of at least 0")
-_positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
-_not_negative = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+_path = _converter(str, bool, "a name or a path")
+_count = _converter(int, lambda value: value >= 1, "an integer of at least 1")
+_count_or_zero = _converter(int, lambda value: value >= 0, "an integer of at least 0")
+_positive = _converter(float, lambda value: 0 < value < math.inf, "a number above 0")
+_not_negative = _converter(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
