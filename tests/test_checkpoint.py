@@ -128,6 +128,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_its_epoch_is_recorded():
     assert run.records == []
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_loss_that_is_not_finite_ends_the_run_also_inside_an_epoch():
+    run = Run(replace(SETTINGS, algorithm="sgd", max_iterations=2), dataset())
+    run.network.params["0.weight"][:] = np.inf
+    with pytest.raises(Diverged, match="loss of epoch 1 is nan"):
+        run.train()
+
+
 def test_checkpoint_of_other_pictures_is_refused(there):
     run = Run(SETTINGS, dataset(RNG))
     with pytest.raises(CheckpointError, match="was trained on other pictures than random"):

@@ -401,7 +401,7 @@ def test_a_disk_that_fills_up_is_named_and_the_last_checkpoint_stays_whole(data,
     assert checkpoint.load_checkpoint(where).state["iterations"] == 4
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(data, out, capsys):
     train(data, out, "--epochs", 1)
     before = files(out)
@@ -412,6 +412,17 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(data, ou
     assert main(["train", "--resume", str(out), "--epochs", "2"]) == 1
     assert "the mean loss of epoch 2 is nan" in capsys.readouterr().err
     assert files(out) == before
+
+
+@pytest.mark.parametrize("options", [(), ("--max-iterations", 2), ("--algorithm", "sgd")])
+def test_far_too_large_a_step_is_named_in_one_line_and_nothing_else_is_said(data, out, tmp_path, options):
+    command = ("train", "--data", data, "--out", out, "--step", 1e30, "--batch-size", 10, *options)
+    process = start(*command, cwd=tmp_path)  # worker threads too must keep NumPy's warnings to themselves
+    errors = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 1
+    assert errors == (
+        "gpuconv train: the mean loss of epoch 1 is nan with step 1e+30; try a smaller step (--step)\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import argparse
 import math
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,11 @@ def _train(run: Run, out: Path) -> int:
     from gpuconv.cli.progress import progress
 
     print(_description(run))
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, warnings.catch_warnings():
+        # The way to a loss that is no number, which is reported as such. np.errstate would miss the threads.
+        warnings.filterwarnings(
+            "ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning
+        )
         try:
             with progress(run) as shown:
 

@@ -8,6 +8,7 @@ their order when it goes on.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, fields
+from math import isfinite
 from typing import Any, Self
 
 import numpy as np
@@ -218,7 +219,7 @@ class Run:
         Raises
         ------
         Diverged
-            Where the mean loss of an epoch is not finite; `on_epoch` is not called for that one.
+            Where the mean loss of an epoch, whole or not, is not finite; `on_epoch` is not called then.
         """
         self._started = time.perf_counter()
         try:
@@ -230,6 +231,7 @@ class Run:
                     self.stopped_by = "interrupted"
                 if self._epoch.updates == self.updates_per_epoch:
                     self._end_epoch(on_epoch)
+            self._check_loss()
             self.stopped_by = self.stopped_by or "max_iterations"
         finally:
             self._seconds, self._started = self.seconds, None
@@ -346,13 +348,16 @@ class Run:
             x = random_shifts(x, self.settings.shift, rng)
         return x, y
 
-    def _end_epoch(self, on_epoch: OnEpoch | None) -> None:
-        record = self.current()
-        if not np.isfinite(record.loss):
+    def _check_loss(self) -> None:
+        if self.in_an_epoch and not isfinite(loss := self._epoch.mean_loss()):
             raise Diverged(
-                f"the mean loss of epoch {record.epoch} is {record.loss} with step {record.step:g}; "
+                f"the mean loss of epoch {len(self.records) + 1} is {loss} with step {self.optimizer.lr:g}; "
                 "try a smaller step"
             )
+
+    def _end_epoch(self, on_epoch: OnEpoch | None) -> None:
+        self._check_loss()
+        record = self.current()
         self.records.append(record)
         self._epoch = _Epoch()
         if on_epoch is not None:
