@@ -330,6 +330,15 @@ def test_checkpoint_of_another_network_is_refused_and_nothing_is_written(data, o
         (lambda saved: saved.settings.update(algorithm="magic"), "algorithm is 'magic'"),
         (lambda saved: saved.settings.update(flavour=1), "flavour"),
         (lambda saved: saved.settings.pop("seed"), "seed"),
+        (lambda saved: saved.settings.update(seed=-1), "seed is -1"),
+        (lambda saved: saved.settings.update(batch_size=0), "batch_size is 0"),
+        (lambda saved: saved.settings.update(step=float("nan")), "step is nan"),
+        (lambda saved: saved.state.update(data=5), "its data is 5, not a name or a path"),
+        (
+            lambda saved: saved.state.update(iterations=3),
+            "iterations is 3, but 1 epochs of 2 updates and 0 more",
+        ),
+        (lambda saved: saved.arrays.update(extra=np.ones(2)), "holds the unknown extra"),
     ],
 )
 def test_checkpoint_with_strange_contents_is_refused_and_nothing_is_written(data, out, capsys, edit, fault):

@@ -15,8 +15,8 @@ from gpuconv.cli.interrupt import Interrupt
 from gpuconv.cli.plan import (
     ALGORITHM,
     CHECKPOINT,
-    DATA,
     check_options,
+    data_of,
     find_checkpoint,
     make_folder,
     settings_of,
@@ -96,7 +96,7 @@ def run_command(options: argparse.Namespace) -> int:
     """Train as the options say; return the exit code."""
     check_options(options)
     resumed = find_checkpoint(options)
-    data = options.data or (resumed.checkpoint.state.get("data", DATA) if resumed else DATA)
+    data = data_of(options, resumed)
     requirements.check(data)
     try:
         dataset = datasets.load(data)

@@ -8,7 +8,7 @@ their order when it goes on.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, fields
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Self
 
 import numpy as np
@@ -72,15 +72,18 @@ def check_settings(settings: Settings) -> None:
     ValueError
         Naming the setting and what it was.
     """
-    whole, optional = ("seed", "shift"), ("epochs", "max_iterations", "batch_size")
+    smallest = {"seed": 0, "shift": 0, "epochs": 1, "max_iterations": 1, "batch_size": 1}
+    optional = ("epochs", "max_iterations", "batch_size", "tolerance")
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if field.name == "algorithm":
+        if value is None:
+            good = field.name in optional
+        elif field.name == "algorithm":
             good = isinstance(value, str) and value in ALGORITHMS
-        elif field.name in whole + optional:
-            good = type(value) is int or (value is None and field.name in optional)
+        elif field.name in smallest:
+            good = type(value) is int and value >= smallest[field.name]
         else:
-            good = type(value) in (int, float) or (value is None and field.name == "tolerance")
+            good = type(value) in (int, float) and 0 <= value < inf
         if not good:
             raise ValueError(f"{field.name} is {value!r}")
     if settings.epochs is None and settings.max_iterations is None:
@@ -129,6 +132,7 @@ class Record:
     seconds: float
 
 
+PARTS = ("network/", "optimizer/")
 FIELDS = tuple(field.name for field in fields(Record))
 OnEpoch = Callable[[Record], None]
 
@@ -284,24 +288,23 @@ class Run:
         Raises
         ------
         CheckpointError
-            Where it is of other pictures or of another network. The run is of no use then.
+            Where it is of other pictures or of another network, or where its arrays or counters are not those
+            of a run. The run is of no use then.
         """
-        missing = {"pictures", "iterations", "seconds", "stopped_by"} - set(checkpoint.state)
-        missing |= {"records", "epoch"} - set(checkpoint.arrays)
-        if missing:
-            raise CheckpointError(f"lacks {', '.join(sorted(missing))}")
+        _check_contents(checkpoint)
         if checkpoint.state["pictures"] != self.dataset.fingerprint:
             raise CheckpointError(f"was trained on other pictures than {self.dataset.name}")
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}}
         for key, array in checkpoint.arrays.items():
-            part, _, name = key.partition("/")
-            if name:
-                parts.setdefault(part, {})[name] = array
+            part, slash, name = key.partition("/")
+            if slash:
+                parts[part][name] = array
         try:
             self.network.load_state_dict(parts["network"])
             self.optimizer.load_state_dict(parts["optimizer"])
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"is of another network ({error})") from None
+        self._check_position(checkpoint)
         self.records = [
             Record(int(epoch), int(iterations), *numbers)
             for epoch, iterations, *numbers in checkpoint.arrays["records"].tolist()
@@ -310,8 +313,30 @@ class Run:
         self.iterations = checkpoint.state["iterations"]
         self._seconds = checkpoint.state["seconds"]
         if checkpoint.state["stopped_by"] == "tolerance":
-            same = checkpoint.settings["tolerance"] == self.settings.tolerance
+            same = checkpoint.settings.get("tolerance") == self.settings.tolerance
             self.stopped_by = "tolerance" if same else None
+
+    def _check_position(self, checkpoint: Checkpoint) -> None:
+        """Check that what the checkpoint counts can be this run's, and adds up."""
+        records, epoch = checkpoint.arrays["records"], checkpoint.arrays["epoch"]
+        done = np.arange(1, len(records) + 1)
+        if (records[:, 0] != done).any() or (records[:, 1] != done * self.updates_per_epoch).any():
+            raise CheckpointError(
+                f"its records are not of epochs 1 to {len(records)} of {self.updates_per_epoch} updates each"
+            )
+        left = len(self.dataset.x_train) - self._batch_size * np.arange(len(epoch))
+        sizes, (_, hits, counts) = np.minimum(left, self._batch_size), epoch.T
+        if len(epoch) >= self.updates_per_epoch or ((counts != sizes) | (hits < 0) | (hits > counts)).any():
+            raise CheckpointError(f"its epoch is not one of batches of {self._batch_size}")
+        iterations, steps = checkpoint.state["iterations"], self.optimizer.steps
+        made = len(records) * self.updates_per_epoch + len(epoch)
+        if iterations != made:
+            raise CheckpointError(
+                f"its iterations is {iterations}, but {len(records)} epochs of {self.updates_per_epoch} "
+                f"updates and {len(epoch)} more make {made}"
+            )
+        if iterations != steps:
+            raise CheckpointError(f"its iterations is {iterations}, but the optimizer made {steps} steps")
 
     def _fit_rest_of_epoch(self, on_update: Callback | None) -> str:
         """Train to the end of the epoch under way, or less; return what stopped `fit`."""
@@ -362,6 +387,34 @@ class Run:
         self._epoch = _Epoch()
         if on_epoch is not None:
             on_epoch(record)
+
+
+def _check_contents(checkpoint: Checkpoint) -> None:
+    """Check names, kinds and shapes of what a checkpoint holds beside its settings."""
+    state, arrays = checkpoint.state, checkpoint.arrays
+    missing = {"pictures", "iterations", "seconds", "stopped_by"} - set(state)
+    missing |= {"records", "epoch"} - set(arrays)
+    if missing:
+        raise CheckpointError(f"lacks {', '.join(sorted(missing))}")
+    unknown = [key for key in arrays if key not in ("records", "epoch") and not key.startswith(PARTS)]
+    if unknown:
+        raise CheckpointError(f"holds the unknown {', '.join(sorted(unknown))}")
+    for name, columns, verbs in (("records", len(FIELDS), ("are", "hold")), ("epoch", 3, ("is", "holds"))):
+        array = arrays[name]
+        if array.ndim != 2 or array.shape[1] != columns or array.dtype.kind != "f":
+            raise CheckpointError(
+                f"its {name} {verbs[0]} {array.dtype} {array.shape}, not numbers in {columns} columns"
+            )
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"its {name} {verbs[1]} values that are not finite")
+    good = {
+        "iterations": type(state["iterations"]) is int,
+        "seconds": type(state["seconds"]) in (int, float) and 0 <= state["seconds"] < inf,
+        "stopped_by": state["stopped_by"] in (None, "max_iterations", "tolerance", "interrupted"),
+    }
+    for name, fits in good.items():
+        if not fits:
+            raise CheckpointError(f"its {name} is {state[name]!r}")
 
 
 class _Epoch:
