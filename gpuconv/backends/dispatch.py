@@ -98,3 +98,8 @@ def array_module(x: Any) -> ModuleType:
     if isinstance(x, np.ndarray | np.generic):
         return np
     return importlib.import_module(type(x).__module__.partition(".")[0])
+
+
+def to_host(x: Any) -> Any:
+    """Return an array's values as a NumPy array: itself, or a CuPy array's copy, which waits for the GPU."""
+    return x if array_module(x) is np else x.get()

@@ -7,11 +7,13 @@ are judged on the same pictures.
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.dispatch import to_host
 from gpuconv.training.idx import IdxError, find_idx, read_idx
 
 Array = np.ndarray[Any, Any]
@@ -50,10 +52,10 @@ class Dataset:
         channels, height, width = self.x_train.shape[1:]
         return channels, height, width
 
-    @property
+    @cached_property
     def fingerprint(self) -> int:
         """A checksum of the training pictures and their classes, to tell collections apart."""
-        return zlib.crc32(self.y_train.data, zlib.crc32(self.x_train.data))
+        return zlib.crc32(to_host(self.y_train).data, zlib.crc32(to_host(self.x_train).data))
 
 
 def load(data: str) -> Dataset:

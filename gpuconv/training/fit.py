@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of
+from gpuconv.backends.dispatch import array_module, backend_of, to_host
 from gpuconv.geometry import flag, integer
 
 Callback = Callable[[int, Any], bool | None]
@@ -37,7 +37,10 @@ class History:
     @property
     def losses(self) -> list[float]:
         """`raw_losses` as numbers. With a GPU, reading them waits for it."""
-        return [float(loss) for loss in self.raw_losses]
+        losses: Any = self.raw_losses
+        if losses and hasattr(losses[0], "dtype"):  # not a loss of the user's own that gives plain numbers
+            losses = to_host(array_module(losses[0]).stack(losses))  # in one piece: a GPU is waited for once
+        return [float(loss) for loss in losses]
 
 
 def fit(

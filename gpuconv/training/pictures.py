@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.dispatch import to_host
 from gpuconv.training.run import Record
 
 Array = np.ndarray[Any, Any]
@@ -81,6 +82,7 @@ def misclassified(images: Array, labels: Array, scores: Array, title: str) -> by
     -----
     Where none is wrong, the pictures of which the network was least sure are drawn instead.
     """
+    images, labels, scores = to_host(images), to_host(labels), to_host(scores)
     e = np.exp(scores - scores.max(axis=1, keepdims=True))
     p = e / e.sum(axis=1, keepdims=True)
     guesses, sureness = p.argmax(axis=1), p.max(axis=1)

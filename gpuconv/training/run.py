@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 import gpuconv.nn as nn
-from gpuconv.backends.dispatch import array_module
+from gpuconv.backends.dispatch import array_module, to_host
 from gpuconv.training.augment import random_shifts
 from gpuconv.training.checkpoint import Checkpoint, CheckpointError
 from gpuconv.training.datasets import Dataset
@@ -269,8 +269,9 @@ class Run:
 
     def checkpoint(self) -> Checkpoint:
         """Return all that `restore` needs."""
-        arrays = {f"network/{name}": array for name, array in self.network.state_dict().items()}
-        arrays |= {f"optimizer/{name}": np.asarray(v) for name, v in self.optimizer.state_dict().items()}
+        arrays = {f"network/{name}": to_host(array) for name, array in self.network.state_dict().items()}
+        for name, value in self.optimizer.state_dict().items():
+            arrays[f"optimizer/{name}"] = np.asarray(value) if np.isscalar(value) else to_host(value)
         arrays["records"] = np.array([astuple(record) for record in self.records]).reshape(-1, len(FIELDS))
         arrays["epoch"] = self._epoch.as_array()
         state = {
@@ -420,20 +421,22 @@ def _check_contents(checkpoint: Checkpoint) -> None:
 class _Epoch:
     """The loss of an epoch's updates, which also counts the pictures that were classified well.
 
-    It is the loss that `fit` sees; what it counts stays where the scores are until somebody asks.
+    It is the loss that `fit` sees; what it counts stays where the scores are until somebody asks, and is
+    moved to the host once.
     """
 
     def __init__(self) -> None:
         self._loss = nn.SoftmaxCrossEntropy()
-        self._rows: list[tuple[Any, Any, int]] = []  # mean loss, hits, pictures of each update
+        self._rows = np.empty((0, 3))  # mean loss, hits, pictures of each update; those on the host
+        self._newest: list[tuple[Any, Any, int]] = []  # the updates since
 
     @property
     def updates(self) -> int:
-        return len(self._rows)
+        return len(self._rows) + len(self._newest)
 
     def forward(self, scores: Array, target: Array) -> Array:
         loss = self._loss.forward(scores, target)
-        self._rows.append((loss, (scores.argmax(axis=1) == target).sum(), len(target)))
+        self._newest.append((loss, (scores.argmax(axis=1) == target).sum(), len(target)))
         return loss
 
     def backward(self) -> Array:
@@ -448,10 +451,16 @@ class _Epoch:
         return float(rows[:, 1].sum() / rows[:, 2].sum())
 
     def as_array(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array([[float(value) for value in row] for row in self._rows], np.float64).reshape(-1, 3)
+        if self._newest:
+            losses, hits, counts = zip(*self._newest, strict=True)
+            stack = array_module(losses[0]).stack  # one copy of each from a GPU, not one an update
+            newest = np.stack([to_host(stack(losses)), to_host(stack(hits)), counts], axis=1)
+            self._rows = np.concatenate([self._rows, newest])
+            self._newest = []
+        return self._rows
 
     @classmethod
     def from_array(cls, rows: Array) -> Self:
         epoch = cls()
-        epoch._rows = [(loss, hits, int(count)) for loss, hits, count in rows.tolist()]
+        epoch._rows = np.array(rows, np.float64)
         return epoch
