@@ -128,6 +128,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_its_epoch_is_recorded():
     assert run.records == []
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_loss_that_is_not_finite_ends_the_run_also_inside_an_epoch():
+    run = Run(replace(SETTINGS, algorithm="sgd", max_iterations=2), dataset())
+    run.network.params["0.weight"][:] = np.inf
+    with pytest.raises(Diverged, match="loss of epoch 1 is nan"):
+        run.train()
+
+
 def test_checkpoint_of_other_pictures_is_refused(there):
     run = Run(SETTINGS, dataset(RNG))
     with pytest.raises(CheckpointError, match="was trained on other pictures than random"):
@@ -146,6 +154,65 @@ def test_checkpoint_of_another_optimizer_is_refused(there):
     del saved.arrays["optimizer/beta1"]
     with pytest.raises(CheckpointError, match=r"is of another network .*beta1"):
         Run(SETTINGS, dataset()).restore(saved)
+
+
+def edited(array, place, value):
+    array[place] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    "name, change, fault",
+    [
+        ("extra", lambda a: np.ones(1), "holds the unknown extra"),
+        ("optimiser/lr", lambda a: np.ones(1), "holds the unknown optimiser/lr"),
+        ("records", lambda a: a[:, :5], "its records are float64 (2, 5), not numbers in 7 columns"),
+        ("records", lambda a: a.ravel(), "its records are float64 (14,), not numbers in 7 columns"),
+        ("records", lambda a: a.astype("U9"), "its records are <U9 (2, 7), not numbers in 7 columns"),
+        ("records", lambda a: edited(a, (0, 2), np.inf), "its records hold values that are not finite"),
+        ("records", lambda a: a[::-1], "its records are not of epochs 1 to 2 of 4 updates each"),
+        ("records", lambda a: edited(a, (1, 1), 7), "its records are not of epochs 1 to 2 of 4 updates each"),
+        ("records", lambda a: a[:1], "iterations is 10, but 1 epochs of 4 updates and 2 more make 6"),
+        ("epoch", lambda a: a[0], "its epoch is float64 (3,), not numbers in 3 columns"),
+        ("epoch", lambda a: edited(a, (0, 0), np.nan), "its epoch holds values that are not finite"),
+        ("epoch", lambda a: edited(a, (0, 2), 17), "its epoch is not one of batches of 16"),
+        ("epoch", lambda a: edited(a, (1, 1), 17), "its epoch is not one of batches of 16"),
+        ("epoch", lambda a: edited(a, (1, 1), -1), "its epoch is not one of batches of 16"),
+        ("epoch", lambda a: np.repeat(a, 2, axis=0), "its epoch is not one of batches of 16"),
+        ("epoch", lambda a: a[:1], "iterations is 10, but 2 epochs of 4 updates and 1 more make 9"),
+        ("optimizer/steps", lambda a: a + 1, "iterations is 10, but the optimizer made 11 steps"),
+    ],
+)
+def test_checkpoint_whose_arrays_are_not_those_of_a_run_is_refused_with_the_fault(name, change, fault):
+    saved = trained(SETTINGS, on_update=lambda iterations, loss: iterations == 10).checkpoint()
+    saved.arrays[name] = change(saved.arrays.get(name))
+    with pytest.raises(CheckpointError) as caught:
+        Run(SETTINGS, dataset()).restore(saved)
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        ({"iterations": 9.5}, "its iterations is 9.5"),
+        ({"iterations": "x"}, "its iterations is 'x'"),
+        ({"seconds": -1.0}, "its seconds is -1.0"),
+        ({"seconds": None}, "its seconds is None"),
+        ({"stopped_by": "boredom"}, "its stopped_by is 'boredom'"),
+    ],
+)
+def test_checkpoint_whose_counters_are_none_is_refused_with_the_fault(there, change, fault):
+    saved = load_checkpoint(there)
+    saved.state.update(change)
+    with pytest.raises(CheckpointError) as caught:
+        Run(SETTINGS, dataset()).restore(saved)
+    assert fault in str(caught.value)
+
+
+def test_checkpoint_whose_state_is_no_mapping_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "a.npz", Checkpoint({}, {}, [1]))
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "a.npz")
 
 
 def test_cut_checkpoint_is_refused_wherever_it_is_cut(there):

@@ -330,6 +330,15 @@ def test_checkpoint_of_another_network_is_refused_and_nothing_is_written(data, o
         (lambda saved: saved.settings.update(algorithm="magic"), "algorithm is 'magic'"),
         (lambda saved: saved.settings.update(flavour=1), "flavour"),
         (lambda saved: saved.settings.pop("seed"), "seed"),
+        (lambda saved: saved.settings.update(seed=-1), "seed is -1"),
+        (lambda saved: saved.settings.update(batch_size=0), "batch_size is 0"),
+        (lambda saved: saved.settings.update(step=float("nan")), "step is nan"),
+        (lambda saved: saved.state.update(data=5), "its data is 5, not a name or a path"),
+        (
+            lambda saved: saved.state.update(iterations=3),
+            "iterations is 3, but 1 epochs of 2 updates and 0 more",
+        ),
+        (lambda saved: saved.arrays.update(extra=np.ones(2)), "holds the unknown extra"),
     ],
 )
 def test_checkpoint_with_strange_contents_is_refused_and_nothing_is_written(data, out, capsys, edit, fault):
@@ -401,7 +410,7 @@ def test_a_disk_that_fills_up_is_named_and_the_last_checkpoint_stays_whole(data,
     assert checkpoint.load_checkpoint(where).state["iterations"] == 4
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(data, out, capsys):
     train(data, out, "--epochs", 1)
     before = files(out)
@@ -412,6 +421,17 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(data, ou
     assert main(["train", "--resume", str(out), "--epochs", "2"]) == 1
     assert "the mean loss of epoch 2 is nan" in capsys.readouterr().err
     assert files(out) == before
+
+
+@pytest.mark.parametrize("options", [(), ("--max-iterations", 2), ("--algorithm", "sgd")])
+def test_far_too_large_a_step_is_named_in_one_line_and_nothing_else_is_said(data, out, tmp_path, options):
+    command = ("train", "--data", data, "--out", out, "--step", 1e30, "--batch-size", 10, *options)
+    process = start(*command, cwd=tmp_path)  # worker threads too must keep NumPy's warnings to themselves
+    errors = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 1
+    assert errors == (
+        "gpuconv train: the mean loss of epoch 1 is nan with step 1e+30; try a smaller step (--step)\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -432,6 +452,9 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(data, ou
         (["--max-iterations", "0"], "argument --max-iterations: must be an integer of at least 1, not '0'"),
         (["--algorithm", "batch-gd", "--batch-size", "9"], "--batch-size: batch-gd takes all pictures"),
         (["--resume", "--overwrite"], "--overwrite begins anew and --resume goes on: give one of them"),
+        (["--data", ""], "argument --data: must be a name or a path, not ''"),
+        (["--resume", ""], "argument --resume: must be a name or a path, not ''"),
+        (["--out", ""], "argument --out: must be a name or a path, not ''"),
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
 )

@@ -136,8 +136,27 @@ def test_npz_without_test_pictures_sets_a_fifth_of_each_class_aside(tmp_path):
 
 
 def test_npz_of_colour_pictures_keeps_its_channels(tmp_path):
-    np.savez(tmp_path / "a.npz", images=RNG.random((30, 3, 5, 4)), labels=LABELS)
-    assert load(str(tmp_path / "a.npz")).image_shape == (3, 5, 4)
+    np.savez(tmp_path / "a.npz", images=RNG.random((30, 3, 5, 6)), labels=LABELS)
+    assert load(str(tmp_path / "a.npz")).image_shape == (3, 5, 6)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_npz_of_pictures_with_channels_last_is_that_with_channels_first(tmp_path, channels):
+    images = RNG.random((30, channels, 5, 6))
+    np.savez(tmp_path / "first.npz", images=images, labels=LABELS)
+    np.savez(tmp_path / "last.npz", images=np.moveaxis(images, 1, -1), labels=LABELS)
+    first, last = (load(str(tmp_path / f"{name}.npz")) for name in ("first", "last"))
+    assert last.image_shape == (channels, 5, 6) and last.fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 3), (1, 3, 3), (4, 4, 3), (1, 8, 1)])
+def test_npz_whose_channels_may_be_on_either_side_is_refused_with_the_layouts(tmp_path, shape):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=np.ones((30, *shape)), labels=LABELS)
+    assert fails(path) == (
+        f"{path}: images of shape {(30, *shape)} may have their channels first or last; understood are "
+        "[N, H, W], [N, C, H, W], and [N, H, W, C] where C, but not H, is 1, 3 or 4"
+    )
 
 
 def test_pixels_are_scaled_by_the_largest_magnitude_of_the_training_pictures(tmp_path):
@@ -153,8 +172,8 @@ def test_pixels_are_scaled_by_the_largest_magnitude_of_the_training_pictures(tmp
         ({"images": IMAGES}, "holds images, but must hold images and labels"),
         ({"pixels": IMAGES, "labels": LABELS}, "holds pixels, labels, but must hold images and labels"),
         ({"images": IMAGES, "labels": LABELS[:4]}, "30 images, but 4 labels"),
-        ({"images": IMAGES[0], "labels": LABELS}, "images must have shape [N, H, W] or [N, C, H, W]"),
-        ({"images": IMAGES[:, :0], "labels": LABELS}, "images must have shape [N, H, W] or [N, C, H, W]"),
+        ({"images": IMAGES[0], "labels": LABELS}, "images must have shape [N, H, W], [N, C, H, W] or [N, H"),
+        ({"images": IMAGES[:, :0], "labels": LABELS}, "[N, H, W, C], none of them 0, not (30, 0, 4)"),
         ({"images": IMAGES.astype("U3"), "labels": LABELS}, "images must be numbers"),
         ({"images": np.full((30, 4, 4), np.nan), "labels": LABELS}, "images hold values that are not finite"),
         ({"images": IMAGES, "labels": LABELS.astype(float)}, "labels of the images must be one integer each"),

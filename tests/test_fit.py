@@ -18,9 +18,10 @@ X = np.random.default_rng(0).standard_normal((10, 3))
 Y = np.arange(10) % 2
 
 
-def run(network, x=X, y=Y, lr=0.1, loss=None, **options):
-    loss = loss or nn.SoftmaxCrossEntropy()
-    return fit(network, x, y, loss=loss, optimizer=nn.SGD(network, lr), **options)
+def run(network, x=X, y=Y, lr=0.1, **options):
+    return fit(
+        network, x, y, **{"loss": nn.SoftmaxCrossEntropy(), "optimizer": nn.SGD(network, lr), **options}
+    )
 
 
 class Watched(nn.Linear):
@@ -168,6 +169,14 @@ def test_no_iterations_change_nothing(dense):
         ({"callback": lambda i, loss: 1}, TypeError, "fit: the callback's answer must be True or False"),
         ({"x": X.tolist()}, TypeError, "fit: x must be a NumPy or CuPy array, not builtins.list"),
         ({"y": Y.tolist()}, TypeError, "fit: y must be a NumPy or CuPy array, not builtins.list"),
+        ({"loss": "mse"}, TypeError, "fit: loss must have forward and backward, but str has no forward"),
+        ({"loss": nn.MSE}, TypeError, "fit: loss must be an object, not the class MSE; MSE(...) makes one"),
+        ({"optimizer": 0.1}, TypeError, "fit: optimizer must have step, but float has no step"),
+        (
+            {"optimizer": nn.SGD(nn.Linear(3, 2, rng=0), 0.1)},
+            ValueError,
+            "fit: optimizer must hold parameters of this network, but was made for another",
+        ),
     ],
 )
 def test_wrong_arguments_are_named_before_any_update(dense, options, kind, message):
@@ -177,3 +186,36 @@ def test_wrong_arguments_are_named_before_any_update(dense, options, kind, messa
     assert message in str(caught.value)
     if "answer" not in message:
         assert (dense.params["weight"] == before).all()
+
+
+@pytest.mark.parametrize(
+    ("network", "fault"),
+    [
+        (nn.Linear, "fit: network must be an object, not the class Linear; Linear(...) makes one"),
+        (
+            [nn.Linear(3, 2)],
+            "fit: network must have params, train, forward and backward, but list has no params",
+        ),
+    ],
+)
+def test_wrong_networks_are_named(dense, network, fault):
+    with pytest.raises(TypeError) as caught:
+        fit(network, X, Y, loss=nn.MSE(), optimizer=nn.SGD(dense, 0.1), max_iterations=1)
+    assert fault in str(caught.value)
+
+
+def test_an_optimizer_may_hold_a_part_of_the_network_and_be_of_any_kind(dense):
+    network = nn.Sequential(dense, nn.Tanh(), nn.Linear(2, 2, rng=1, dtype=np.float64))
+    first, last = (layer.params["weight"].copy() for layer in (network[0], network[2]))
+    run(network, optimizer=nn.SGD(network[2], 0.1), max_iterations=1)
+    assert (network[0].params["weight"] == first).all() and (network[2].params["weight"] != last).any()
+
+    class Counter:
+        steps = 0
+
+        def step(self):
+            self.steps += 1
+
+    counter = Counter()
+    run(network, optimizer=counter, max_iterations=2)
+    assert counter.steps == 2

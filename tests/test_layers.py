@@ -480,6 +480,9 @@ def test_float16_is_summed_in_float32():
     dense = nn.Linear(4096, 1, dtype=np.float16)
     dense.params["weight"] = x
     assert dense(x).item() == 4096  # ones added one by one in float16 stop at 2048
+    dense = nn.Linear(2, 1, dtype=np.float16)
+    dense.params["weight"][:], dense.params["bias"][:] = 1, -2048
+    assert dense(np.array([[2048, 1]], np.float16)).item() == 1  # 2049 is no float16: rounded after b
     dense = nn.Linear(1, 2, dtype=np.float16)
     dense.backward(np.ones_like(dense(np.zeros((4096, 1), np.float16))))
     assert (dense.grads["bias"] == 4096).all()
@@ -558,11 +561,15 @@ def test_one_seed_gives_the_same_weights_and_none_gives_others():
         (lambda: nn.Dropout(float("nan")), ValueError, "Dropout: p must be a number from 0 to 1"),
         (lambda: nn.Dropout("a"), ValueError, "Dropout: p must be a number from 0 to 1"),
         (lambda: nn.BatchNorm2d(2, eps=-1), ValueError, "BatchNorm2d: eps must be at least 0"),
+        (lambda: nn.BatchNorm2d(2, eps="x"), TypeError, "BatchNorm2d: eps must be a number, not str 'x'"),
+        (lambda: nn.BatchNorm2d(2, eps=np.inf), ValueError, "BatchNorm2d: eps must be .* less than inf, not"),
         (
             lambda: nn.BatchNorm2d(2, momentum=2),
             ValueError,
-            "BatchNorm2d: momentum must be None or from 0 to 1",
+            "BatchNorm2d: momentum must be from 0 to 1, not 2",
         ),
+        (lambda: nn.BatchNorm2d(2, momentum="x"), TypeError, "momentum must be a number, not str 'x'"),
+        (lambda: nn.BatchNorm2d(2, momentum=True), TypeError, "momentum must be a number, not bool True"),
         (lambda: nn.Flatten(0.5), TypeError, "Flatten: start_dim must be an integer"),
         (lambda: nn.he_normal((3,)), ValueError, r"he_normal: shape must have at least two axes, not \(3,\)"),
         (lambda: nn.he_uniform((3, 0)), ValueError, r"he_uniform: shape\[1\] must be at least 1, not 0"),

@@ -152,6 +152,15 @@ def test_a_saved_state_does_not_change_with_the_optimizer():
             r'"exp_avg_sq.0.bias" has shape \(3,\), but to fit the network it must be \(4,\)',
         ),
         (lambda s: s.update(steps=0), r"has the unexpected exp_avg\.0\.bias, exp_avg"),
+        (lambda s: s.update(steps=-1), r"Adam\.load_state_dict: steps must be at least 0, not -1"),
+        (lambda s: s.update(steps=np.asarray(2.5)), r"load_state_dict: steps must be an integer, not float"),
+        (lambda s: s.update(lr=-3.0), r"Adam\.load_state_dict: lr must be at least 0 .*, not -3\.0"),
+        (lambda s: s.update(lr=np.ones(2)), r"Adam\.load_state_dict: lr must be a number, not ndarray"),
+        (
+            lambda s: s.update(eps=np.asarray("x")),
+            r"Adam\.load_state_dict: eps must be a number, not str 'x'",
+        ),
+        (lambda s: s.update(beta2=np.asarray(1.0)), r"beta2 must be at least 0 and less than 1, not 1\.0"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_before_anything_changes(change, message):
@@ -161,7 +170,7 @@ def test_a_state_that_does_not_fit_is_refused_before_anything_changes(change, me
     before = optimizer.state_dict()
     state = {**optimizer.state_dict(), "steps": 5, "lr": 3.0}
     change(state)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         optimizer.load_state_dict(state)
     for key, value in optimizer.state_dict().items():
         np.testing.assert_array_equal(value, before[key])
@@ -194,6 +203,7 @@ def test_gradients_of_another_shape_are_refused():
         (lambda n: nn.SGD(n, float("nan")), ValueError, "SGD: lr must be at least 0"),
         (lambda n: nn.SGD(n, "1"), TypeError, "SGD: lr must be a number, not str '1'"),
         (lambda n: nn.SGD(n, True), TypeError, "SGD: lr must be a number, not bool"),
+        (lambda n: nn.SGD(n, np.complex64(1)), TypeError, "SGD: lr must be a number, not complex64"),
         (lambda n: nn.SGD(n, 1, momentum=-0.1), ValueError, "SGD: momentum must be at least 0"),
         (
             lambda n: nn.Adam(n, 1, betas=(0.9, 1)),

@@ -99,8 +99,18 @@ def float_result(op: str, **arrays: Any) -> np.dtype[Any]:
     return result
 
 
+def accumulator(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype to sum in: float16 is summed in float32."""
+    return np.promote_types(dtype, np.float32)
+
+
 def array_module(x: Any) -> ModuleType:
     """Return the module whose functions work on this array: numpy, or cupy once its arrays are seen."""
     if isinstance(x, np.ndarray | np.generic):
         return np
     return importlib.import_module(type(x).__module__.partition(".")[0])
+
+
+def to_host(x: Any) -> Any:
+    """Return an array's values as a NumPy array: itself, or a CuPy array's copy, which waits for the GPU."""
+    return x if array_module(x) is np else x.get()

@@ -81,6 +81,16 @@ def find_checkpoint(options: argparse.Namespace) -> Resumed | None:
         raise UserError(str(error)) from None
 
 
+def data_of(options: argparse.Namespace, resumed: Resumed | None) -> str:
+    """Return the name or path of the pictures."""
+    if options.data is not None or resumed is None:
+        return options.data or DATA
+    data = resumed.checkpoint.state.get("data", DATA)
+    if not isinstance(data, str):
+        raise UserError(f"{resumed.path}: its data is {data!r}, not a name or a path")
+    return data
+
+
 def settings_of(options: argparse.Namespace, resumed: Resumed | None, dataset: Dataset) -> Settings:
     """Return what determines the run."""
     if resumed is None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from gpuconv.backends.dispatch import to_host
 from gpuconv.cli.plan import METRICS, WEIGHTS
 from gpuconv.training import pictures
 from gpuconv.training.checkpoint import write_whole
@@ -44,7 +45,8 @@ def write_results(run: Run, out: Path, device: str) -> None:
         **asdict(run.settings),
         "history": {f.name: [getattr(record, f.name) for record in records] for f in fields(Record)},
     }
-    write_whole(out / WEIGHTS, save(run.network.state_dict()))
+    weights = run.network.state_dict()
+    write_whole(out / WEIGHTS, save({name: to_host(array) for name, array in weights.items()}))
     write_whole(out / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
     title = f"{data.name}, {run.settings.algorithm}, seed {run.settings.seed}"
     written = [WEIGHTS, METRICS, MISTAKES]

@@ -3,6 +3,7 @@
 import argparse
 import math
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from gpuconv.cli.interrupt import Interrupt
 from gpuconv.cli.plan import (
     ALGORITHM,
     CHECKPOINT,
-    DATA,
     check_options,
+    data_of,
     find_checkpoint,
     make_folder,
     settings_of,
@@ -53,8 +54,10 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add(
         "--data",
+        type=_path,
         help="mnist5k (default): 5,000 MNIST digits; digits: scikit-learn's 8 x 8; a folder of MNIST-format "
-        "IDX files, plain or .gz; or an .npz with images and labels, perhaps test_images and test_labels",
+        "IDX files, plain or .gz; or an .npz with images ([N, H, W], [N, C, H, W] or [N, H, W, C]) and "
+        "labels, perhaps test_images and test_labels",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default) is a GPU if usable")
     add("--algorithm", choices=tuple(ALGORITHMS), help=f"default {ALGORITHM}")
@@ -73,11 +76,16 @@ def add_parser(commands: Any) -> None:
         help="move pictures by up to so many pixels; default 2 from 20 x 20 up",
     )
     add("--seed", type=_count_or_zero, help="of weights, order and shifts, not of the split; default 0")
-    add("--out", type=Path, help="folder to write to; default runs/DATA-ALGORITHM, numbered if there is one")
+    add(
+        "--out",
+        type=lambda text: Path(_path(text)),
+        help="folder to write to; default runs/DATA-ALGORITHM, numbered if there is one",
+    )
     add(
         "--resume",
         nargs="?",
         const=True,
+        type=_path,
         metavar="PATH",
         help="go on from a folder or checkpoint; without PATH, from --out or the last default folder",
     )
@@ -88,7 +96,7 @@ def run_command(options: argparse.Namespace) -> int:
     """Train as the options say; return the exit code."""
     check_options(options)
     resumed = find_checkpoint(options)
-    data = options.data or (resumed.checkpoint.state.get("data", DATA) if resumed else DATA)
+    data = data_of(options, resumed)
     requirements.check(data)
     try:
         dataset = datasets.load(data)
@@ -108,7 +116,11 @@ def _train(run: Run, out: Path) -> int:
     from gpuconv.cli.progress import progress
 
     print(_description(run))
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, warnings.catch_warnings():
+        # The way to a loss that is no number, which is reported as such. np.errstate would miss the threads.
+        warnings.filterwarnings(
+            "ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning
+        )
         try:
             with progress(run) as shown:
 
@@ -143,7 +155,9 @@ def _description(run: Run) -> str:
     )
 
 
-def _number(convert: Callable[[str], Any], suits: Callable[[Any], bool], must: str) -> Callable[[str], Any]:
+def _converter(
+    convert: Callable[[str], Any], suits: Callable[[Any], bool], must: str
+) -> Callable[[str], Any]:
     """Return a converter for argparse that says what an option must be."""
 
     def converter(text: str) -> Any:
@@ -158,7 +172,8 @@ def _number(convert: Callable[[str], Any], suits: Callable[[Any], bool], must: s
     return converter
 
 
-_count = _number(int, lambda value: value >= 1, "an integer of at least 1")
-_count_or_zero = _number(int, lambda value: value >= 0, "an integer of at least 0")
-_positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
-_not_negative = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+_path = _converter(str, bool, "a name or a path")
+_count = _converter(int, lambda value: value >= 1, "an integer of at least 1")
+_count_or_zero = _converter(int, lambda value: value >= 0, "an integer of at least 0")
+_positive = _converter(float, lambda value: 0 < value < math.inf, "a number above 0")
+_not_negative = _converter(float, lambda value: 0 <= value < math.inf, "a number of at least 0")

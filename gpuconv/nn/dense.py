@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of, check_shape, float_result, given
+from gpuconv.backends.dispatch import accumulator, array_module, backend_of, check_shape, float_result, given
 from gpuconv.geometry import flag, integer
 from gpuconv.nn.initializers import float_dtype, generator, he_normal
-from gpuconv.nn.layer import Array, Layer, accumulator, unusual
+from gpuconv.nn.layer import Array, Layer, unusual
 
 
 class Linear(Layer):
@@ -86,9 +86,7 @@ class Linear(Layer):
             )
         if b is not None:
             check_shape("Linear", "bias", b.shape, w.shape[:1], f"weight has shape {w.shape}, so")
-        y = backend.dense.product(x.reshape(prod(x.shape[:-1]), w.shape[1]), w.T, dtype)
-        if b is not None:
-            y += b
+        y = backend.dense.product(x.reshape(prod(x.shape[:-1]), w.shape[1]), w.T, dtype, b)
         return self._keep(y.reshape(*x.shape[:-1], w.shape[0]), (x, w))
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:

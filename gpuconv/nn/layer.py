@@ -199,11 +199,6 @@ def check_names(op: str, given: Iterable[str], expected: Iterable[str]) -> None:
         raise ValueError(f"{op}: the state {' and '.join(faults)}")
 
 
-def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype in which sums for a result of this dtype are done: float16 goes through float32."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
-
-
 def check_window(op: str, axes: int, kernel: Ints, stride: Ints, padding: Padding, dilation: Ints) -> None:
     """Find wrong arguments when a layer is made: an image this large fits any kernel that memory holds."""
     sliding_window(op, (1 << 40,) * axes, kernel, stride, padding, dilation)

@@ -7,8 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of, check_kind, check_shape, float_result
-from gpuconv.nn.layer import Array, accumulator
+from gpuconv.backends.dispatch import (
+    accumulator,
+    array_module,
+    backend_of,
+    check_kind,
+    check_shape,
+    float_result,
+)
+from gpuconv.nn.layer import Array
 
 
 class SoftmaxCrossEntropy:

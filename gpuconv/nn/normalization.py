@@ -5,10 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of, check_rank, check_shape, float_result, given
+from gpuconv.backends.dispatch import (
+    accumulator,
+    array_module,
+    backend_of,
+    check_rank,
+    check_shape,
+    float_result,
+    given,
+)
 from gpuconv.geometry import flag, integer
 from gpuconv.nn.initializers import float_dtype
-from gpuconv.nn.layer import Array, Layer, accumulator
+from gpuconv.nn.layer import Array, Layer
+from gpuconv.nn.number import number
 
 
 class BatchNorm2d(Layer):
@@ -48,9 +57,9 @@ class BatchNorm2d(Layer):
 
     Raises
     ------
-    ValueError
-        In `forward`, for another number of channels, and in training for a single value per channel,
-        which has no variance.
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction; in `forward`, for another
+        number of channels, and in training for a single value per channel, which has no variance.
 
     References
     ----------
@@ -80,13 +89,9 @@ class BatchNorm2d(Layer):
         super().__init__()
         op = "BatchNorm2d"
         c = integer(op, "num_features", num_features, 1)
-        if not eps >= 0:
-            raise ValueError(f"{op}: eps must be at least 0, not {eps!r}")
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"{op}: momentum must be None or from 0 to 1, not {momentum!r}")
         self.num_features = c
-        self.eps = float(eps)
-        self.momentum = momentum
+        self.eps = number(op, "eps", eps)
+        self.momentum = None if momentum is None else number(op, "momentum", momentum, at_most=1)
         self.affine = flag(op, "affine", affine)
         self.track_running_stats = flag(op, "track_running_stats", track_running_stats)
         self.channels_last = flag(op, "channels_last", channels_last)

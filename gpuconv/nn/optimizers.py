@@ -5,19 +5,19 @@ reassigned since are the ones it trains.
 """
 
 from collections.abc import Iterator, Mapping
-from math import sqrt
+from math import inf, sqrt
 from typing import Any, ClassVar
 
-import numpy as np
-
-from gpuconv.backends.dispatch import array_module, check_shape
-from gpuconv.nn.layer import Array, Layer, accumulator, check_names
+from gpuconv.backends.dispatch import accumulator, array_module, check_shape
+from gpuconv.geometry import integer
+from gpuconv.nn.layer import Array, Layer, check_names
+from gpuconv.nn.number import number
 
 
 class _Optimizer:
     """A network, a step count, and arrays of state per parameter in named slots."""
 
-    _numbers: ClassVar[tuple[str, ...]]
+    _numbers: ClassVar[dict[str, float]]  # the settings, and what each must be less than
 
     def __init__(self, network: Layer) -> None:
         if not (hasattr(network, "params") and hasattr(network, "grads")):
@@ -71,12 +71,15 @@ class _Optimizer:
         Raises
         ------
         ValueError
-            Where a name is missing or unexpected, or a shape differs; nothing is changed then.
+            Where a name is missing or unexpected, a shape differs, or a setting is one that the constructor
+            would refuse; nothing is changed then.
+        TypeError
+            Where a setting is no number.
         """
         op = f"{type(self).__name__}.load_state_dict"
         check_names(op, (key for key in state if "." not in key), ("steps", *self._numbers))
-        numbers = {name: float(state[name]) for name in self._numbers}
-        steps = int(state["steps"])
+        numbers = {name: self._number(op, name, _plain(state[name])) for name in self._numbers}
+        steps = integer(op, "steps", _plain(state["steps"]), 0)
         slots: dict[str, Array] = {}
         for slot in self._slot_names(steps, numbers):
             for name, p in self.network.params.items():
@@ -88,8 +91,12 @@ class _Optimizer:
             slots[key] = value
         self.steps = steps
         self._slots = slots
-        for name, number in numbers.items():
-            setattr(self, name, number)
+        for name, setting in numbers.items():
+            setattr(self, name, setting)
+
+    def _number(self, op: str, name: str, value: Any, argument: str = "") -> float:
+        """Check one of the settings; `argument` is its name where it was given by another."""
+        return number(op, argument or name, value, below=self._numbers[name])
 
     def _slot(self, slot: str, name: str, p: Array) -> Array:
         """Return this parameter's array in a slot; zeros at first."""
@@ -148,15 +155,15 @@ class SGD(_Optimizer):
     array([[-0.5]])
     """
 
-    _numbers = ("lr", "momentum", "weight_decay")
+    _numbers: ClassVar = {"lr": inf, "momentum": inf, "weight_decay": inf}
 
     def __init__(
         self, network: Layer, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
         super().__init__(network)
-        self.lr = _number("SGD", "lr", lr)
-        self.momentum = _number("SGD", "momentum", momentum)
-        self.weight_decay = _number("SGD", "weight_decay", weight_decay)
+        self.lr = self._number("SGD", "lr", lr)
+        self.momentum = self._number("SGD", "momentum", momentum)
+        self.weight_decay = self._number("SGD", "weight_decay", weight_decay)
 
     def _update(self, name: str, p: Array, g: Array) -> None:
         if self.weight_decay:
@@ -218,7 +225,7 @@ class Adam(_Optimizer):
     array([[0.5]])
     """
 
-    _numbers = ("lr", "beta1", "beta2", "eps", "weight_decay")
+    _numbers: ClassVar = {"lr": inf, "beta1": 1, "beta2": 1, "eps": inf, "weight_decay": inf}
 
     def __init__(
         self,
@@ -230,13 +237,13 @@ class Adam(_Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(network)
-        self.lr = _number("Adam", "lr", lr)
+        self.lr = self._number("Adam", "lr", lr)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"Adam: betas must be two numbers, not {betas!r}")
-        self.beta1 = _number("Adam", "betas[0]", betas[0], below=1)
-        self.beta2 = _number("Adam", "betas[1]", betas[1], below=1)
-        self.eps = _number("Adam", "eps", eps)
-        self.weight_decay = _number("Adam", "weight_decay", weight_decay)
+        self.beta1 = self._number("Adam", "beta1", betas[0], "betas[0]")
+        self.beta2 = self._number("Adam", "beta2", betas[1], "betas[1]")
+        self.eps = self._number("Adam", "eps", eps)
+        self.weight_decay = self._number("Adam", "weight_decay", weight_decay)
 
     def _update(self, name: str, p: Array, g: Array) -> None:
         xp = array_module(p)
@@ -256,9 +263,6 @@ class Adam(_Optimizer):
             yield from ("exp_avg", "exp_avg_sq")
 
 
-def _number(op: str, name: str, value: Any, below: float = float("inf")) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"{op}: {name} must be a number, not {type(value).__name__} {value!r}")
-    if not 0 <= value < below:
-        raise ValueError(f"{op}: {name} must be at least 0 and less than {below:g}, not {value!r}")
-    return float(value)
+def _plain(value: Any) -> Any:
+    """Return the number in a 0-d array; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value

@@ -72,7 +72,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             text = json.loads(archive["json"].tobytes())
             arrays = {name.removeprefix("array/"): archive[name] for name in archive.files if name != "json"}
-        known, settings, state = text["format"] == FORMAT, text["settings"], text["state"]
+        known, settings, state = text["format"] == FORMAT, dict(text["settings"]), dict(text["state"])
     except Exception as error:  # a damaged archive makes zipfile and NumPy raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None

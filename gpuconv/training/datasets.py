@@ -7,11 +7,13 @@ are judged on the same pictures.
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.dispatch import to_host
 from gpuconv.training.idx import IdxError, find_idx, read_idx
 
 Array = np.ndarray[Any, Any]
@@ -50,10 +52,10 @@ class Dataset:
         channels, height, width = self.x_train.shape[1:]
         return channels, height, width
 
-    @property
+    @cached_property
     def fingerprint(self) -> int:
         """A checksum of the training pictures and their classes, to tell collections apart."""
-        return zlib.crc32(self.y_train.data, zlib.crc32(self.x_train.data))
+        return zlib.crc32(to_host(self.y_train).data, zlib.crc32(to_host(self.x_train).data))
 
 
 def load(data: str) -> Dataset:
@@ -139,14 +141,16 @@ NPZ_NAMES = (
 def load_npz(path: Path) -> Dataset:
     """Load arrays `images` and `labels`, and `test_images` and `test_labels` where the file has them.
 
-    Images are `[N, H, W]` or `[N, C, H, W]`, labels `[N]` integers from 0. Without test arrays a fifth of
-    each class is set aside. The names of Keras's `mnist.npz` (`x_train`, `y_train`, `x_test`, `y_test`)
-    serve too.
+    Images are `[N, H, W]`, `[N, C, H, W]`, or `[N, H, W, C]` where the last axis is 1, 3 or 4 long and the
+    second is not; where both are, nothing tells the layout. Labels are `[N]` integers from 0. Without test
+    arrays a fifth of each class is set aside. The names of Keras's `mnist.npz` (`x_train`, `y_train`,
+    `x_test`, `y_test`) serve too.
 
     Raises
     ------
     DataError
-        Where the file is no .npz, is damaged, lacks the arrays, or they don't fit together.
+        Where the file is no .npz, is damaged, lacks the arrays, they don't fit together, or the images'
+        layout is unclear.
     """
     names = {name for group in NPZ_NAMES for name in group}
     with path.open("rb") as file:
@@ -175,6 +179,10 @@ def load_npz(path: Path) -> Dataset:
         return _split(str(path), arrays[images], arrays[labels], test_count=len(arrays[labels]) // 5)
     found = ", ".join(archive.files) or "nothing"
     raise DataError(f"{path}: holds {found}, but must hold images and labels")
+
+
+# Grey, colour, colour with opacity: an axis this long holds channels; no picture worth learning is as narrow.
+CHANNELS = (1, 3, 4)
 
 
 def stratified_split(labels: Array, test_count: int) -> tuple[Array, Array]:
@@ -244,15 +252,24 @@ def _dataset(name: str, images: Array, labels: Array, test_images: Array, test_l
 
 
 def _pixels(images: Array, scale: float) -> Array:
-    channels = images if images.ndim == 4 else images[:, None]
-    wide = np.divide(channels, scale, dtype=np.result_type(images, np.float32))
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[-1] in CHANNELS and images.shape[1] not in CHANNELS:
+        images = np.moveaxis(images, -1, 1)
+    wide = np.divide(images, scale, dtype=np.result_type(images, np.float32))
     return np.ascontiguousarray(wide, np.float32)
 
 
 def _check(name: str, what: str, images: Array, labels: Array) -> None:
     if images.ndim not in (3, 4) or 0 in images.shape:
         raise DataError(
-            f"{name}: {what} must have shape [N, H, W] or [N, C, H, W], none of them 0, not {images.shape}"
+            f"{name}: {what} must have shape [N, H, W], [N, C, H, W] or [N, H, W, C], none of them 0, "
+            f"not {images.shape}"
+        )
+    if images.ndim == 4 and images.shape[1] in CHANNELS and images.shape[-1] in CHANNELS:
+        raise DataError(
+            f"{name}: {what} of shape {images.shape} may have their channels first or last; understood are "
+            "[N, H, W], [N, C, H, W], and [N, H, W, C] where C, but not H, is 1, 3 or 4"
         )
     if images.dtype.kind not in "biuf":
         raise DataError(f"{name}: {what} must be numbers, not {images.dtype}")

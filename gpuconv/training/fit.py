@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of
+from gpuconv.backends.dispatch import array_module, backend_of, to_host
 from gpuconv.geometry import flag, integer
 
 Callback = Callable[[int, Any], bool | None]
@@ -37,7 +37,10 @@ class History:
     @property
     def losses(self) -> list[float]:
         """`raw_losses` as numbers. With a GPU, reading them waits for it."""
-        return [float(loss) for loss in self.raw_losses]
+        losses: Any = self.raw_losses
+        if losses and hasattr(losses[0], "dtype"):  # not a loss of the user's own that gives plain numbers
+            losses = to_host(array_module(losses[0]).stack(losses))  # in one piece: a GPU is waited for once
+        return [float(loss) for loss in losses]
 
 
 def fit(
@@ -102,7 +105,9 @@ def fit(
     ------
     ValueError, TypeError
         Before any work, where the numbers of pictures and targets differ or are 0, where a count is no
-        positive integer, where the tolerance is negative or no number, or where rng is no Generator.
+        positive integer, where the tolerance is negative or no number, where rng is no Generator, where
+        network, loss or optimizer lacks what is called here, or where the optimizer was made for another
+        network.
 
     References
     ----------
@@ -124,6 +129,7 @@ def fit(
     if batch_size is not None:
         batch_size = integer("fit", "batch_size", batch_size, 1)
     _check(x, y, tolerance, rng, callback)
+    _check_parts(network, loss, optimizer)
     history = History()
     network.train()
     for index in _batches(x, batch_size, rng, max_iterations):
@@ -156,6 +162,28 @@ def _check(x: Any, y: Any, tolerance: Any, rng: Any, callback: Any) -> None:
         raise TypeError(f"fit: rng must be a numpy.random.Generator or None, not {type(rng).__name__}")
     if callback is not None and not callable(callback):
         raise TypeError(f"fit: callback must be callable or None, not {type(callback).__name__}")
+
+
+def _check_parts(network: Any, loss: Any, optimizer: Any) -> None:
+    for name, part, needed in (
+        ("network", network, ("params", "train", "forward", "backward")),
+        ("loss", loss, ("forward", "backward")),
+        ("optimizer", optimizer, ("step",)),
+    ):
+        if isinstance(part, type):
+            cls = part.__name__
+            raise TypeError(f"fit: {name} must be an object, not the class {cls}; {cls}(...) makes one")
+        for attribute in needed:
+            if not hasattr(part, attribute):
+                raise TypeError(
+                    f"fit: {name} must have {' and '.join(', '.join(needed).rsplit(', ', 1))}, "
+                    f"but {type(part).__name__} has no {attribute}"
+                )
+    if not hasattr(optimizer, "network"):  # one of the user's own
+        return
+    own, held = ({id(p) for p in part.params.values()} for part in (network, optimizer.network))
+    if own.isdisjoint(held) and (own or held):
+        raise ValueError("fit: optimizer must hold parameters of this network, but was made for another")
 
 
 def _batches(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.dispatch import to_host
 from gpuconv.training.run import Record
 
 Array = np.ndarray[Any, Any]
@@ -61,7 +62,7 @@ def learning_curve(records: Sequence[Record], title: str) -> bytes:
         axes.set_xlabel("epoch")
         axes.grid(color=PALE, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return _png(figure)
 
 
@@ -81,6 +82,7 @@ def misclassified(images: Array, labels: Array, scores: Array, title: str) -> by
     -----
     Where none is wrong, the pictures of which the network was least sure are drawn instead.
     """
+    images, labels, scores = to_host(images), to_host(labels), to_host(scores)
     e = np.exp(scores - scores.max(axis=1, keepdims=True))
     p = e / e.sum(axis=1, keepdims=True)
     guesses, sureness = p.argmax(axis=1), p.max(axis=1)
@@ -93,11 +95,10 @@ def misclassified(images: Array, labels: Array, scores: Array, title: str) -> by
     else:
         chosen = np.argsort(sureness, kind="stable")[:COLUMNS]
         what = f"none of {len(labels):,} test pictures misclassified; the least certain ones"
-    columns = min(COLUMNS, max(len(chosen), 6))  # the title needs some width
-    rows = -(-len(chosen) // columns)
-    figure = _figure(columns * 1.1, rows * 1.55 + 0.5)
-    figure.suptitle(f"{title}: {what} (true → given, how sure)", color=INK, fontsize=12, x=0.02, ha="left")
-    for axes, i in zip(figure.subplots(rows, columns, squeeze=False).flat, chosen, strict=False):
+    rows = -(-len(chosen) // COLUMNS)
+    figure = _figure(COLUMNS * 1.1, rows * 1.55 + 0.7)  # as wide for few pictures: the title needs it
+    figure.suptitle(f"{title}\n{what} (true → given, how sure)", color=INK, fontsize=12, x=0.02, ha="left")
+    for axes, i in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, chosen, strict=False):
         image = images[i]
         axes.imshow(
             image.transpose(1, 2, 0) if len(image) == 3 else image[0], cmap="gray_r", **_limits(images)

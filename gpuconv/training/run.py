@@ -8,12 +8,13 @@ their order when it goes on.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, fields
+from math import inf, isfinite
 from typing import Any, Self
 
 import numpy as np
 
 import gpuconv.nn as nn
-from gpuconv.backends.dispatch import array_module
+from gpuconv.backends.dispatch import array_module, to_host
 from gpuconv.training.augment import random_shifts
 from gpuconv.training.checkpoint import Checkpoint, CheckpointError
 from gpuconv.training.datasets import Dataset
@@ -71,15 +72,18 @@ def check_settings(settings: Settings) -> None:
     ValueError
         Naming the setting and what it was.
     """
-    whole, optional = ("seed", "shift"), ("epochs", "max_iterations", "batch_size")
+    smallest = {"seed": 0, "shift": 0, "epochs": 1, "max_iterations": 1, "batch_size": 1}
+    optional = ("epochs", "max_iterations", "batch_size", "tolerance")
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if field.name == "algorithm":
+        if value is None:
+            good = field.name in optional
+        elif field.name == "algorithm":
             good = isinstance(value, str) and value in ALGORITHMS
-        elif field.name in whole + optional:
-            good = type(value) is int or (value is None and field.name in optional)
+        elif field.name in smallest:
+            good = type(value) is int and value >= smallest[field.name]
         else:
-            good = type(value) in (int, float) or (value is None and field.name == "tolerance")
+            good = type(value) in (int, float) and 0 <= value < inf
         if not good:
             raise ValueError(f"{field.name} is {value!r}")
     if settings.epochs is None and settings.max_iterations is None:
@@ -128,6 +132,7 @@ class Record:
     seconds: float
 
 
+PARTS = ("network/", "optimizer/")
 FIELDS = tuple(field.name for field in fields(Record))
 OnEpoch = Callable[[Record], None]
 
@@ -218,7 +223,7 @@ class Run:
         Raises
         ------
         Diverged
-            Where the mean loss of an epoch is not finite; `on_epoch` is not called for that one.
+            Where the mean loss of an epoch, whole or not, is not finite; `on_epoch` is not called then.
         """
         self._started = time.perf_counter()
         try:
@@ -230,6 +235,7 @@ class Run:
                     self.stopped_by = "interrupted"
                 if self._epoch.updates == self.updates_per_epoch:
                     self._end_epoch(on_epoch)
+            self._check_loss()
             self.stopped_by = self.stopped_by or "max_iterations"
         finally:
             self._seconds, self._started = self.seconds, None
@@ -263,8 +269,9 @@ class Run:
 
     def checkpoint(self) -> Checkpoint:
         """Return all that `restore` needs."""
-        arrays = {f"network/{name}": array for name, array in self.network.state_dict().items()}
-        arrays |= {f"optimizer/{name}": np.asarray(v) for name, v in self.optimizer.state_dict().items()}
+        arrays = {f"network/{name}": to_host(array) for name, array in self.network.state_dict().items()}
+        for name, value in self.optimizer.state_dict().items():
+            arrays[f"optimizer/{name}"] = np.asarray(value) if np.isscalar(value) else to_host(value)
         arrays["records"] = np.array([astuple(record) for record in self.records]).reshape(-1, len(FIELDS))
         arrays["epoch"] = self._epoch.as_array()
         state = {
@@ -282,24 +289,23 @@ class Run:
         Raises
         ------
         CheckpointError
-            Where it is of other pictures or of another network. The run is of no use then.
+            Where it is of other pictures or of another network, or where its arrays or counters are not those
+            of a run. The run is of no use then.
         """
-        missing = {"pictures", "iterations", "seconds", "stopped_by"} - set(checkpoint.state)
-        missing |= {"records", "epoch"} - set(checkpoint.arrays)
-        if missing:
-            raise CheckpointError(f"lacks {', '.join(sorted(missing))}")
+        _check_contents(checkpoint)
         if checkpoint.state["pictures"] != self.dataset.fingerprint:
             raise CheckpointError(f"was trained on other pictures than {self.dataset.name}")
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}}
         for key, array in checkpoint.arrays.items():
-            part, _, name = key.partition("/")
-            if name:
-                parts.setdefault(part, {})[name] = array
+            part, slash, name = key.partition("/")
+            if slash:
+                parts[part][name] = array
         try:
             self.network.load_state_dict(parts["network"])
             self.optimizer.load_state_dict(parts["optimizer"])
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"is of another network ({error})") from None
+        self._check_position(checkpoint)
         self.records = [
             Record(int(epoch), int(iterations), *numbers)
             for epoch, iterations, *numbers in checkpoint.arrays["records"].tolist()
@@ -308,8 +314,30 @@ class Run:
         self.iterations = checkpoint.state["iterations"]
         self._seconds = checkpoint.state["seconds"]
         if checkpoint.state["stopped_by"] == "tolerance":
-            same = checkpoint.settings["tolerance"] == self.settings.tolerance
+            same = checkpoint.settings.get("tolerance") == self.settings.tolerance
             self.stopped_by = "tolerance" if same else None
+
+    def _check_position(self, checkpoint: Checkpoint) -> None:
+        """Check that what the checkpoint counts can be this run's, and adds up."""
+        records, epoch = checkpoint.arrays["records"], checkpoint.arrays["epoch"]
+        done = np.arange(1, len(records) + 1)
+        if (records[:, 0] != done).any() or (records[:, 1] != done * self.updates_per_epoch).any():
+            raise CheckpointError(
+                f"its records are not of epochs 1 to {len(records)} of {self.updates_per_epoch} updates each"
+            )
+        left = len(self.dataset.x_train) - self._batch_size * np.arange(len(epoch))
+        sizes, (_, hits, counts) = np.minimum(left, self._batch_size), epoch.T
+        if len(epoch) >= self.updates_per_epoch or ((counts != sizes) | (hits < 0) | (hits > counts)).any():
+            raise CheckpointError(f"its epoch is not one of batches of {self._batch_size}")
+        iterations, steps = checkpoint.state["iterations"], self.optimizer.steps
+        made = len(records) * self.updates_per_epoch + len(epoch)
+        if iterations != made:
+            raise CheckpointError(
+                f"its iterations is {iterations}, but {len(records)} epochs of {self.updates_per_epoch} "
+                f"updates and {len(epoch)} more make {made}"
+            )
+        if iterations != steps:
+            raise CheckpointError(f"its iterations is {iterations}, but the optimizer made {steps} steps")
 
     def _fit_rest_of_epoch(self, on_update: Callback | None) -> str:
         """Train to the end of the epoch under way, or less; return what stopped `fit`."""
@@ -346,36 +374,69 @@ class Run:
             x = random_shifts(x, self.settings.shift, rng)
         return x, y
 
-    def _end_epoch(self, on_epoch: OnEpoch | None) -> None:
-        record = self.current()
-        if not np.isfinite(record.loss):
+    def _check_loss(self) -> None:
+        if self.in_an_epoch and not isfinite(loss := self._epoch.mean_loss()):
             raise Diverged(
-                f"the mean loss of epoch {record.epoch} is {record.loss} with step {record.step:g}; "
+                f"the mean loss of epoch {len(self.records) + 1} is {loss} with step {self.optimizer.lr:g}; "
                 "try a smaller step"
             )
+
+    def _end_epoch(self, on_epoch: OnEpoch | None) -> None:
+        self._check_loss()
+        record = self.current()
         self.records.append(record)
         self._epoch = _Epoch()
         if on_epoch is not None:
             on_epoch(record)
 
 
+def _check_contents(checkpoint: Checkpoint) -> None:
+    """Check names, kinds and shapes of what a checkpoint holds beside its settings."""
+    state, arrays = checkpoint.state, checkpoint.arrays
+    missing = {"pictures", "iterations", "seconds", "stopped_by"} - set(state)
+    missing |= {"records", "epoch"} - set(arrays)
+    if missing:
+        raise CheckpointError(f"lacks {', '.join(sorted(missing))}")
+    unknown = [key for key in arrays if key not in ("records", "epoch") and not key.startswith(PARTS)]
+    if unknown:
+        raise CheckpointError(f"holds the unknown {', '.join(sorted(unknown))}")
+    for name, columns, verbs in (("records", len(FIELDS), ("are", "hold")), ("epoch", 3, ("is", "holds"))):
+        array = arrays[name]
+        if array.ndim != 2 or array.shape[1] != columns or array.dtype.kind != "f":
+            raise CheckpointError(
+                f"its {name} {verbs[0]} {array.dtype} {array.shape}, not numbers in {columns} columns"
+            )
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"its {name} {verbs[1]} values that are not finite")
+    good = {
+        "iterations": type(state["iterations"]) is int,
+        "seconds": type(state["seconds"]) in (int, float) and 0 <= state["seconds"] < inf,
+        "stopped_by": state["stopped_by"] in (None, "max_iterations", "tolerance", "interrupted"),
+    }
+    for name, fits in good.items():
+        if not fits:
+            raise CheckpointError(f"its {name} is {state[name]!r}")
+
+
 class _Epoch:
     """The loss of an epoch's updates, which also counts the pictures that were classified well.
 
-    It is the loss that `fit` sees; what it counts stays where the scores are until somebody asks.
+    It is the loss that `fit` sees; what it counts stays where the scores are until somebody asks, and is
+    moved to the host once.
     """
 
     def __init__(self) -> None:
         self._loss = nn.SoftmaxCrossEntropy()
-        self._rows: list[tuple[Any, Any, int]] = []  # mean loss, hits, pictures of each update
+        self._rows = np.empty((0, 3))  # mean loss, hits, pictures of each update; those on the host
+        self._newest: list[tuple[Any, Any, int]] = []  # the updates since
 
     @property
     def updates(self) -> int:
-        return len(self._rows)
+        return len(self._rows) + len(self._newest)
 
     def forward(self, scores: Array, target: Array) -> Array:
         loss = self._loss.forward(scores, target)
-        self._rows.append((loss, (scores.argmax(axis=1) == target).sum(), len(target)))
+        self._newest.append((loss, (scores.argmax(axis=1) == target).sum(), len(target)))
         return loss
 
     def backward(self) -> Array:
@@ -390,10 +451,16 @@ class _Epoch:
         return float(rows[:, 1].sum() / rows[:, 2].sum())
 
     def as_array(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array([[float(value) for value in row] for row in self._rows], np.float64).reshape(-1, 3)
+        if self._newest:
+            losses, hits, counts = zip(*self._newest, strict=True)
+            stack = array_module(losses[0]).stack  # one copy of each from a GPU, not one an update
+            newest = np.stack([to_host(stack(losses)), to_host(stack(hits)), counts], axis=1)
+            self._rows = np.concatenate([self._rows, newest])
+            self._newest = []
+        return self._rows
 
     @classmethod
     def from_array(cls, rows: Array) -> Self:
         epoch = cls()
-        epoch._rows = [(loss, hits, int(count)) for loss, hits, count in rows.tolist()]
+        epoch._rows = np.array(rows, np.float64)
         return epoch

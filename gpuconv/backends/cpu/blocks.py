@@ -1,8 +1,6 @@
 """Cutting a convolution into blocks whose columns fit the cache: batches of groups, images, output rows."""
 
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from gpuconv.geometry import Window
 
@@ -57,11 +55,6 @@ def _evenly(number: int, each: int, share: int) -> int:
     """
     blocks = -(-number // each)
     return max(1, -(-number // (-(-blocks // share) * share))) if blocks else 1
-
-
-def accumulator(dtype: Any) -> np.dtype[Any]:
-    """Return the dtype to sum in: float16 is summed in float32."""
-    return np.promote_types(dtype, np.float32)
 
 
 def cut_channels(channels: int, number: int) -> list[slice]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gpuconv.backends.cpu.blocks import accumulator
 from gpuconv.backends.cpu.threads import buffer, parallel
+from gpuconv.backends.dispatch import accumulator
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]

@@ -17,17 +17,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cpu import depthwise
-from gpuconv.backends.cpu.blocks import (
-    Block,
-    accumulator,
-    channels,
-    cut_channels,
-    cut_groups,
-    cut_places,
-    length,
-)
+from gpuconv.backends.cpu.blocks import Block, channels, cut_channels, cut_groups, cut_places, length
 from gpuconv.backends.cpu.columns import channels_first, fold, unfold, view_as
 from gpuconv.backends.cpu.threads import buffer, parallel, workers
+from gpuconv.backends.dispatch import accumulator
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]

@@ -8,21 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu.blocks import accumulator
 from gpuconv.backends.cpu.threads import count, parallel
+from gpuconv.backends.dispatch import accumulator
 
 Array = np.ndarray[Any, Any]
 
 
-def product(a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
-    """Return a @ b for matrices of any float dtypes; float16 is multiplied and summed in float32."""
+def product(a: Array, b: Array, dtype: np.dtype[Any], bias: Array | None = None) -> Array:
+    """Return a @ b for matrices of any float dtypes, plus a bias per column.
+
+    float16 is multiplied and summed in float32, the bias included, and rounded once.
+    """
     exact = accumulator(dtype)
     a, b = a.astype(exact, copy=False), b.astype(exact, copy=False)
     out = np.empty((a.shape[0], b.shape[1]), exact)
     step = max(1, -(-len(a) // count()))
 
     def one(row: int) -> None:
-        np.matmul(a[row : row + step], b, out=out[row : row + step])
+        rows = out[row : row + step]
+        np.matmul(a[row : row + step], b, out=rows)
+        if bias is not None:
+            rows += bias
 
     parallel(one, range(0, len(a), step), a.size * b.shape[1])
     return out.astype(dtype, copy=False)

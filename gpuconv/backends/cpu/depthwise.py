@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gpuconv.backends.cpu.blocks import Block, accumulator, cut_groups, cut_places, length
+from gpuconv.backends.cpu.blocks import Block, cut_groups, cut_places, length
 from gpuconv.backends.cpu.columns import cut, tap_slices, view_as
 from gpuconv.backends.cpu.threads import buffer, count, parallel
+from gpuconv.backends.dispatch import accumulator
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu.blocks import accumulator
 from gpuconv.backends.cpu.columns import axis_slices, channels_first, tap_slices
 from gpuconv.backends.cpu.threads import buffer, count, parallel
+from gpuconv.backends.dispatch import accumulator
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
