@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-
 LEAST_WORKSPACE = 1 << 20
 PRECISIONS = ("ieee", "tf32")
 
@@ -31,23 +30,25 @@ class Config:
     ----------
     workspace_limit : int or None, default None
         Bytes of workspace that one operation on a GPU may take beside its arguments and its result, at least
-        1 MiB. None: half of the GPU's L2 cache, or 16 MiB where that is more. Results for different limits may
-        differ by rounding. A copy that a strided dy or w needs, or an argument of another dtype, isn't counted.
+        1 MiB. None: half of the GPU's L2 cache, or 16 MiB where that is more. Results for different limits
+        may differ by rounding. The copy of a strided dy or w, or of an argument of another dtype, isn't
+        counted.
     fp32_precision : "ieee" or "tf32", default "ieee"
-        How float32 is multiplied on a GPU: as IEEE 754 says, or by tensor cores with factors rounded to 10 bits
-        of mantissa, which is several times faster. Sums are float32 in both. Ignored elsewhere.
+        How float32 is multiplied on a GPU: as IEEE 754 says, or by tensor cores with factors rounded to 10
+        bits of mantissa, which can be several times as fast. Sums are float32 in both. Ignored elsewhere.
     """
 
     __slots__ = ("_here", "_values")
 
     def __init__(self) -> None:
-        self._values: dict[str, Any] = {name: None for name in _CHECKS}
-        self._values["fp32_precision"] = "ieee"
-        self._here: ContextVar[Mapping[str, Any]] = ContextVar("gpuconv.config", default={})
+        self._values: dict[str, Any] = {"workspace_limit": None, "fp32_precision": "ieee"}
+        self._here: ContextVar[Mapping[str, Any] | None] = ContextVar("gpuconv.config", default=None)
 
     @property
     def workspace_limit(self) -> int | None:
-        return self._get("workspace_limit")
+        """Bytes of workspace, or None."""
+        limit: int | None = self._get("workspace_limit")
+        return limit
 
     @workspace_limit.setter
     def workspace_limit(self, value: int | None) -> None:
@@ -55,7 +56,8 @@ class Config:
 
     @property
     def fp32_precision(self) -> str:
-        return self._get("fp32_precision")
+        """How float32 is multiplied: "ieee" or "tf32"."""
+        return str(self._get("fp32_precision"))
 
     @fp32_precision.setter
     def fp32_precision(self, value: str) -> None:
@@ -63,7 +65,7 @@ class Config:
 
     def _get(self, name: str) -> Any:
         here = self._here.get()
-        return here[name] if name in here else self._values[name]
+        return self._values[name] if here is None or name not in here else here[name]
 
     @contextmanager
     def __call__(self, **settings: Any) -> Iterator[None]:
@@ -80,7 +82,7 @@ class Config:
             if name not in _CHECKS:
                 raise TypeError(f"config: there is no setting {name!r}; there are {', '.join(_CHECKS)}")
         checked = {name: _CHECKS[name](value) for name, value in settings.items()}
-        token = self._here.set({**self._here.get(), **checked})
+        token = self._here.set({**(self._here.get() or {}), **checked})
         try:
             yield
         finally:

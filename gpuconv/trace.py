@@ -6,7 +6,7 @@ nvtx isn't installed, so does the stand-in here.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -32,7 +32,7 @@ else:
         marked: F = nvtx.annotate(message=function.__name__, domain=DOMAIN)(function)
         return marked
 
-    @lru_cache(maxsize=None)
+    @cache
     def stage(name: str) -> AbstractContextManager[Any]:
         """Return a context that is a range of this name; the same one again, as it may be entered again."""
         marked: AbstractContextManager[Any] = nvtx.annotate(message=name, domain=DOMAIN)

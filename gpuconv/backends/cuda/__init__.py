@@ -1,7 +1,7 @@
 """CUDA backend: columns, pooling and bias by our own kernels, matrix products by cuBLAS.
 
-`conv2d` goes convolution.py (which products on which columns) -> program.py (the steps, cached) -> kernels.py and
-runtime.py (compile, launch) -> cuda/im2col.cu. Nothing of CuPy is imported before its arrays are seen.
+`conv2d` goes convolution.py (which products on which columns) -> columns.py (how im2col is launched) ->
+kernels.py (what is compiled) -> cuda/im2col.cu. Nothing of CuPy is imported before its arrays are seen.
 """
 
 from gpuconv.backends.cuda import columns, convolution, dense, pooling

@@ -1,4 +1,4 @@
-"""The bias: written to y before the products, and its gradient, in two stages that add in the same order always."""
+"""The bias, written to y before the products, and its gradient, in two stages that never change order."""
 
 from typing import Any
 
@@ -78,8 +78,8 @@ def grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
     return db
 
 
-# A part of the batch that a block sums: at least so many places, so that the second stage stays small, and no more
-# parts than fill the GPU several times.
+# A part of the batch that a block sums: at least so many places, so that the second stage stays small, and no
+# more parts than fill the GPU several times.
 PART = 4096
 BLOCKS = 2048
 LANES = 32  # as in bias_grad.cu

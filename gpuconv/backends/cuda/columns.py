@@ -15,7 +15,7 @@ Array = Any
 
 
 class Laid(NamedTuple):
-    """How an array of images lies in memory: strides in elements, the number of bytes its address divides by."""
+    """How an array of images lies in memory: strides in elements, and what its address is a multiple of."""
 
     image: int
     channel: int
@@ -181,7 +181,7 @@ def col2im_launch(
 
 
 def channel_lanes(itemsize: int, channels: int, *arrays: Laid) -> int:
-    """Return the vector width over `channels` channels of a place, which must lie side by side in each array."""
+    """Return the vector width over so many channels of a place; in each array they must lie side by side."""
     if any(x.channel != 1 for x in arrays):
         return 1
     multiples = [n for x in arrays for n in (x.image, *x.place, x.alignment // itemsize)]

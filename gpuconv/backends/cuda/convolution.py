@@ -1,4 +1,4 @@
-"""Convolution, its input gradient and its weight gradient as matrix products (cuBLAS) on columns (our kernels).
+"""Convolution and its gradients as matrix products (cuBLAS) on columns (our kernels).
 
 With X_col the columns of some output places ([C_in/groups * taps, places]) and W the weights as a matrix
 ([C_out/groups, C_in/groups * taps]), for each group
@@ -7,10 +7,10 @@ With X_col the columns of some output places ([C_in/groups * taps, places]) and 
     input gradient    dX = col2im(W^T dY)                       (input_grad.py)
     weight gradient   dW = sum over chunks of dY X_col^T        (weight_grad.py)
 
-Channels first, matrices are as above: an image's columns lie side by side, and the products of several images or
-groups are one batched call. Channels last everything is transposed: Y = X_col W, with a row for each place that
-holds one group after another, so that all images are one matrix. Columns live in the workspace, so many at a
-time as its limit allows. A 1x1 kernel's columns are x itself.
+Channels first, matrices are as above: an image's columns lie side by side, and the products of several images
+or groups are one batched call. Channels last everything is transposed: Y = X_col W, with a row for each place
+that holds one group after another, so that all images are one matrix. Columns live in the workspace, as many
+at a time as its limit allows. A 1x1 kernel's columns are x itself.
 """
 
 from functools import partial

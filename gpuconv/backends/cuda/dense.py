@@ -15,7 +15,7 @@ def product(a: Array, b: Array, dtype: np.dtype[Any], bias: Array | None = None)
     """Return a @ b + bias for matrices of any float dtypes; float16 is multiplied and summed in float32."""
     runtime = runtimes.of(a)
     a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
-    rows, inner, columns = *a.shape, b.shape[1]
+    (rows, inner), columns = a.shape, b.shape[1]
     c = runtime.empty((rows, columns), dtype)
     if bias is not None:
         c[...] = bias

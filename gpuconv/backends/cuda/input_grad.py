@@ -16,7 +16,7 @@ from gpuconv.backends.cuda.problem import (
     Problem,
     Steps,
     batches,
-    copy_box,
+    copy_places,
     even,
     round_up,
 )
@@ -25,7 +25,7 @@ from gpuconv.geometry import Window
 
 
 class Piece(NamedTuple):
-    """Columns of dy that are in the workspace at once: all that is collected to a tile of some channels of dx."""
+    """Columns that are in the workspace at once: all that some channels of a tile of dx collect from."""
 
     n0: int
     n1: int
@@ -38,14 +38,17 @@ class Piece(NamedTuple):
 
     @property
     def images(self) -> int:
+        """How many images."""
         return self.n1 - self.n0
 
     @property
     def groups(self) -> int:
+        """How many groups."""
         return self.g1 - self.g0
 
     @property
     def channels(self) -> int:
+        """How many input channels of a group."""
         return self.c1 - self.c0
 
 
@@ -184,7 +187,7 @@ def _pitch(p: Problem, places: int) -> int:
 def _collect(p: Problem, piece: Piece) -> Steps:
     """Return the steps that compute a piece's columns and collect its tile of dx from them."""
     window, first, in_rows = _tile(p.window, piece.low, piece.high)
-    places, cg, og, taps = window.places, p.cg, p.og, window.taps
+    places, og, taps = window.places, p.og, window.taps
     pitch = _pitch(p, places)
     rows = piece.channels * taps
     steps: Steps = []

@@ -8,7 +8,7 @@ declared in the source alone: its layout is read from there.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
@@ -88,7 +88,7 @@ def specialise(
     return _specialise(name, fixed, np.dtype(dtype).name, vector, wide, tuple(sorted(more.items())))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _specialise(
     name: str, fixed: tuple[Any, ...], dtype: str, vector: int, wide: bool, more: tuple[Any, ...]
 ) -> Kernel:
@@ -133,7 +133,7 @@ _FIELD = re.compile(r"(\w[\w ]*?)\s+(\w+(?:\[\d+\])?(?:\s*,\s*\w+(?:\[\d+\])?)*)
 _SCALARS = {"int": "i4", "unsigned": "u4", "long long": "i8", "float": "f4", "double": "f8"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def structs(name: str, index: str) -> list[np.dtype[Any]]:
     """Return the layouts of the structs that a source declares, in order."""
     known: dict[str, Any] = {**_SCALARS, "INDEX": _SCALARS[index]}

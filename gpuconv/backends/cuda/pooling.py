@@ -95,7 +95,7 @@ def _max_pool_backward(
 
 
 def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Array:
-    """Return the flat index into the input's plane of each window's maximum, int64; -1 where there is none."""
+    """Return the flat index into the input's plane of each window's maximum, int64; -1 for none."""
     runtime = runtimes.of(argmax)
     indices = runtime.empty(argmax.shape, np.dtype(np.int64))
     if indices.size:

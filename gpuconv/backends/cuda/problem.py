@@ -1,4 +1,4 @@
-"""What the programs of a convolution share: its sizes, its chunks of columns, the matrices that arrays are."""
+"""What the programs of a convolution share: its sizes, its chunks of columns, what lies as a matrix."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -102,8 +102,8 @@ ENOUGH_COLUMNS = 256
 def cut(images: int, groups: range, places: int, column_bytes: int, limit: int, step: int) -> list[Chunk]:
     """Cut a convolution into chunks of columns within the limit: images first, then groups, then places.
 
-    `column_bytes` is the size of one group's column. Places are cut at multiples of `step`, and those of an image
-    padded to one.
+    `column_bytes` is the size of one group's column. Places are cut at multiples of `step`, and those of an
+    image padded to one.
     """
     padded = round_up(places, step)
     if (image := len(groups) * padded * column_bytes) <= limit:

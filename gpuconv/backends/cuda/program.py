@@ -49,7 +49,7 @@ class Launch(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A matrix, or a batch of them: `pitch` elements from row to row, or from column to column `by_columns`."""
+    """A matrix, or a batch of them: `pitch` elements from row to row (or column to column, `by_columns`)."""
 
     at: At
     pitch: int
@@ -177,5 +177,5 @@ def lanes(itemsize: int, *multiples: int) -> int:
 
 
 def kernel_launch(kernel: Kernel, items: int, pointers: tuple[At, ...], **values: Any) -> Launch:
-    """Return the launch of a kernel with one thread an item, or several items a thread where they are many."""
+    """Return a kernel's launch with one thread an item, or several items a thread where there are many."""
     return Launch(kernel, kernels.grid(items), pointers, kernel.arguments(items=items, **values))

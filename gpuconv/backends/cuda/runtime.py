@@ -48,8 +48,8 @@ class Runtime(Protocol):
     ) -> None:
         """Compute C = op(A) op(B), or C += op(A) op(B), for a batch of matrices in column-major order.
 
-        `sizes` are m, n, k; `a`, `b` and `c` hold address, leading dimension and the stride from one matrix of
-        the batch to the next (elements); `dtypes` that of a and b, and that of c. As cuBLAS's
+        `sizes` are m, n, k; `a`, `b` and `c` hold address, leading dimension and the stride from one matrix
+        of the batch to the next (elements); `dtypes` that of a and b, and that of c. As cuBLAS's
         gemmStridedBatchedEx, whose C is never read where nothing is accumulated.
         """
 

@@ -1,7 +1,7 @@
 """The programs of a convolution's weight gradient: dW = sum over chunks of dY X_col^T.
 
-Each chunk's product is added to what is there by the next product, in float32 for float16 too: then the sums stand
-in the workspace, and are rounded once.
+Each product is added to those before it, in float32 for float16 too: then the sums stand in the workspace,
+and are rounded once.
 """
 
 from typing import Any, NamedTuple
@@ -41,8 +41,8 @@ from gpuconv.backends.dispatch import accumulator
 class Part(NamedTuple):
     """Rows of dW that are summed at once: of groups g0..g1 and, in each, rows r0..r1.
 
-    Rows of the matrix as it lies in memory: output channels, or, channels last, (tap, C) pairs. Their sums begin `at`,
-    of a dtype of their own.
+    Rows of the matrix as it lies in memory: output channels, or, channels last, (tap, C) pairs. Their sums
+    begin `at`, of a dtype of their own.
     """
 
     g0: int
