@@ -1,0 +1,166 @@
+"""From a kernel's text to functions on the CPU: g++ with sanitizers, variants together, cached by content."""
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from gpuconv.backends.cuda import sources
+from gpuconv.backends.cuda.kernels import C_TYPES
+
+HERE = Path(__file__).parent
+# Set by the launch instead of compiled in: a window more costs no compilation then.
+CONSTANTS = ("K0", "K1", "K2", "S0", "S1", "S2", "D0", "D1", "D2", "AXES")
+# Compiled together: one more variant costs 30 ms, another run of g++ 200 ms.
+TOGETHER = {"VECTOR": ("1", "2", "4", "8", "16"), "CHANNELS_LAST": ("0", "1"), "INDEX": ("int", "long long")}
+SIZES = {c_type: np.dtype(name).itemsize for name, c_type in C_TYPES.items()}
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", "-Wl,--as-needed")
+UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined")
+ADDRESS = ("-g1", "-fno-omit-frame-pointer", "-fsanitize=address", "-fsanitize-recover=address")
+
+VALUE, CONST_POINTER, POINTER = range(3)
+
+
+class Entry(ctypes.Structure):
+    """A compiled variant: its trampoline, and sizes and kinds of its arguments."""
+
+    _fields_ = (
+        ("call", ctypes.c_void_p),
+        ("count", ctypes.c_int),
+        ("size", ctypes.c_int * 16),
+        ("kind", ctypes.c_int * 16),
+    )
+
+
+class Launch(ctypes.Structure):
+    """What `gpuconv_host_run` is given."""
+
+    _fields_ = (
+        ("call", ctypes.c_void_p),
+        ("arguments", ctypes.c_void_p),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("blocks", ctypes.c_void_p),
+        ("threads", ctypes.c_void_p),
+        ("block_count", ctypes.c_uint),
+        ("thread_count", ctypes.c_uint),
+        ("shared_size", ctypes.c_uint),
+    )
+
+
+def address_sanitized():
+    """Tell whether this process runs under the address sanitizer: it must have been loaded before Python."""
+    return hasattr(ctypes.CDLL(None), "__asan_init")
+
+
+@cache
+def headers():
+    """Return the folder of CUDA's headers, or None."""
+    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    folders = (packages / "cu13/include", packages / "cuda_runtime/include", Path("/usr/local/cuda/include"))
+    return next((folder for folder in folders if (folder / "cuda_fp16.h").is_file()), None)
+
+
+def missing():
+    """Return why kernels can't be compiled for the CPU here, or ""."""
+    if shutil.which("g++") is None:
+        return "needs g++ to run CUDA kernels on the CPU"
+    if headers() is None:
+        return "needs CUDA's headers to run its kernels on the CPU: pip install nvidia-cuda-runtime"
+    return ""
+
+
+def load(kernel, exact=False):
+    """Return a kernel's library and entry.
+
+    `exact` compiles the window's constants in, as on a GPU, and this variant alone.
+    """
+    text, own, variants = _split(kernel, exact)
+    program = _program(kernel, text, variants)
+    library = _library(program, address_sanitized())
+    return library, Entry.in_dll(library, f"gpuconv_host_entry_{variants.index(own)}")
+
+
+def _split(kernel, exact):
+    """Separate what the kernel's text defines in front; return the rest, those defines, and all variants."""
+    defines = dict(kernel.defines)
+    front = re.compile(rf"^#define ({'|'.join(map(re.escape, defines))}) .*\n", re.MULTILINE)
+    text = front.sub("", kernel.text)
+    if not exact:
+        defines["UNROLL"] = "1"
+        for i, name in enumerate(CONSTANTS):
+            if name in defines and not re.search(rf"^\s*#\s*(el)?if.*\b{name}\b", text, re.MULTILINE):
+                defines[name] = f"host_constants[{i}]"
+    return text, defines, [defines] if exact else _variants(defines)
+
+
+def _variants(defines):
+    choices = {name: values for name, values in TOGETHER.items() if name in defines}
+    chosen = (dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
+    size = SIZES.get(defines.get("T"), 16)
+    variants = [{**defines, **some} for some in chosen if size * int(some.get("VECTOR", 1)) <= 16]
+    return variants if defines in variants else [*variants, defines]
+
+
+def _program(kernel, text, variants):
+    """Return a translation unit: each variant in a namespace of its own, under a name of its own."""
+    name = kernel.function
+    includes = re.findall(r"^#include .*\n", text, re.MULTILINE)
+    body = re.sub(r"^#include .*\n", "", text, flags=re.MULTILINE)
+    # Messages name the line in the file.
+    before, common, own = body.rpartition(sources.common())
+    if common:
+        common = f'#line 1 "common.cuh"\n{common}\n'
+    body = f'{before}{common}#line 1 "{kernel.name}.cu"\n{own.removeprefix(chr(10))}'
+    parts = [*includes, (HERE / "cuda.h").read_text(encoding="utf-8")]
+    for i, defines in enumerate(variants):
+        parts.append(f"namespace variant_{i} {{\n")
+        parts += [f"#undef {key}\n#define {key} {value}\n" for key, value in defines.items()]
+        parts.append(f"#undef {name}\n#define {name} {name}_{i}\n{body}\n}}\n")
+        parts.append(f'extern "C" host::Entry gpuconv_host_entry_{i} = HOST_ENTRY(variant_{i}::{name});\n')
+    return "".join(parts)
+
+
+def cache_folder():
+    """Return where compiled libraries are kept; any of them may be deleted at any time."""
+    if given := os.environ.get("GPUCONV_TEST_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gpuconv-tests"
+
+
+@cache
+def _compiler():
+    version = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
+    stand_ins = sorted(path for path in (HERE / "stand_ins").rglob("*") if path.is_file())
+    return version + "".join(path.read_text(encoding="utf-8") for path in stand_ins)
+
+
+@cache
+def _library(program, address):
+    sanitizers = (*UNDEFINED, *ADDRESS) if address else UNDEFINED
+    flags = (*FLAGS, *sanitizers, "-isystem", str(headers()), "-idirafter", str(HERE / "stand_ins"))
+    key = hashlib.sha256("\0".join((program, _compiler(), *flags)).encode()).hexdigest()[:32]
+    path = cache_folder() / f"{key}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written elsewhere and renamed: another process finds a whole library or none.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            command = ["g++", *flags, "-x", "c++", "-", "-o", str(made)]
+            environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+            run = subprocess.run(command, input=program, text=True, capture_output=True, env=environment)
+            if run.returncode:
+                raise RuntimeError(f"g++ can't compile this kernel:\n{run.stderr[:4000]}")
+            made.replace(path)
+    library = ctypes.CDLL(str(path))
+    library.gpuconv_host_run.restype = ctypes.c_char_p
+    return library

@@ -1,0 +1,108 @@
+"""NumPy arrays as a GPU's: the CUDA backend, launch code, kernels and all, on the CPU."""
+
+import weakref
+
+import numpy as np
+
+from gpuconv.backends import dispatch
+from gpuconv.backends.cuda import runtime
+from gpuconv.backends.cuda.kernels import THREADS
+from host.gemm import gemm
+from host.kernel import HostKernel
+from host.memory import memory
+
+DEFAULT_WORKSPACE = 16 << 20
+
+
+class DeviceArray(np.ndarray):
+    """An array on the device; NumPy's expressions of them give such arrays again."""
+
+    def __array_wrap__(self, array, context=None, return_scalar=False):
+        return array.view(DeviceArray)
+
+
+class HostRuntime:
+    """The `Runtime` of these arrays, which keeps account of what it is asked for.
+
+    Attributes
+    ----------
+    launches
+        Name and number of blocks of each launch.
+    gemms
+        m, n, k and batch of each matrix product.
+    live_workspace, peak_workspace
+        Bytes of workspace that are in use, and that were at most.
+    capacity
+        Bytes of workspace that there are; None: any number.
+    exact
+        Compile the window into kernels, as on a GPU.
+    orders
+        In how many orders each launch is run.
+    """
+
+    def __init__(self):
+        self._kernels = {}
+        self.exact = False
+        self.orders = 3
+        self.capacity = None
+        self.live_workspace = 0
+        self.reset()
+
+    def reset(self):
+        """Begin a new account."""
+        self.launches, self.gemms = [], []
+        self.peak_workspace = self.live_workspace
+
+    def default_workspace(self):
+        return DEFAULT_WORKSPACE
+
+    def empty(self, shape, dtype):
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return np.ndarray.__new__(DeviceArray, shape, dtype, buffer=memory.allocate(size))
+
+    def workspace(self, size):
+        if self.capacity is not None and self.live_workspace + size > self.capacity:
+            raise MemoryError(f"{size} bytes, but {self.live_workspace} of {self.capacity} are in use")
+        array = self.empty((size,), np.uint8)
+        self.live_workspace += size
+        self.peak_workspace = max(self.peak_workspace, self.live_workspace)
+        weakref.finalize(array, self._return_workspace, size).atexit = False
+        return array
+
+    def _return_workspace(self, size):
+        self.live_workspace -= size
+
+    def address(self, array):
+        memory.adopt(array)
+        return array.ctypes.data
+
+    def launch(self, kernel, blocks, arguments, shared):
+        key = kernel, self.exact, self.orders
+        if key not in self._kernels:
+            self._kernels[key] = HostKernel(*key)
+        self.launches.append((kernel.name, blocks))
+        self._kernels[key]((blocks,), (THREADS,), arguments, shared_mem=shared)
+
+    def gemm(self, transposed, sizes, a, b, c, batch, dtypes, accumulate, precision):
+        assert precision in ("ieee", "tf32"), precision
+        self.gemms.append((*sizes, batch))
+        gemm(transposed, sizes, a, b, c, batch, dtypes, accumulate)
+
+
+host = HostRuntime()
+dispatch.KINDS[DeviceArray] = "CuPy"
+runtime.register(DeviceArray, host)
+
+
+def to_device(x):
+    """Return a copy in the device's memory, in row-major order."""
+    x = np.asarray(x)
+    array = host.empty(x.shape, x.dtype)
+    array[...] = x
+    return array
+
+
+def to_host(x):
+    """Return a copy as a plain NumPy array."""
+    return np.array(x, subok=False)
