@@ -111,6 +111,35 @@ def array_module(x: Any) -> ModuleType:
     return importlib.import_module(type(x).__module__.partition(".")[0])
 
 
+def to_device(x: Any, device: str) -> Any:
+    """Return an array on "cpu" or "cuda" (CuPy's current device): itself where it is there, else a copy.
+
+    Raises
+    ------
+    RuntimeError
+        For "cuda" where it can't be used; the message says what is missing.
+    """
+    if device == "cpu":
+        return to_host(x)
+    from gpuconv.backends.cuda import runtime
+
+    return runtime.to_gpu(x)
+
+
+def beside(x: Any, value: Any) -> Any:
+    """Return a value, perhaps an array of another kind or a tensor, as an array where x is."""
+    if type(value).__module__.partition(".")[0] == "cupy":
+        value = to_host(value)
+    return array_module(x).asarray(value)
+
+
+def check_gpu() -> None:
+    """Raise RuntimeError where there is no usable GPU, saying what is missing and what mends it."""
+    from gpuconv.backends.cuda import runtime
+
+    runtime.check_installed()
+
+
 def to_host(x: Any) -> Any:
     """Return an array's values as a NumPy array: itself, or a CuPy array's copy, which waits for the GPU."""
     return x if array_module(x) is np else x.get()

@@ -78,9 +78,9 @@ def _cupy(has_gpu: bool) -> str:
     names = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
     found = [f"{name} {_version(name)}" for name in names if _version(name)]
     if found:
-        return f"{', '.join(found)}; this version of gpuconv has no CUDA backend yet"
+        return f"{', '.join(found)}; gpuconv train --device cuda says what it lacks, if anything"
     if has_gpu:
-        return _missing("cupy-cuda12x[ctk]", "arrays on the GPU")
+        return _missing("gpuconv[cuda13]", "arrays on the GPU; gpuconv[cuda12] for drivers older than 580")
     return "not installed, and of no use without a GPU"
 
 

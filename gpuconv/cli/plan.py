@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import count, takewhile
 from pathlib import Path
 
+from gpuconv.backends.dispatch import check_gpu
 from gpuconv.cli.errors import UserError
 from gpuconv.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, write_whole
 from gpuconv.training.datasets import Dataset
@@ -51,12 +52,23 @@ class Resumed:
 
 def check_options(options: argparse.Namespace) -> None:
     """Refuse options that don't go together, before anything is read."""
-    if options.device == "cuda":
-        raise UserError("--device cuda: this version of gpuconv has no CUDA backend yet; use --device cpu")
     if options.algorithm == "batch-gd" and options.batch_size is not None:
         raise UserError("--batch-size: batch-gd takes all pictures in every update; sgd takes batches")
     if options.resume and options.overwrite:
         raise UserError("--overwrite begins anew and --resume goes on: give one of them")
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """Return "cpu" or "cuda"; "auto" is a GPU where one can be used."""
+    if options.device == "cpu":
+        return "cpu"
+    try:
+        check_gpu()
+    except RuntimeError as error:
+        if options.device == "cuda":
+            raise UserError(f"--device cuda: {error}") from None
+        return "cpu"
+    return "cuda"
 
 
 def find_checkpoint(options: argparse.Namespace) -> Resumed | None:

@@ -21,7 +21,7 @@ ENDINGS = {
 }
 
 
-def write_results(run: Run, out: Path, device: str) -> None:
+def write_results(run: Run, out: Path) -> None:
     """Write weights, numbers and pictures, each file whole or not at all, and print a summary.
 
     Raises
@@ -40,7 +40,7 @@ def write_results(run: Run, out: Path, device: str) -> None:
         "seconds": run.seconds,
         "iterations": run.iterations,
         "stopped_by": run.stopped_by,
-        "device": device,
+        "device": run.device,
         "data": data.name,
         **asdict(run.settings),
         "history": {f.name: [getattr(record, f.name) for record in records] for f in fields(Record)},

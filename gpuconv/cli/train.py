@@ -17,6 +17,7 @@ from gpuconv.cli.plan import (
     CHECKPOINT,
     check_options,
     data_of,
+    device_of,
     find_checkpoint,
     make_folder,
     settings_of,
@@ -95,6 +96,7 @@ def add_parser(commands: Any) -> None:
 def run_command(options: argparse.Namespace) -> int:
     """Train as the options say; return the exit code."""
     check_options(options)
+    device = device_of(options)
     resumed = find_checkpoint(options)
     data = data_of(options, resumed)
     requirements.check(data)
@@ -103,7 +105,7 @@ def run_command(options: argparse.Namespace) -> int:
     except datasets.DataError as error:
         raise UserError(str(error)) from None
     settings = settings_of(options, resumed, dataset)
-    run = Run(settings, dataset)
+    run = Run(settings, dataset, device)
     if resumed:
         try:
             run.restore(resumed.checkpoint)
@@ -134,7 +136,7 @@ def _train(run: Run, out: Path) -> int:
 
                 run.train(on_update, on_epoch)
             save_checkpoint(out / CHECKPOINT, run.checkpoint())
-            write_results(run, out, device="cpu")
+            write_results(run, out)
         except Diverged as error:
             raise UserError(f"{error} (--step)", exit_code=1) from None
     if run.stopped_by == "interrupted":
@@ -151,8 +153,12 @@ def _description(run: Run) -> str:
     return (
         f"{data.name}: {len(data.x_train):,} training and {len(data.x_test):,} test pictures, {size}, "
         f"{data.classes} classes\n"
-        f"{run.settings.algorithm}: {weights:,} parameters, on the CPU with {threads.count()} threads"
+        f"{run.settings.algorithm}: {weights:,} parameters, on {_device(run)}"
     )
+
+
+def _device(run: Run) -> str:
+    return "the GPU" if run.device == "cuda" else f"the CPU with {threads.count()} threads"
 
 
 def _converter(

@@ -10,7 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of, check_shape, float_result
+from gpuconv.backends.dispatch import (
+    backend_of,
+    beside,
+    check_shape,
+    float_result,
+    to_device,
+)
 from gpuconv.geometry import Ints, Padding, sliding_window
 
 Array = Any  # a NumPy or CuPy array
@@ -107,6 +113,9 @@ class Layer:
     def to(self, device: str) -> Self:
         """Move the parameters and buffers to "cpu" or "cuda" and return the layer.
 
+        What the last forward and backward left is dropped. Make the optimiser afterwards: what it keeps for
+        each parameter lies where the parameters lay.
+
         Raises
         ------
         ValueError
@@ -114,13 +123,13 @@ class Layer:
         RuntimeError
             For "cuda" where it can't be used; the message says what is missing.
         """
-        if device == "cuda":
-            raise RuntimeError(
-                f"{type(self).__name__}.to: this version of gpuconv has no CUDA backend yet; "
-                "pip install --upgrade gpuconv brings the newest"
-            )
-        if device != "cpu":
+        if device not in ("cpu", "cuda"):
             raise ValueError(f'{type(self).__name__}.to: device must be "cpu" or "cuda", not {device!r}')
+        for arrays in (self.params, self.buffers):
+            for name, array in arrays.items():
+                arrays[name] = to_device(array, device)
+        self.grads.clear()
+        self._kept = self._y_shape = None
         return self
 
     def state_dict(self) -> dict[str, Array]:
@@ -149,7 +158,7 @@ class Layer:
         op = f"{type(self).__name__}.load_state_dict"
         own = {**self.params, **self.buffers}
         check_names(op, state, own)
-        values = {name: array_module(array).asarray(state[name]) for name, array in own.items()}
+        values = {name: beside(array, state[name]) for name, array in own.items()}
         for name, array in own.items():
             value = values[name]
             check_shape(op, f'"{name}"', value.shape, array.shape, "to fit the layer")

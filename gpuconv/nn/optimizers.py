@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from math import inf, sqrt
 from typing import Any, ClassVar
 
-from gpuconv.backends.dispatch import accumulator, array_module, check_shape
+from gpuconv.backends.dispatch import accumulator, array_module, beside, check_shape
 from gpuconv.geometry import integer
 from gpuconv.nn.layer import Array, Layer, check_names
 from gpuconv.nn.number import number
@@ -86,7 +86,7 @@ class _Optimizer:
                 slots[f"{slot}.{name}"] = p
         check_names(op, (key for key in state if "." in key), slots)
         for key, p in slots.items():
-            value = array_module(p).array(state[key], dtype=accumulator(p.dtype))
+            value = beside(p, state[key]).astype(accumulator(p.dtype))
             check_shape(op, f'"{key}"', value.shape, p.shape, "to fit the network")
             slots[key] = value
         self.steps = steps

@@ -6,14 +6,14 @@ are judged on the same pictures.
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import to_host
+from gpuconv.backends.dispatch import to_device, to_host
 from gpuconv.training.idx import IdxError, find_idx, read_idx
 
 Array = np.ndarray[Any, Any]
@@ -51,6 +51,11 @@ class Dataset:
         """Channels, height and width of one picture."""
         channels, height, width = self.x_train.shape[1:]
         return channels, height, width
+
+    def to(self, device: str) -> "Dataset":
+        """Return the same pictures on "cpu" or "cuda"."""
+        arrays = ("x_train", "y_train", "x_test", "y_test")
+        return replace(self, **{name: to_device(getattr(self, name), device) for name in arrays})
 
     @cached_property
     def fingerprint(self) -> int:

@@ -152,6 +152,8 @@ class Run:
         What determines the run.
     dataset
         What to train on.
+    device
+        "cpu", or "cuda" for the current GPU. It is no part of the settings: a run may go on on another.
 
     Attributes
     ----------
@@ -174,12 +176,14 @@ class Run:
     (29, 'max_iterations', True)
     """
 
-    def __init__(self, settings: Settings, dataset: Dataset) -> None:
+    def __init__(self, settings: Settings, dataset: Dataset, device: str = "cpu") -> None:
         algorithm = ALGORITHMS[settings.algorithm]
         self.settings = settings
-        self.dataset = dataset
+        self.dataset = dataset.to(device)
+        self.device = device
         rng = np.random.default_rng([settings.seed, 0])  # the epochs take 1, 2, ...
-        self.network = algorithm.network(dataset.image_shape, dataset.classes, rng)
+        # Drawn on the host, so that a seed gives the same network everywhere.
+        self.network = algorithm.network(dataset.image_shape, dataset.classes, rng).to(device)
         self.optimizer = algorithm.optimizer(self.network, settings.step)
         self.records: list[Record] = []
         self.iterations = 0

@@ -180,10 +180,18 @@ def check_installed() -> None:
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise RuntimeError(
             f"CuPy finds no usable NVIDIA driver ({error}); nvidia-smi shows the one that is there. CUDA 13 "
-            "needs 580 or newer, CUDA 12 525 or newer; device='cpu' works without"
+            "needs 580 or newer, CUDA 12 525 or newer"
         ) from error
     if count == 0:
-        raise RuntimeError("no NVIDIA GPU is visible (CUDA_VISIBLE_DEVICES?); device='cpu' works without")
+        raise RuntimeError("no NVIDIA GPU is visible to CuPy; CUDA_VISIBLE_DEVICES may hide it")
+
+
+def to_gpu(x: Any) -> Array:
+    """Return an array on CuPy's current device: itself where it is there, else a copy."""
+    check_installed()
+    import cupy
+
+    return cupy.asarray(x)
 
 
 def _import_cublas() -> Any:
