@@ -106,7 +106,9 @@ class Calls:
     def compared(self, tensor: Any) -> Array:
         """Return PyTorch's result as an array whose axes are in our order."""
         if self.channels_last:
-            tensor = tensor.permute(2, 3, 1, 0) if self.op == "conv2d_weight_grad" else tensor.permute(0, 2, 3, 1)
+            tensor = (
+                tensor.permute(2, 3, 1, 0) if self.op == "conv2d_weight_grad" else tensor.permute(0, 2, 3, 1)
+            )
         return self.xp.from_dlpack(tensor.contiguous())
 
 

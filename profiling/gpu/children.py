@@ -26,10 +26,10 @@ class Deadline:
 def run(
     command: list[str], seconds: float, output: IO[Any] | None = None, polite: float = 5.0, **variables: str
 ) -> int | None:
-    """Run a program, with those that it starts, for at most so many seconds; its exit status, or None if stopped.
+    """Run a program, with those that it starts, for at most so many seconds.
 
-    Out of time, it is interrupted as by Ctrl-C and killed when it hasn't ended `polite` seconds later. The
-    checkout and its benchmarks can be imported by it.
+    Return its exit status, or None where it was stopped: out of time, it is interrupted as by Ctrl-C and
+    killed when it hasn't ended `polite` seconds later. It can import the checkout and its benchmarks.
     """
     path = [str(CHECKOUT), str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **variables}

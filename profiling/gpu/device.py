@@ -1,13 +1,15 @@
-"""The GPU as the checks use it: times, workspace, poisoned memory, ceilings. All that asks CuPy for more than arrays."""
+"""The GPU as the checks use it: times, workspace, poisoned memory, ceilings; all that is CuPy's alone."""
 
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -129,7 +131,7 @@ class Gpu:
 
     @contextmanager
     def poisoned(self, byte: int) -> Iterator[None]:
-        """Fill all memory that is allocated meanwhile: who reads what nobody wrote gets another result each time."""
+        """Fill all memory that is allocated meanwhile: what nobody writes shows in the results."""
         cuda = self.xp.cuda
         pool = cuda.get_allocator()
 
@@ -143,8 +145,22 @@ class Gpu:
             yield
 
     def release(self) -> None:
-        """Give unused memory back, for PyTorch to have it."""
+        """Give unused memory back, ours and PyTorch's, for the other to have it."""
         self.xp.get_default_memory_pool().free_all_blocks()
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
+
+    def alive(self) -> bool:
+        """Tell whether the GPU still takes work; after some errors it takes none from this process."""
+        try:
+            self.synchronize()
+        except self.xp.cuda.runtime.CUDARuntimeError:
+            return False
+        return True
+
+    def shares_with(self, torch: ModuleType) -> bool:
+        """Tell whether this PyTorch can work on our arrays: it may be built for CPUs only."""
+        return bool(torch.cuda.is_available())
 
     def copy_gbps(self) -> float:
         """Measure the bandwidth of a large copy in GB/s, bytes read and bytes written."""

@@ -1,9 +1,8 @@
-"""A pytest plugin: writes each test's outcome down at once, so that a run that is killed leaves what it knew."""
+"""A pytest plugin: writes each outcome down at once, so that a run that is killed leaves what it knew."""
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,16 @@ class Outcomes:
         self._file.write(json.dumps(line) + "\n")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note a test that begins, so that one that never ends has a name."""
         self._write(test=nodeid, outcome="started")
 
     def pytest_runtest_logreport(self, report: Any) -> None:
+        """Note what came of a test's setup, call or teardown."""
         why = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
         self._write(test=report.nodeid, outcome=report.outcome, when=report.when, why=why)
 
     def pytest_collectreport(self, report: Any) -> None:
+        """Note a file that can't be imported."""
         if report.failed:
             self._write(test=report.nodeid, outcome="failed", when="collect", why="")
 
@@ -50,14 +52,10 @@ def tally(path: Path) -> dict[str, Any]:
             reasons[line["why"].removeprefix("Skipped: ")] += 1
         elif line.get("when") == "call" and tests[line["test"]] != "failed":
             tests[line["test"]] = "passed"
+    counts = Counter(tests.values())
     return {
-        "tests": {state: _named(tests, state, count=True) for state in ("passed", "failed", "skipped")},
-        "tests_failed": _named(tests, "failed"),
-        "tests_unfinished": _named(tests, "unfinished"),
+        "tests": {state: counts[state] for state in ("passed", "failed", "skipped")},
+        "tests_failed": [test for test, state in tests.items() if state == "failed"],
+        "tests_unfinished": [test for test, state in tests.items() if state == "unfinished"],
         "tests_skipped_because": dict(reasons.most_common()),
     }
-
-
-def _named(tests: dict[str, str], state: str, count: bool = False) -> Any:
-    named: Iterable[str] = [test for test, found in tests.items() if found == state]
-    return sum(1 for _ in named) if count else list(named)

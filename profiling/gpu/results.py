@@ -20,13 +20,18 @@ class Results:
     def __init__(self, folder: Path, gpu: str, source: str) -> None:
         self.folder, self.stem = folder, file_stem(gpu)
         self.data: dict[str, Any] = {"gpu": gpu, "source_sha256": source}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what another process has added; a file about another GPU or other sources is none."""
         if self.path.is_file():
             known = json.loads(self.path.read_text())
-            if known.get("gpu") == gpu and known.get("source_sha256") == source:
+            if all(known.get(key) == self.data[key] for key in ("gpu", "source_sha256")):
                 self.data = known
 
     @property
     def path(self) -> Path:
+        """The file."""
         return self.folder / f"{self.stem}.json"
 
     def log(self, name: str) -> Path:
@@ -35,6 +40,7 @@ class Results:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
+        """What was timed; to be appended to."""
         rows: list[dict[str, Any]] = self.data.setdefault("rows", [])
         return rows
 
@@ -48,6 +54,7 @@ class Results:
         self.save()
 
     def save(self) -> None:
+        """Write the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.path, text(self.data))
 
@@ -97,7 +104,9 @@ def _git(checkout: Path, *command: str) -> str:
 
 def faults(data: dict[str, Any]) -> list[str]:
     """Return a line for each thing that is wrong; what wasn't run, or not to its end, is none."""
-    found = [f"{part}: {state}" for part, state in data.get("parts", {}).items() if state.startswith("failed")]
+    found = [
+        f"{part}: {state}" for part, state in data.get("parts", {}).items() if state.startswith("failed")
+    ]
     tests = data.get("tests")
     if tests and tests["failed"]:
         found.append(f"{tests['failed']} tests failed: {', '.join(data['tests_failed'][:5])} …")

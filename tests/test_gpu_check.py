@@ -1,0 +1,659 @@
+"""`profiling/gpu_check.py` without a GPU: its calls, bookkeeping and judgement, with NumPy for CuPy."""
+
+import contextlib
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpuconv
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "profiling"))
+
+import gpu_check
+from gpu import (
+    calls,
+    children,
+    determinism,
+    device,
+    outcomes,
+    report,
+    sanitizers,
+    shapes,
+    suite,
+    timings,
+    workspace,
+)
+from gpu.children import Deadline
+from gpu.results import PARTS, Results, commit, faults, file_stem, source_sha256, text
+from gpu.shapes import Case, ConvShape, PoolShape, Row
+
+CONV = shapes.SMALL_CONVS[0]
+POOL = shapes.SMALL_POOLS[0]
+SCHEMA = [
+    *("op", "pass", "name", "dtype", "precision", "layout", "algorithm", "chosen"),
+    *("us", "cpu_us", "torch_us", "floor_us", "gbps", "tflops", "workspace_bytes"),
+]
+
+
+class FakeGpu:
+    """NumPy in a GPU's place; a call takes 100 us, as long as nobody looks."""
+
+    xp = np
+    l2_bytes = 50 << 20
+    workspace_bytes = 1000
+    living = True
+
+    def facts(self):
+        return {"gpu": "NVIDIA Fake 1", "driver": "1.2", "versions": {"numpy": np.__version__}, "machine": {}}
+
+    def time(self, call, wait_us, flush=True):
+        call()
+        return 100.0, 10.0
+
+    def workspace(self, call):
+        return call(), self.workspace_bytes
+
+    def poisoned(self, byte):
+        return contextlib.nullcontext()
+
+    def copy_gbps(self):
+        return 4000.0
+
+    def gemm_tflops(self, precision):
+        return {"ieee": 50.0, "tf32": 400.0, "fp16": 800.0}[precision]
+
+    def alive(self):
+        return self.living
+
+    def shares_with(self, torch):
+        return True
+
+    def synchronize(self):
+        pass
+
+    wake = release = synchronize
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path, "NVIDIA Fake 1", "sources")
+
+
+def row_of(op="conv2d", shape=CONV, dtype="float32", precision="ieee", channels_last=False):
+    return Row(op, shape, dtype, precision, channels_last)
+
+
+# What is measured
+
+
+def test_rows_come_in_order_of_priority_and_once():
+    keys = [row.key for row in shapes.rows()]
+    kinds = [(key["layout"], key["dtype"], key["precision"], key["algorithm"]) for key in keys]
+    assert list(dict.fromkeys(kinds)) == [
+        (layout, *numbers, algorithm)
+        for layout in ("channels_first", "channels_last")
+        for *numbers, algorithm in (
+            ("float32", "ieee", "gemm"), ("float32", "ieee", "kernel"),
+            ("float16", "fp16", "gemm"), ("float16", "fp16", "kernel"), ("float32", "tf32", "gemm"),
+        )
+    ]  # fmt: skip
+    assert len(keys) == len({tuple(key.values()) for key in keys}) == 2 * (3 * 42 * 3 + 2 * 6 * 4)
+    assert [key["pass"] for key in keys[:3]] == ["forward", "input_grad", "weight_grad"]
+
+
+@pytest.mark.parametrize("case", list(shapes.small_cases()), ids=str)
+def test_every_case_calls_the_operation_it_names(case):
+    ours = calls.Calls(case.op, case.shape, case.dtype, case.channels_last, np).ours()
+    first = calls.results(ours)[0]
+    assert first.dtype == case.dtype
+    expected = {
+        "conv2d": case.shape.y_shape, "conv2d_input_grad": case.shape.x_shape, "col2im": case.shape.x_shape,
+        "max_pool2d": case.shape.y_shape, "max_pool2d value only": case.shape.y_shape,
+        "avg_pool2d": case.shape.y_shape, "max_pool2d_backward": case.shape.x_shape,
+        "avg_pool2d_backward": case.shape.x_shape,
+    }  # fmt: skip
+    if case.op in expected:
+        assert first.shape == expected[case.op](case.channels_last)
+    assert isinstance(ours, tuple) == (case.op == "max_pool2d")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        *((op, shape) for shape in shapes.SMALL_CONVS for op in shapes.CONV_PASSES),
+        *((op, shape) for shape in shapes.SMALL_POOLS for op in shapes.POOL_PASSES),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_pytorch_is_asked_for_the_same(op, shape, channels_last):
+    torch = pytest.importorskip("torch")
+    both = calls.Calls(op, shape, "float32", channels_last, np)
+    ours = calls.results(both.ours())[0]
+    assert calls.difference(ours, both.compared(both.theirs(torch)()), np) < 1e-6
+
+
+def test_difference_is_infinite_for_another_shape_and_nan_for_nan():
+    one = np.ones((2, 2), np.float32)
+    assert calls.difference(one, np.ones(4, np.float32), np) == float("inf")
+    assert not calls.difference(one * np.nan, one, np) <= 1
+    assert calls.difference(one * 1.5, one, np) == 0.5
+
+
+def test_floor_is_the_larger_of_bytes_and_products():
+    data = {"copy_gbps": 1000.0, "gemm_tflops": {"ieee": 10.0}}
+    dense = ConvShape("dense", "", 1, 64, 10, 10, 64, 3, 3, 1, 1, 1, 1)
+    assert gpu_check.ceilings.floor_us(row_of(shape=dense), data) == 2 * 64 * 64 * 9 * 100 / 10e6
+    pool = PoolShape("pool", 1, 10, 10, 10, 2, 2, 0)
+    moved = 4 * 1000 + (4 + 1) * 250
+    assert gpu_check.ceilings.floor_us(row_of("max_pool2d", pool), data) == moved / 1e6
+    assert gpu_check.ceilings.floor_us(row_of("avg_pool2d", pool), data) == (moved - 250) / 1e6
+    assert gpu_check.ceilings.floor_us(row_of(precision="tf32"), data) is None
+
+
+def test_places_between_strided_windows_need_not_be_read_but_their_gradient_must_be_written():
+    shape = ConvShape("1x1 stride 2", "", 1, 1, 8, 8, 1, 1, 1, 2, 0, 1, 1)
+    assert shape.least_bytes("conv2d", "float16") == 2 * (16 + 1 + 16)
+    assert shape.least_bytes("conv2d_input_grad", "float16") == 2 * (64 + 1 + 16)
+    overlapping = ConvShape("3x3 stride 2", "", 1, 1, 8, 8, 1, 3, 3, 2, 0, 1, 1)
+    assert overlapping.least_bytes("conv2d", "float32") == 4 * (49 + 9 + 9)
+
+
+# How it is measured
+
+
+def test_workspace_leaves_out_the_result_and_what_was_freed():
+    events = [(1, 100), (2, 50), (2, -1), (3, 70), (3, -1)]
+    assert device.peak_beside({1}, events) == 70
+    assert device.peak_beside(set(), events) == 170
+
+
+def test_workspace_counts_a_buffer_whose_place_the_result_took_later():
+    assert device.peak_beside({1}, [(1, 80), (1, -1), (1, 10), (9, -1)]) == 80
+
+
+def test_contenders_take_turns_and_wait_for_their_launches():
+    seen = []
+
+    def clock(call, wait_us):
+        call()
+        seen.append(wait_us)
+        return float(len(seen)), 30.0
+
+    order = []
+    both = {"ours": lambda: order.append("ours"), "torch": lambda: order.append("torch")}
+    samples = timings.in_turns(both, clock, Deadline(-1))
+    assert order == ["ours"] * 2 + ["torch"] * 2 + ["ours", "torch"] * timings.MIN_TURNS
+    assert seen[4:] == [110.0] * 2 * timings.MIN_TURNS
+    assert [us for us, _ in samples["torch"]] == [6.0, 8.0, 10.0, 12.0, 14.0]
+    assert len(timings.in_turns(both, clock, Deadline(60))["ours"]) == timings.MOST_TURNS
+
+
+def test_spread_is_half_the_interquartile_range():
+    times = [1.0, 2.0, 3.0, 4.0, 100.0]
+    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
+    assert timings.spread([(us, 0.0) for us in times]) == (q3 - q1) / 2 / median == 1 / 3
+
+
+def test_rows_hold_what_was_promised(results):
+    gpu_check.ceilings.run(results, Deadline(60), FakeGpu())
+    wanted = [
+        row_of(),
+        row_of("max_pool2d", POOL),
+        row_of(precision="tf32"),
+        row_of(dtype="float16", precision="fp16"),
+    ]
+    assert timings.run(results, Deadline(60), FakeGpu(), wanted) == "complete"
+    saved = json.loads(results.path.read_text())["rows"]
+    assert [list(row)[: len(SCHEMA)] for row in saved] == [SCHEMA] * 4
+    assert all(row["us"] == 100 and row["cpu_us"] == 10 and row["workspace_bytes"] == 1000 for row in saved)
+    assert saved[0]["tflops"] == pytest.approx(CONV.flops / 100e6, rel=1e-3)
+    assert saved[1]["tflops"] is None
+    assert saved[1]["gbps"] == pytest.approx(POOL.least_bytes("max_pool2d", "float32") / 100e3, rel=1e-3)
+    assert faults(results.data) == []
+
+
+def test_a_row_knows_the_precision_that_it_is_timed_with(results, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        FakeGpu, "time", lambda *_: (seen.append(gpuconv.config.fp32_precision), (1.0, 1.0))[1]
+    )
+    timings.run(results, Deadline(60), FakeGpu(), [row_of(precision="tf32"), row_of()])
+    assert list(dict.fromkeys(seen)) == ["tf32", "ieee"]
+
+
+@pytest.mark.oracle
+def test_a_wrong_answer_is_no_result(results, monkeypatch):
+    pytest.importorskip("torch")
+    right = gpuconv.conv2d
+    monkeypatch.setattr(gpuconv, "conv2d", lambda *a, **k: right(*a, **k) * np.float32(1.01))
+    timings.run(results, Deadline(60), FakeGpu(), [row_of()])
+    assert "differs from PyTorch by 1.0e-02" in faults(results.data)[0]
+
+
+def test_timing_goes_on_where_it_stopped(results):
+    wanted = [row_of(), row_of("conv2d_weight_grad")]
+    timings.run(results, Deadline(60), FakeGpu(), wanted[:1])
+    assert timings.run(results, Deadline(0), FakeGpu(), wanted) == "stopped: out of time, 1 rows are left"
+    again = Results(results.folder, "NVIDIA Fake 1", "sources")
+    assert timings.run(again, Deadline(60), FakeGpu(), wanted) == "complete"
+    assert [row["op"] for row in again.rows] == ["conv2d", "conv2d_weight_grad"]
+
+
+def test_a_row_without_memory_is_left_out_and_one_that_fails_is_a_fault(results, monkeypatch):
+    errors = iter([MemoryError("64 GB"), ValueError("bad\nstride")])
+
+    def fail(*_):
+        raise next(errors)
+
+    monkeypatch.setattr(FakeGpu, "workspace", fail)
+    wanted = [row_of(), row_of("conv2d_weight_grad")]
+    assert timings.run(results, Deadline(60), FakeGpu(), wanted) == "complete"
+    assert results.rows[0]["left_out"] == "not enough memory: 64 GB"
+    assert faults(results.data) == [
+        "conv2d_weight_grad small 3x3 float32 ieee channels_first: ValueError: bad"
+    ]
+
+
+def test_nothing_is_timed_on_a_gpu_that_gave_up(results, monkeypatch):
+    monkeypatch.setattr(FakeGpu, "living", False)
+    monkeypatch.setattr(FakeGpu, "workspace", lambda *_: 1 / 0)
+    assert timings.run(results, Deadline(60), FakeGpu(), [row_of(), row_of("conv2d_weight_grad")]).startswith(
+        "failed"
+    )
+    assert len(results.rows) == 1
+
+
+# Whether it is right
+
+
+def test_determinism_passes_numpy(results):
+    few = [case for case in shapes.small_cases() if case.dtype != "float32"]
+    assert determinism.run(results, Deadline(60), FakeGpu(), few) == "complete"
+    assert results.data["determinism"] == {"runs": 10, "cases": len(few), "differing": [], "wrong": []}
+
+
+def test_determinism_names_what_changes_and_what_is_wrong(results, monkeypatch):
+    right, runs = gpuconv.conv2d, []
+
+    def changing(*given, **options):
+        runs.append(1)
+        return right(*given, **options) + (np.float32(1e-6) if len(runs) == 10 else 0)
+
+    monkeypatch.setattr(gpuconv, "conv2d", changing)
+    case, other = Case("conv2d", CONV, "float32", False), Case("im2col", CONV, "float32", False)
+    determinism.run(results, Deadline(60), FakeGpu(), [case, other])
+    assert results.data["determinism"]["differing"] == ["conv2d, small 3x3, float32, channels first"]
+
+    on_gpu = iter([True] * 10 + [False])
+    monkeypatch.setattr(gpuconv, "conv2d", lambda *a, **k: right(*a, **k) + np.float32(next(on_gpu)))
+    determinism.run(results, Deadline(60), FakeGpu(), [case])
+    assert faults(results.data) == ["not what NumPy gives: conv2d, small 3x3, float32, channels first"]
+
+
+def test_determinism_sees_a_place_that_nobody_wrote(results, monkeypatch):
+    memory = np.zeros(1, np.float32)
+
+    @contextlib.contextmanager
+    def poisoned(_, byte):
+        memory.view(np.uint8)[:] = byte
+        yield
+
+    monkeypatch.setattr(FakeGpu, "poisoned", poisoned)
+    monkeypatch.setattr(gpuconv, "conv2d", lambda *a, **k: memory.copy())
+    assert determinism.repeat(Case("conv2d", CONV, "float32", False), FakeGpu())[1] is False
+
+
+def test_workspace_over_the_limit_is_a_fault(results, monkeypatch):
+    asked = []
+    monkeypatch.setattr(FakeGpu, "workspace_bytes", (1 << 20) + 1)
+    monkeypatch.setattr(workspace, "gpuconv", gpuconv)
+    plain = gpuconv.conv2d
+    monkeypatch.setattr(
+        gpuconv, "conv2d", lambda *a, **k: (asked.append(gpuconv.config.workspace_limit), plain(*a, **k))[1]
+    )
+    case = Case("conv2d", CONV, "float32", False)
+    assert workspace.run(results, Deadline(60), FakeGpu(), [case]) == "complete"
+    assert asked == [None, 1 << 20]
+    assert [found["limit"] for found in results.data["workspace"]] == [25 << 20, 1 << 20]
+    assert faults(results.data) == [f"workspace of {case}: 1048577 bytes, above 1048576"]
+
+
+def test_all_that_is_checked_for_workspace_is_known():
+    assert len(list(workspace._cases())) == len(workspace.SHAPES) * 2 * 2 * 3
+    assert len(list(determinism._large())) > 100
+
+
+CLEAN = f"{sanitizers.END}\n========= ERROR SUMMARY: 0 errors\n"
+REFUSED = """========= COMPUTE-SANITIZER
+========= Error: process didn't terminate successfully
+=========     The application may have hit an error when dereferencing Unified Memory from the host.
+========= Error: Target application terminated before first instrumented API call
+"""
+
+
+@pytest.mark.parametrize(
+    ("shown", "out_of_time", "errors", "why"),
+    [
+        (CLEAN, False, 0, ""),
+        (
+            f"{sanitizers.END}\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
+            False,
+            0,
+            "",
+        ),
+        ("========= RACECHECK SUMMARY: 3 hazards displayed (1 error, 2 warnings)", False, 3, ""),
+        ("Traceback\n========= ERROR SUMMARY: 1 error\n========= ERROR SUMMARY: 2 errors", True, 3, ""),
+        (CLEAN, True, "skipped", "out of time"),
+        (
+            "========= ERROR SUMMARY: 0 errors",
+            False,
+            "skipped",
+            "========= ERROR SUMMARY: 0 errors".lstrip("= "),
+        ),
+        (sanitizers.END, False, "skipped", sanitizers.END),
+        (
+            REFUSED,
+            False,
+            "skipped",
+            "Error: Target application terminated before first instrumented API call",
+        ),
+        ("========= Error: Device not supported", False, "skipped", "Error: Device not supported"),
+        ("", False, "skipped", "it said nothing"),
+    ],
+)
+def test_a_sanitizer_that_did_not_watch_everything_is_skipped_and_never_0(shown, out_of_time, errors, why):
+    assert sanitizers.judge(shown, out_of_time) == (errors, why)
+
+
+def _tool(tmp_path, monkeypatch, script):
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+
+def test_sanitizers_keep_the_log_of_what_they_found_and_run_again_where_skipped(
+    results, tmp_path, monkeypatch
+):
+    _tool(
+        tmp_path, monkeypatch,
+        f'case $2 in memcheck) echo "{sanitizers.END}"; echo "ERROR SUMMARY: 0 errors";; '
+        'racecheck) echo "RACECHECK SUMMARY: 2 hazards displayed";; *) echo "Error: $*";; esac',
+    )  # fmt: skip
+    state = sanitizers.run(results, Deadline(60))
+    assert results.data["sanitizer"] == {"memcheck": 0, "racecheck": 2, "initcheck": "skipped"}
+    assert state.startswith("skipped: initcheck: Error: --tool initcheck --report-api-errors no")
+    assert state.endswith("-m gpu.every_op")
+    assert not results.log("memcheck").exists() and results.log("racecheck").exists()
+    assert faults(results.data) == ["racecheck found 2 errors"]
+
+    _tool(tmp_path, monkeypatch, f'echo "{sanitizers.END}"; echo "ERROR SUMMARY: 0 errors"')
+    assert sanitizers.run(results, Deadline(60)) == "complete"
+    assert results.data["sanitizer"] == {"memcheck": 0, "racecheck": 2, "initcheck": 0}
+
+
+def test_without_compute_sanitizer_its_tools_are_skipped(results, monkeypatch):
+    monkeypatch.setattr(sanitizers, "_find", lambda: None)
+    assert sanitizers.run(results, Deadline(60)).startswith(
+        "skipped: memcheck: compute-sanitizer is not installed"
+    )
+    assert set(results.data["sanitizer"].values()) == {"skipped"}
+    assert faults(results.data) == []
+
+
+TESTS = """
+import time, pytest
+def test_right(): pass
+def test_wrong(): assert False
+@pytest.mark.skip(reason="no reason")
+def test_not(): pass
+@pytest.fixture
+def broken(): raise OSError
+def test_fixture(broken): pass
+def test_endless(): time.sleep({seconds})
+"""
+
+
+def _suite(tmp_path, monkeypatch, seconds):
+    (tmp_path / "test_some.py").write_text(TESTS.format(seconds=seconds))
+    plugins = ["-p", outcomes.__name__, "-p", "no:cacheprovider", "-c", "/dev/null"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, str(tmp_path)]
+    monkeypatch.setattr(suite, "command", lambda: command)
+
+
+def test_the_suite_counts_what_ran(results, tmp_path, monkeypatch):
+    _suite(tmp_path, monkeypatch, 0)
+    assert suite.run(results, Deadline(60)) == "complete"
+    assert results.data["tests"] == {"passed": 2, "failed": 2, "skipped": 1}
+    assert results.data["tests_skipped_because"] == {"no reason": 1}
+    assert "test_wrong" in results.log("tests").read_text()
+    assert faults(results.data)[0].startswith("2 tests failed: ")
+
+
+def test_a_suite_that_is_stopped_leaves_what_it_knew(results, tmp_path, monkeypatch):
+    _suite(tmp_path, monkeypatch, 100)
+    state = suite.run(results, Deadline(8 + 4))
+    assert state.startswith("stopped: out of time in ") and state.endswith("test_endless")
+    assert results.data["tests"] == {"passed": 1, "failed": 2, "skipped": 1}
+
+
+def test_a_suite_without_tests_is_a_failure(results, tmp_path, monkeypatch):
+    _suite(tmp_path, monkeypatch, 0)
+    (tmp_path / "test_some.py").write_text("import no_such_module")
+    assert suite.run(results, Deadline(60)).startswith("failed: ")
+
+
+def test_the_suites_command_asks_for_the_tests_that_need_a_gpu():
+    command = suite.command()
+    assert command[command.index("-m", 3) + 1] == "gpu" and "tests" in command
+
+
+def test_a_program_and_those_it_starts_end_in_time():
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    begin = time.monotonic()
+    assert children.run([sys.executable, "-c", script], 0.5, polite=0.5) is None
+    assert time.monotonic() - begin < 10
+    assert children.run([sys.executable, "-c", "raise SystemExit(3)"], 30) == 3
+    assert children.run([sys.executable, "-c", "import gpu, gpuconv"], 30) == 0
+
+
+# The whole
+
+
+def test_results_of_other_sources_or_gpus_are_not_gone_on_with(tmp_path):
+    first = Results(tmp_path, "NVIDIA Fake 1", "a")
+    first.rows.append({"op": "conv2d"})
+    first.note("suite", "complete")
+    assert Results(tmp_path, "NVIDIA Fake 1", "a").state("suite") == "complete"
+    assert Results(tmp_path, "NVIDIA Fake 1", "b").state("suite") == "not run"
+    assert Results(tmp_path, "NVIDIA Fake 1", "b").rows == []
+    assert [path.name for path in tmp_path.iterdir()] == ["fake-1.json"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "stem"),
+    [("NVIDIA H200", "h200"), ("NVIDIA GeForce RTX 4090", "geforce-rtx-4090"), ("Tesla T4", "tesla-t4")],
+)
+def test_files_are_named_after_the_gpu(gpu, stem):
+    assert file_stem(gpu) == stem
+
+
+def test_json_has_a_row_a_line_and_is_what_was_written():
+    for rows in ([], [{"op": "a", "us": 1.5}], [{"op": "a"}, {"op": "b"}]):
+        data = {"gpu": "x", "tests": {"passed": 1}, "rows": rows}
+        assert json.loads(text(data)) == data
+    assert '\n  {"op": "a"},\n  {"op": "b"}\n' in text(data)
+
+
+def test_the_hash_is_of_names_and_contents_of_sources(tmp_path):
+    for name, content in (("cuda/a.cu", "1"), ("gpuconv/b.py", "2")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    first = source_sha256(tmp_path)
+    (tmp_path / "gpuconv/__pycache__").mkdir()
+    (tmp_path / "gpuconv/__pycache__/b.pyc").write_text("x")
+    assert source_sha256(tmp_path) == first
+    (tmp_path / "cuda/a.cu").write_text("3")
+    changed = source_sha256(tmp_path)
+    (tmp_path / "cuda/a.cu").rename(tmp_path / "cuda/c.cu")
+    assert len({first, changed, source_sha256(tmp_path)}) == 3
+
+
+def test_a_checkout_without_git_has_an_unknown_commit(tmp_path):
+    assert commit(tmp_path) == "unknown"
+
+
+@pytest.fixture
+def whole(monkeypatch, tmp_path):
+    """gpu_check's main with a fake GPU, small work, and the parts in this process."""
+    few = [row_of(), row_of("avg_pool2d", shapes.pool_shapes()[0])]
+    few[0] = Row(
+        "conv2d", next(s for s in shapes.conv_shapes() if s.name == "digits_3x3"), "float32", "ieee", False
+    )
+    case = Case("conv2d", CONV, "float32", False)
+    monkeypatch.setattr(device, "missing", lambda: None)
+    monkeypatch.setattr(device, "name", lambda: "NVIDIA Fake 1")
+    monkeypatch.setattr(device, "Gpu", FakeGpu)
+    monkeypatch.setattr(timings, "rows", lambda: few[:1])
+    monkeypatch.setattr(determinism, "small_cases", lambda: [case])
+    monkeypatch.setattr(determinism, "_large", list)
+    monkeypatch.setattr(workspace, "_cases", lambda: [case])
+    monkeypatch.setattr(sanitizers, "_find", lambda: None)
+    monkeypatch.setitem(gpu_check.OUTSIDE, "suite", _three_tests)
+    begun = []
+
+    def in_this_process(command, seconds):
+        arguments = command[2:]
+        begun.append(arguments[arguments.index("--only") + 1])
+        assert float(arguments[-1]) > 0 and seconds > float(arguments[-1])
+        return gpu_check.main(arguments)
+
+    monkeypatch.setattr(children, "run", in_this_process)
+    return lambda *arguments: (gpu_check.main(["--out", str(tmp_path), *arguments]), begun)
+
+
+def _three_tests(results, deadline):
+    results.data.update(
+        tests={"passed": 3, "failed": 0, "skipped": 0}, tests_failed=[], tests_skipped_because={}
+    )
+    return "complete"
+
+
+def test_all_parts_run_in_order_and_leave_a_report(whole, tmp_path, capsys):
+    status, begun = whole("--commit", "abc123")
+    assert (status, begun) == (0, list(PARTS))
+    data = json.loads((tmp_path / "fake-1.json").read_text())
+    promised = {
+        *(
+            "gpu",
+            "driver",
+            "versions",
+            "commit",
+            "source_sha256",
+            "date",
+            "tests",
+            "sanitizer",
+            "determinism",
+        ),
+        *("copy_gbps", "gemm_tflops", "rows"),
+    }
+    assert promised <= set(data)
+    assert data["commit"] == "abc123" and data["source_sha256"] == source_sha256()
+    assert data["sanitizer"] == dict.fromkeys(("memcheck", "racecheck", "initcheck"), "skipped")
+    shown = (tmp_path / "fake-1.md").read_text()
+    assert "* tests: passed 3, failed 0, skipped 0\n" in shown
+    assert "| conv2d | digits_3x3 | float32 ieee | channels_first | 100.0 |" in shown
+    assert "nothing wrong in what ran" in capsys.readouterr().out
+
+
+def test_a_second_run_begins_with_what_is_not_complete(whole):
+    whole()
+    _, begun = whole()
+    assert begun[len(PARTS) :] == ["sanitizers"]
+    _, begun = whole("--only", "timings")
+    assert begun[len(PARTS) :] == ["sanitizers"]
+    _, begun = whole("--only", "timings", "--fresh")
+    assert begun[-1] == "timings"
+
+
+def test_a_part_that_breaks_is_a_fault_and_the_others_still_run(whole, tmp_path, monkeypatch, capsys):
+    def breaks(results, deadline, gpu):
+        raise OSError("gone")
+
+    monkeypatch.setitem(gpu_check.INSIDE, "workspace", breaks)
+    ran = children.run
+    monkeypatch.setattr(children, "run", lambda *given: _status_of(ran, *given))
+    status, begun = whole()
+    assert (status, begun) == (1, list(PARTS))
+    assert "workspace: failed: OSError: gone" in faults(json.loads((tmp_path / "fake-1.json").read_text()))
+    assert "faults: 1" in capsys.readouterr().out
+
+
+def _status_of(ran, *given):
+    try:
+        return ran(*given)
+    except OSError:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        (None, "failed: still at work 10 s after its time"),
+        (-11, "failed: it ended without a word, with status -11"),
+    ],
+)
+def test_a_part_that_hangs_or_dies_is_a_fault(whole, results, monkeypatch, status, state):
+    whole()
+    monkeypatch.setattr(children, "run", lambda *_: status)
+    gpu_check.supervise(["suite"], results, 60)
+    assert results.state("suite") == state
+    assert faults(results.data) == [f"suite: {state}"]
+
+
+def test_the_parts_shares_fit_the_budget_and_unused_time_goes_on():
+    left, spent = 420.0, []
+    for i in range(len(PARTS)):
+        spent.append(gpu_check.allowance(PARTS[i:], left))
+        left -= spent[-1]
+    assert left == pytest.approx(0) and min(spent) > 10
+    assert gpu_check.allowance(PARTS[-1:], 400) == 400
+
+
+def test_listing_needs_no_gpu(capsys):
+    assert gpu_check.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[: len(PARTS)]] == list(PARTS)
+    assert len(lines) == len(PARTS) + len(list(shapes.rows()))
+
+
+def test_without_a_gpu_there_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu_check.main(["--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("no GPU check: CuPy can't be imported")
+    assert shown.err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [["--budget", "0"], ["--budget", "soon"], ["--only", "everything"]])
+def test_a_wrong_option_is_refused(wrong):
+    with pytest.raises(SystemExit, match="2"):
+        gpu_check.main(wrong)
+
+
+def test_means_are_geometric_and_by_kind():
+    name = {"name": "rn50_c3_3x3", "dtype": "float32", "precision": "ieee", "layout": "channels_first"}
+    rows = [
+        {**name, "op": "conv2d", "pass": "forward", "us": 10.0, "torch_us": other, "floor_us": 5.0}
+        for other in (5.0, 20.0, None)
+    ]
+    rows.append({**name, "op": "conv2d", "pass": "forward", "us": None, "torch_us": None, "floor_us": None})
+    line = ("dense", "forward", "float32 ieee", "channels_first", "3", "1.00", "0.50")
+    assert report.means(rows) == [line]
