@@ -6,9 +6,8 @@
     python profiling/gpu_check.py --list                 # parts and rows; needs no GPU
 
 Runs from a bare checkout with CuPy and NumPy; the suite needs pytest and hypothesis besides, the sanitizers
-compute-sanitizer, and the comparison PyTorch. Writes `<gpu>.json` after each row, `<gpu>.md` after each part, and
-a log of what failed.
-Exit status: 0 when all that ran is right, 1 when something is wrong, 2 without a GPU.
+compute-sanitizer, and the comparison PyTorch. Writes `<gpu>.json` after each row, `<gpu>.md` after each part,
+and a log of what failed. Exit status: 0 where all that ran is right, 1 where not, 2 without a GPU.
 
 Each part is a process of its own: a kernel that hangs or breaks the GPU's context costs its part and no more.
 """
@@ -41,8 +40,8 @@ from gpu.shapes import rows  # noqa: E402
 # A part's share of what is left for it and those after it; what it doesn't use is theirs.
 WEIGHTS = {
     "environment": 10,
-    "suite": 26,
-    "sanitizers": 20,
+    "suite": 24,
+    "sanitizers": 22,
     "determinism": 8,
     "workspace": 6,
     "ceilings": 5,
@@ -74,14 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(why, file=sys.stderr)
         return 2
     results = Results(options.out.resolve(), device.name(), source_sha256())
-    if options.fresh:
-        results.data = {"gpu": results.data["gpu"], "source_sha256": results.data["source_sha256"]}
-        results.save()
     if options.within:
         return work(options.only, results, options.budget)
+    parts = [options.only] if options.only else list(PARTS)
+    if options.fresh:
+        results.forget(parts)
     results.data["commit"] = options.commit or commit()
-    results.save()
-    supervise([options.only] if options.only else list(PARTS), results, options.budget)
+    supervise(parts, results, options.budget)
     wrong = faults(results.data)
     print("\n" + report.summary(results))
     print(f"\n{results.path}: {f'faults: {len(wrong)}' if wrong else 'nothing wrong in what ran'}")
@@ -91,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--budget", type=_seconds, default=420.0, metavar="SECONDS", help="for all (default 420)"
+        "--budget", type=float, default=420.0, metavar="SECONDS", help="for all (default 420)"
     )
     parser.add_argument("--only", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="where results go")
@@ -105,13 +103,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--within", action="store_true", help=argparse.SUPPRESS
     )  # how a part's process is called
-    return parser.parse_args(arguments)
-
-
-def _seconds(text: str) -> float:
-    if not (seconds := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"must be more than 0 seconds, not {text}")
-    return seconds
+    options = parser.parse_args(arguments)
+    if options.budget <= 2 * GRACE and not options.within:
+        parser.error(f"--budget: {2 * GRACE:.0f} seconds are too few")
+    return options
 
 
 def listing(budget: float) -> str:

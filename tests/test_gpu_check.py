@@ -88,6 +88,12 @@ def row_of(op="conv2d", shape=CONV, dtype="float32", precision="ieee", channels_
     return Row(op, shape, dtype, precision, channels_last)
 
 
+def timed(results, seconds, wanted):
+    state = timings.run(results, Deadline(seconds), FakeGpu(), wanted)
+    results.note("timings", state)
+    return state
+
+
 # What is measured
 
 
@@ -209,7 +215,7 @@ def test_rows_hold_what_was_promised(results):
         row_of(precision="tf32"),
         row_of(dtype="float16", precision="fp16"),
     ]
-    assert timings.run(results, Deadline(60), FakeGpu(), wanted) == "complete"
+    assert timed(results, 60, wanted) == "complete"
     saved = json.loads(results.path.read_text())["rows"]
     assert [list(row)[: len(SCHEMA)] for row in saved] == [SCHEMA] * 4
     assert all(row["us"] == 100 and row["cpu_us"] == 10 and row["workspace_bytes"] == 1000 for row in saved)
@@ -224,7 +230,7 @@ def test_a_row_knows_the_precision_that_it_is_timed_with(results, monkeypatch):
     monkeypatch.setattr(
         FakeGpu, "time", lambda *_: (seen.append(gpuconv.config.fp32_precision), (1.0, 1.0))[1]
     )
-    timings.run(results, Deadline(60), FakeGpu(), [row_of(precision="tf32"), row_of()])
+    timed(results, 60, [row_of(precision="tf32"), row_of()])
     assert list(dict.fromkeys(seen)) == ["tf32", "ieee"]
 
 
@@ -233,16 +239,16 @@ def test_a_wrong_answer_is_no_result(results, monkeypatch):
     pytest.importorskip("torch")
     right = gpuconv.conv2d
     monkeypatch.setattr(gpuconv, "conv2d", lambda *a, **k: right(*a, **k) * np.float32(1.01))
-    timings.run(results, Deadline(60), FakeGpu(), [row_of()])
+    timed(results, 60, [row_of()])
     assert "differs from PyTorch by 1.0e-02" in faults(results.data)[0]
 
 
 def test_timing_goes_on_where_it_stopped(results):
     wanted = [row_of(), row_of("conv2d_weight_grad")]
-    timings.run(results, Deadline(60), FakeGpu(), wanted[:1])
-    assert timings.run(results, Deadline(0), FakeGpu(), wanted) == "stopped: out of time, 1 rows are left"
+    timed(results, 60, wanted[:1])
+    assert timed(results, 0, wanted) == "stopped: out of time, 1 rows are left"
     again = Results(results.folder, "NVIDIA Fake 1", "sources")
-    assert timings.run(again, Deadline(60), FakeGpu(), wanted) == "complete"
+    assert timed(again, 60, wanted) == "complete"
     assert [row["op"] for row in again.rows] == ["conv2d", "conv2d_weight_grad"]
 
 
@@ -254,7 +260,7 @@ def test_a_row_without_memory_is_left_out_and_one_that_fails_is_a_fault(results,
 
     monkeypatch.setattr(FakeGpu, "workspace", fail)
     wanted = [row_of(), row_of("conv2d_weight_grad")]
-    assert timings.run(results, Deadline(60), FakeGpu(), wanted) == "complete"
+    assert timed(results, 60, wanted) == "complete"
     assert results.rows[0]["left_out"] == "not enough memory: 64 GB"
     assert faults(results.data) == [
         "conv2d_weight_grad small 3x3 float32 ieee channels_first: ValueError: bad"
@@ -264,9 +270,7 @@ def test_a_row_without_memory_is_left_out_and_one_that_fails_is_a_fault(results,
 def test_nothing_is_timed_on_a_gpu_that_gave_up(results, monkeypatch):
     monkeypatch.setattr(FakeGpu, "living", False)
     monkeypatch.setattr(FakeGpu, "workspace", lambda *_: 1 / 0)
-    assert timings.run(results, Deadline(60), FakeGpu(), [row_of(), row_of("conv2d_weight_grad")]).startswith(
-        "failed"
-    )
+    assert timed(results, 60, [row_of(), row_of("conv2d_weight_grad")]).startswith("failed")
     assert len(results.rows) == 1
 
 
@@ -372,6 +376,9 @@ def test_a_sanitizer_that_did_not_watch_everything_is_skipped_and_never_0(shown,
     assert sanitizers.judge(shown, out_of_time) == (errors, why)
 
 
+RUNS = (sys.executable, "-c", f"print('{sanitizers.END}')")
+
+
 def _tool(tmp_path, monkeypatch, script):
     program = tmp_path / "compute-sanitizer"
     program.write_text(f"#!/bin/sh\n{script}\n")
@@ -382,6 +389,7 @@ def _tool(tmp_path, monkeypatch, script):
 def test_sanitizers_keep_the_log_of_what_they_found_and_run_again_where_skipped(
     results, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(sanitizers, "PROGRAM", RUNS)
     _tool(
         tmp_path, monkeypatch,
         f'case $2 in memcheck) echo "{sanitizers.END}"; echo "ERROR SUMMARY: 0 errors";; '
@@ -390,7 +398,7 @@ def test_sanitizers_keep_the_log_of_what_they_found_and_run_again_where_skipped(
     state = sanitizers.run(results, Deadline(60))
     assert results.data["sanitizer"] == {"memcheck": 0, "racecheck": 2, "initcheck": "skipped"}
     assert state.startswith("skipped: initcheck: Error: --tool initcheck --report-api-errors no")
-    assert state.endswith("-m gpu.every_op")
+    assert state.endswith(sanitizers.END + "')")
     assert not results.log("memcheck").exists() and results.log("racecheck").exists()
     assert faults(results.data) == ["racecheck found 2 errors"]
 
@@ -399,7 +407,15 @@ def test_sanitizers_keep_the_log_of_what_they_found_and_run_again_where_skipped(
     assert results.data["sanitizer"] == {"memcheck": 0, "racecheck": 2, "initcheck": 0}
 
 
+def test_sanitizers_are_not_asked_where_the_operations_fail_without_them(results, monkeypatch):
+    monkeypatch.setattr(sanitizers, "PROGRAM", (sys.executable, "-c", "raise OSError('no such kernel')"))
+    state = sanitizers.run(results, Deadline(60))
+    assert state.startswith("failed: the operations fail without any tool: OSError: no such kernel, see")
+    assert results.data["sanitizer"] == {} and results.log("every_op").exists()
+
+
 def test_without_compute_sanitizer_its_tools_are_skipped(results, monkeypatch):
+    monkeypatch.setattr(sanitizers, "PROGRAM", RUNS)
     monkeypatch.setattr(sanitizers, "_find", lambda: None)
     assert sanitizers.run(results, Deadline(60)).startswith(
         "skipped: memcheck: compute-sanitizer is not installed"
@@ -526,6 +542,7 @@ def whole(monkeypatch, tmp_path):
     monkeypatch.setattr(determinism, "_large", list)
     monkeypatch.setattr(workspace, "_cases", lambda: [case])
     monkeypatch.setattr(sanitizers, "_find", lambda: None)
+    monkeypatch.setattr(sanitizers, "_plain_run", lambda *_: "")
     monkeypatch.setitem(gpu_check.OUTSIDE, "suite", _three_tests)
     begun = []
 
@@ -573,14 +590,15 @@ def test_all_parts_run_in_order_and_leave_a_report(whole, tmp_path, capsys):
     assert "nothing wrong in what ran" in capsys.readouterr().out
 
 
-def test_a_second_run_begins_with_what_is_not_complete(whole):
+def test_a_second_run_begins_with_what_is_not_complete(whole, tmp_path):
     whole()
     _, begun = whole()
     assert begun[len(PARTS) :] == ["sanitizers"]
     _, begun = whole("--only", "timings")
     assert begun[len(PARTS) :] == ["sanitizers"]
     _, begun = whole("--only", "timings", "--fresh")
-    assert begun[-1] == "timings"
+    assert begun[len(PARTS) :] == ["sanitizers", "timings"]
+    assert Results(tmp_path, "NVIDIA Fake 1", source_sha256()).state("workspace") == "complete"
 
 
 def test_a_part_that_breaks_is_a_fault_and_the_others_still_run(whole, tmp_path, monkeypatch, capsys):
@@ -642,7 +660,7 @@ def test_without_a_gpu_there_is_one_line_and_status_2(monkeypatch, capsys, tmp_p
     assert shown.err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [["--budget", "0"], ["--budget", "soon"], ["--only", "everything"]])
+@pytest.mark.parametrize("wrong", [["--budget", "9"], ["--budget", "soon"], ["--only", "everything"]])
 def test_a_wrong_option_is_refused(wrong):
     with pytest.raises(SystemExit, match="2"):
         gpu_check.main(wrong)

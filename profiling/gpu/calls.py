@@ -1,6 +1,8 @@
 """An operation on a shape, ready to be called: ours on NumPy or CuPy arrays, PyTorch's on the same memory."""
 
 from collections.abc import Callable
+from functools import lru_cache
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -19,10 +21,15 @@ PERIOD = 1_000_003
 
 def random(xp: ModuleType, shape: tuple[int, ...], dtype: str, seed: int) -> Array:
     """Return values in [-0.5, 0.5)."""
-    values = np.random.default_rng(seed).random(PERIOD, np.float32) - np.float32(0.5)
-    size = int(np.prod(shape))
-    repeated = xp.tile(xp.asarray(values.astype(dtype)), -(-size // PERIOD))
+    size = prod(shape)
+    repeated = xp.tile(_values(xp, dtype, seed), -(-size // PERIOD))
     return repeated[:size].reshape(shape).copy()
+
+
+@lru_cache
+def _values(xp: ModuleType, dtype: str, seed: int) -> Array:
+    values = np.random.default_rng(seed).random(PERIOD, np.float32) - np.float32(0.5)
+    return xp.asarray(values.astype(dtype))
 
 
 class Calls:

@@ -36,6 +36,8 @@ def run(results: Results, deadline: Deadline, gpu: Any, among: list[Case] | None
         if case.shape.name.startswith("small") and not _as_numpy(case, first):
             found["wrong"].append(str(case))
         found["cases"] += 1
+        del first
+        gpu.release()
         results.save()
     print(
         f"determinism: {found['cases']} cases, {len(found['differing'])} differ, {len(found['wrong'])} wrong"

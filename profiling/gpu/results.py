@@ -53,6 +53,13 @@ class Results:
         self.data.setdefault("parts", {})[part] = state
         self.save()
 
+    def forget(self, parts: list[str]) -> None:
+        """Let these parts begin anew."""
+        gone_on_with = {"sanitizers": "sanitizer", "timings": "rows"}
+        for part in parts:
+            self.data.get("parts", {}).pop(part, None)
+            self.data.pop(gone_on_with.get(part), None)
+
     def save(self) -> None:
         """Write the file."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,8 @@ def run(results: Results, deadline: Deadline) -> str:
     found = results.data.setdefault("sanitizer", {})
     reasons = results.data.setdefault("sanitizer_skipped_because", {})
     pending = [tool for tool in TOOLS if found.get(tool, "skipped") == "skipped"]
+    if why := _plain_run(results.log("every_op"), deadline.left / 2):
+        return why
     program = _find()
     for left, tool in zip(range(len(pending), 0, -1), pending, strict=True):
         if program is None:
@@ -44,6 +46,21 @@ def run(results: Results, deadline: Deadline) -> str:
     return "complete" if "skipped" not in found.values() else "skipped: " + "; ".join(
         f"{tool}: {why}" for tool, why in reasons.items()
     )  # fmt: skip
+
+
+def _plain_run(log: Path, seconds: float) -> str:
+    """Run without a tool, which also fills CuPy's cache of compiled kernels; return what is wrong, or ""."""
+    with open(log, "w") as output:
+        status = children.run(list(PROGRAM), seconds, output)
+    shown = log.read_text(errors="replace").splitlines()
+    if status is None:
+        return "stopped: out of time before the tools could begin"
+    if status or END not in shown:
+        return (
+            f"failed: the operations fail without any tool: {shown[-1] if shown else status}, see {log.name}"
+        )
+    log.unlink()
+    return ""
 
 
 def _watch(program: str, tool: str, log: Path, seconds: float) -> tuple[int | str, str]:

@@ -1,5 +1,6 @@
 """Time the shared shapes, in order of priority, beside PyTorch with cuDNN where it is installed."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -35,6 +36,7 @@ def run(results: Results, deadline: Deadline, gpu: Any, wanted: Iterable[Row] | 
     for i, row in enumerate(pending):
         if deadline.left < LAST_ROW_SECONDS:
             return f"stopped: out of time, {len(pending) - i} rows are left"
+        results.note("timings", f"failed: it ended in {row.op}, {row.shape.name}, {row.precision}")
         record = {**row.key, **_empty(), "floor_us": floor_us(row, results.data)}
         try:
             record.update(measure(row, gpu, torch))
@@ -139,7 +141,10 @@ def _torch(gpu: Any) -> ModuleType | None:
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    """Return a figure as it goes into JSON, which has no infinity."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,8 +21,9 @@ SHAPES = (
     "rn50_ds_1x1s2",
 )
 
-# Between results of two limits, which add up in another order.
-TOLERANCE = {"float16": 2e-3, "float32": 1e-5}
+# Between results of two limits, which add up in another order: of 800,000 float32 products (vgg1_2's dw) by
+# some 1e-5 of their sum.
+TOLERANCE = {"float16": 2e-3, "float32": 1e-4}
 
 
 def run(results: Results, deadline: Deadline, gpu: Any, among: list[Case] | None = None) -> str:
