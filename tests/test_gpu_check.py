@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,6 +183,95 @@ def test_workspace_leaves_out_the_result_and_what_was_freed():
 
 def test_workspace_counts_a_buffer_whose_place_the_result_took_later():
     assert device.peak_beside({1}, [(1, 80), (1, -1), (1, 10), (9, -1)]) == 80
+
+
+class StandIn:
+    """What `device.Gpu` asks of CuPy beside arrays; writes down what it is asked."""
+
+    def __init__(self):
+        self.asked, self.hooks, self.next = [], [], 512
+        self.cuda = self.runtime = self
+        self.uint8, self.CUDARuntimeError = np.uint8, RuntimeError
+        self.MemoryHook = type(
+            "MemoryHook",
+            (),
+            {
+                "__enter__": lambda hook: self.hooks.append(hook),
+                "__exit__": lambda hook, *_: self.hooks.clear(),
+            },
+        )
+
+    def getDeviceProperties(self, device):
+        return {"name": b"NVIDIA Fake 1", "major": 9, "minor": 0, "multiProcessorCount": 132,
+                "totalGlobalMem": 1 << 37, "l2CacheSize": 1 << 20}  # fmt: skip
+
+    def RawKernel(self, code, name, options):
+        assert f"void {name}(long long cycles)" in code
+        return lambda blocks, threads, arguments: self.asked.append(("wait", int(arguments[0])))
+
+    def Event(self):
+        return SimpleNamespace(
+            record=lambda: self.asked.append("event"), synchronize=lambda: self.asked.append("event's end")
+        )
+
+    def get_elapsed_time(self, begin, end):
+        return 0.25
+
+    def deviceSynchronize(self):
+        self.asked.append("synchronize")
+
+    def _malloc(self, size):
+        address, self.next = self.next, self.next + size
+        memory = SimpleNamespace(memset_async=lambda byte, size: self.asked.append(("memset", byte, size)))
+        for hook in self.hooks:
+            hook.malloc_postprocess(size=size, mem_size=size + 100, mem_ptr=address, device_id=0, pmem_id=1)
+        return address, memory
+
+    def get_allocator(self):
+        return lambda size: self._malloc(size)[1]
+
+    @contextlib.contextmanager
+    def using_allocator(self, allocator):
+        yield allocator(100), allocator(0)
+
+    def empty(self, size, dtype):
+        address, _ = self._malloc(size)
+        return SimpleNamespace(
+            data=SimpleNamespace(mem=SimpleNamespace(ptr=address)), fill=lambda _: self.asked.append("flush")
+        )
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    cupy = StandIn()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return cupy
+
+
+def test_a_call_is_timed_between_events_behind_a_wait_and_a_flush(stand_in):
+    gpu = device.Gpu()
+    us, cpu_us = gpu.time(lambda: stand_in.asked.append("call"), 3.0)
+    assert stand_in.asked == ["synchronize", ("wait", 6000), "flush", "event", "call", "event", "event's end"]
+    assert us == 250 and 0 < cpu_us < 1e6
+    gpu.time(lambda: None, 1e9, flush=False)
+    assert stand_in.asked[8] == ("wait", 40_000_000) and "flush" not in stand_in.asked[8:]
+
+
+def test_workspace_is_what_was_asked_for_beside_the_result(stand_in):
+    gpu = device.Gpu()
+
+    def call():
+        stand_in.empty(300, np.uint8)
+        return stand_in.empty(1000, np.uint8)
+
+    _, taken = gpu.workspace(call)
+    assert taken == 300
+
+
+def test_poison_fills_what_is_allocated(stand_in):
+    with device.Gpu().poisoned(0xAB):
+        pass
+    assert stand_in.asked == [("memset", 0xAB, 100)]
 
 
 def test_contenders_take_turns_and_wait_for_their_launches():
