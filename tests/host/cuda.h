@@ -115,6 +115,7 @@ static void prepare(Fiber &fiber, void (*job)(const Fiber &), unsigned thread) {
     fiber.context.uc_stack.ss_sp = const_cast<void *>(fiber.stack);
     fiber.context.uc_stack.ss_size = STACK;
     makecontext(&fiber.context, begin, 0);
+    fiber.context.uc_stack.ss_size = 0;  // else the sanitizer would forget, at each switch, what guards that stack
 }
 
 static uint3 unravel(unsigned flat, const dim3 &size) {

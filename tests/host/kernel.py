@@ -1,4 +1,4 @@
-"""A compiled kernel, called like CuPy's: it refuses what CUDA forbids and finds what a GPU would not forgive."""
+"""A compiled kernel, called as CuPy calls it; what CUDA forbids or a GPU may not forgive is an error."""
 
 import ctypes
 import threading

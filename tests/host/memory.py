@@ -79,11 +79,10 @@ class Memory:
             if before == PATTERN == after:
                 continue
             self._paint(start)
-            if before != PATTERN:
-                last = max(i for i in range(GUARD) if before[i] != PATTERN[i])
-                raise DeviceError(f"{who} wrote {GUARD - last} bytes before an allocation of {size} bytes")
-            first = min(i for i in range(GUARD) if after[i] != PATTERN[i])
-            raise DeviceError(f"{who} wrote {first} bytes after an allocation of {size} bytes")
+            wrong = [i - GUARD for i in range(GUARD) if before[i] != PATTERN[i]]
+            wrong += [self._end(start) - start + i for i in range(GUARD) if after[i] != PATTERN[i]]
+            nearest = min(wrong, key=abs)
+            raise DeviceError(f"{who} wrote byte {nearest} of an allocation of {size} bytes")
 
     def _holds(self, address):
         return any(start <= address < start + length for start, length in list(self._live.items()))
