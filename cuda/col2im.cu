@@ -10,6 +10,8 @@
 //
 // Bytes per element of x: one write, 16 bytes at a time, and about TAPS / (S0*S1*S2) reads of columns, each entry
 // once.
+//
+// Fixed when compiled, besides: COL, the columns' type: ACC where they are a product's sums, not yet rounded.
 
 struct Col2im {
     Window window;
@@ -22,7 +24,7 @@ struct Col2im {
     Divisor inner[2];                         // in[1], in[2]
 };
 
-extern "C" __global__ void gpuconv_col2im(const T *__restrict__ col, T *__restrict__ x, const Col2im p) {
+extern "C" __global__ void gpuconv_col2im(const COL *__restrict__ col, T *__restrict__ x, const Col2im p) {
     FOR_ITEMS(item, p.items) {
         INDEX rest = item;
         const INDEX vector = take(rest, p.vectors) * VECTOR;
@@ -30,12 +32,12 @@ extern "C" __global__ void gpuconv_col2im(const T *__restrict__ col, T *__restri
         Place place[PLACES];
 #if CHANNELS_LAST
         place[0] = unravel(take(rest, p.plane), p.inner);
-        const T *from = col + rest * p.image + channel * p.group + vector * p.channel;
+        const COL *from = col + rest * p.image + channel * p.group + vector * p.channel;
         T *to = x + rest * p.x.image + (channel * p.vectors.value * VECTOR + vector) * p.x.channel +
                 offset(place[0], p.x);
 #else
         place[0] = unravel(vector, p.inner);
-        const T *from = col + rest * p.image + channel * p.channel;
+        const COL *from = col + rest * p.image + channel * p.channel;
         T *to = x + rest * p.x.image + channel * p.x.channel + offset(place[0], p.x);
 #pragma unroll
         for (int v = 1; v < PLACES; ++v) {
@@ -54,9 +56,9 @@ extern "C" __global__ void gpuconv_col2im(const T *__restrict__ col, T *__restri
                     for (int v = 0; v < PLACES; ++v) {
                         Place out, tap;
                         if (!covering(place[v], a, b, c, p.window, out, tap)) continue;
-                        const T *entry = from + flat_tap(tap) * p.tap + flat_out(out, p.window) * p.place;
+                        const COL *entry = from + flat_tap(tap) * p.tap + flat_out(out, p.window) * p.place;
 #if CHANNELS_LAST
-                        const Vector<T> values = load(entry);
+                        const Vector<COL> values = load(entry);
 #pragma unroll
                         for (int lane = 0; lane < VECTOR; ++lane) sum[lane] += (ACC)values.lane[lane];
 #else

@@ -188,7 +188,10 @@ def lay_out(rng, x):
 
 
 def _into(x, shape, where):
-    module = np if isinstance(x, np.ndarray) else __import__(type(x).__module__.partition(".")[0])
-    view = module.zeros(shape, x.dtype)[where]
+    if isinstance(x, np.ndarray):
+        whole = np.zeros(shape, x.dtype).view(type(x))
+    else:
+        whole = __import__(type(x).__module__.partition(".")[0]).zeros(shape, x.dtype)
+    view = whole[where]
     view[...] = x
     return view

@@ -8,44 +8,43 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from host import compiler
+from host import runtime as host_runtime
 
 from gpuconv.backends import cpu
+from gpuconv.backends.cuda import kernels, program
+from gpuconv.backends.cuda.runtime import check_installed
 
 # The draws are the same on every run: a failure that nobody can repeat helps nobody.
 hypothesis.settings.register_profile("gpuconv", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("gpuconv")
 
 
-@dataclass(frozen=True)
-class Backend:
-    """How to bring arrays to a backend and back."""
-
-    to_array: Callable[[np.ndarray], Any]
-    to_numpy: Callable[[Any], np.ndarray]
-    small_pieces: bool = False
-
-
 def _as_it_is(x):
     return x
 
 
-BACKENDS = {
-    "numpy": Backend(_as_it_is, _as_it_is),
-    "numpy in small pieces": Backend(_as_it_is, _as_it_is, small_pieces=True),
-}
+def _unchanged(patch):
+    pass
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How to bring arrays to a backend and back, what to change before, and why it can't be used."""
+
+    to_array: Callable[[np.ndarray], Any] = _as_it_is
+    to_numpy: Callable[[Any], np.ndarray] = _as_it_is
+    change: Callable[[pytest.MonkeyPatch], None] = _unchanged
+    missing: str = ""
+    marks: tuple = ()
+
+    @property
+    def is_numpy(self):
+        return self.to_array is _as_it_is
+
 
 # The NumPy backend's limits, so low that small arrays are cut up and threaded as large ones are.
 SMALL_PIECES = {"BLOCK_BYTES": 512, "GEMM_COLUMNS": 4, "WEIGHT_ROWS": 8, "TILE": 4, "SERIAL_WORK": 0}
-
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def backend(request):
-    """Each backend in turn; NumPy's once more with arrays cut into small pieces."""
-    chosen = BACKENDS[request.param]
-    with pytest.MonkeyPatch.context() as patch:
-        if chosen.small_pieces:
-            _cut_small(patch)
-        yield chosen
 
 
 def _cut_small(patch):
@@ -55,3 +54,59 @@ def _cut_small(patch):
         assert holders, f"no module of the NumPy backend has {limit} any more"
         for module in holders:
             patch.setattr(module, limit, value)
+
+
+# Workspace enough for the smallest pieces of what the tests draw.
+SMALL_WORKSPACE = 8 << 10
+
+
+def _cut_small_and_count_in_64_bits(patch):
+    patch.setattr(host_runtime, "DEFAULT_WORKSPACE", SMALL_WORKSPACE)
+    patch.setattr(kernels, "NARROW", 0)
+
+
+def _to_cupy(x):
+    import cupy
+
+    return cupy.asarray(x)
+
+
+def _from_cupy(x):
+    return x.get()
+
+
+def _no_gpu():
+    try:
+        check_installed()
+    except RuntimeError as error:
+        return f"needs a GPU: {error}"
+    return ""
+
+
+_KERNELS = (host_runtime.to_device, host_runtime.to_host)
+BACKENDS = {
+    "numpy": Backend(),
+    "numpy in small pieces": Backend(change=_cut_small),
+    "kernels": Backend(*_KERNELS, missing=compiler.missing()),
+    "kernels in small pieces, 64-bit indices": Backend(
+        *_KERNELS, change=_cut_small_and_count_in_64_bits, missing=compiler.missing()
+    ),
+    "cupy": Backend(_to_cupy, _from_cupy, missing=_no_gpu(), marks=(pytest.mark.gpu,)),
+}
+
+
+def _parameter(name):
+    backend = BACKENDS[name]
+    skip = pytest.mark.skipif(bool(backend.missing), reason=backend.missing)
+    return pytest.param(name, marks=(skip, *backend.marks))
+
+
+@pytest.fixture(scope="module", params=[_parameter(name) for name in BACKENDS])
+def backend(request):
+    """Each backend in turn: NumPy, the CUDA kernels run on the CPU, CuPy; the first two also in small pieces."""
+    chosen = BACKENDS[request.param]
+    with pytest.MonkeyPatch.context() as patch:
+        chosen.change(patch)
+        program.forget()
+        yield chosen
+    program.forget()

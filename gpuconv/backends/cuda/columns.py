@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.backends.cuda import runtime as runtimes
-from gpuconv.backends.cuda.kernels import divisor, needs_wide, specialise
+from gpuconv.backends.cuda.kernels import C_TYPES, divisor, needs_wide, specialise
 from gpuconv.backends.cuda.program import At, Launch, Program, kernel_launch, lanes, planned, run
 from gpuconv.geometry import Window
 
@@ -146,7 +146,7 @@ def col2im_launch(
     col_at: At,
     x: Laid,
     x_at: At,
-    dtype: np.dtype[Any],
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]],
     *,
     images: int,
     groups: int,
@@ -154,7 +154,10 @@ def col2im_launch(
     channels_last: bool,
     vector: int,
 ) -> Launch:
-    """Return the launch that collects x, or a tile of it, from the columns of the windows that read it."""
+    """Return the launch that collects x, or a tile of it, from the columns of the windows that read it.
+
+    `dtypes` are those of the columns and of x.
+    """
     places = prod(window.in_size)
     wide = needs_wide(
         images * groups * channels * places,
@@ -165,7 +168,15 @@ def col2im_launch(
     )
     vectors = (channels if channels_last else places) // vector
     between = groups if channels_last else groups * channels
-    kernel = specialise("col2im", window, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last))
+    kernel = specialise(
+        "col2im",
+        window,
+        dtypes[1],
+        vector=vector,
+        wide=wide,
+        CHANNELS_LAST=int(channels_last),
+        COL=C_TYPES[dtypes[0].name],
+    )
     return kernel_launch(
         kernel,
         images * between * vectors * (places if channels_last else 1),
@@ -273,7 +284,7 @@ def _col2im(
         At(COL),
         dense(c, window.in_size, channels_last),
         At(IM),
-        dtype,
+        (dtype, dtype),
         images=n,
         groups=1,
         channels=c,

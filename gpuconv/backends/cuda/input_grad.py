@@ -1,4 +1,7 @@
-"""The programs of a convolution's input gradient: dX = col2im(W^T dY), piece by piece."""
+"""The programs of a convolution's input gradient: dX = col2im(W^T dY), piece by piece.
+
+The columns are sums not yet rounded: float32 where dx is float16.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +24,7 @@ from gpuconv.backends.cuda.problem import (
     round_up,
 )
 from gpuconv.backends.cuda.program import At, Launch, LimitTooSmall, Matrix, Program, lanes, planned
+from gpuconv.backends.dispatch import accumulator
 from gpuconv.geometry import Window
 
 
@@ -59,12 +63,15 @@ ENOUGH_ROWS = 64
 @planned
 def plan_input_grad(problem: Problem, limit: int) -> Program:
     """Return the program for dy (LEFT), w (RIGHT) and dx (RESULT)."""
-    p, window = problem, problem.window
-    if window.is_pointwise:
-        return Program(tuple(_pointwise_input_grad(p)))
-    pieces = list(_cut_input(p, limit))
-    steps = [step for piece in pieces for step in _collect(p, piece)]
-    return Program(tuple(steps), max(_piece_bytes(p, piece) for piece in pieces))
+    if problem.window.is_pointwise:
+        return Program(tuple(_pointwise_input_grad(problem)))
+    images, groups, channels, size = _piece_sizes(problem, limit)
+    steps = [
+        step
+        for piece in _pieces(problem, images, groups, channels, size)
+        for step in _collect(problem, piece)
+    ]
+    return Program(tuple(steps), _piece_bytes(problem, images, groups, channels, size))
 
 
 def _pointwise_input_grad(p: Problem) -> Steps:
@@ -88,66 +95,85 @@ def _pointwise_input_grad(p: Problem) -> Steps:
     return steps
 
 
-def _cut_input(p: Problem, limit: int) -> Iterator[Piece]:
-    """Cut dx into pieces within the limit: images, then groups, then channels, then tiles."""
+Sizes = tuple[int, ...]
+
+
+def _piece_sizes(p: Problem, limit: int) -> tuple[int, int, int, Sizes]:
+    """Return how many images, groups, channels and places of dx a piece may have to stay within the limit.
+
+    Images are split first, then groups, then channels; tiles only where a product would get too few rows.
+    """
     window, groups, cg = p.window, p.window.groups, p.cg
-    images, together, channels, size = 1, groups, cg, list(window.in_size)
-
-    def taken() -> int:
-        return _piece_bytes(
-            p, Piece(0, images, 0, together, 0, channels, (0,) * len(size), tuple(size)), widest=True
-        )
-
-    if taken() <= limit:
-        images = even(p.images, limit // taken())
-    else:
-        together = 1
-        if taken() <= limit:
-            together = even(groups, limit // taken())
+    whole = window.in_size
+    if (image := _piece_bytes(p, 1, groups, cg, whole)) <= limit:
+        return even(p.images, limit // image), groups, cg, whole
+    if (group := _piece_bytes(p, 1, 1, cg, whole)) <= limit:
+        return 1, even(groups, limit // group), cg, whole
+    channels = min(cg, -(-ENOUGH_ROWS // window.taps))
+    if (part := _piece_bytes(p, 1, 1, channels, whole)) <= limit:
+        return 1, 1, even(cg, channels * (limit // part)), whole
+    size = list(whole)
+    while (taken := _piece_bytes(p, 1, 1, channels, tuple(size))) > limit:
+        if max(size) > 1:  # whole rows at first, as long as windows don't overlap too much
+            axis = 0 if size[0] > window.span[0] else size.index(max(size))
+            size[axis] = -(-size[axis] // 2)
+        elif channels > 1:
+            channels //= 2
         else:
-            channels = min(cg, -(-ENOUGH_ROWS // window.taps))
-            while taken() > limit:
-                if max(size) == 1:
-                    if channels == 1:
-                        raise LimitTooSmall(taken())
-                    channels //= 2
-                    continue
-                axis = 0 if size[0] > window.span[0] else size.index(max(size))
-                size[axis] = -(-size[axis] // 2)
-            if tuple(size) == window.in_size:
-                channels = even(cg, limit // (taken() // channels))
+            raise LimitTooSmall(taken)
+    return 1, 1, channels, tuple(size)
+
+
+def _pieces(p: Problem, images: int, groups: int, channels: int, size: Sizes) -> Iterator[Piece]:
+    window = p.window
     lows = [range(0, n, step) for n, step in zip(window.in_size, size, strict=True)]
     for n in range(0, p.images, images):
-        for g in range(0, groups, together):
-            for c in range(0, cg, channels):
+        for g in range(0, window.groups, groups):
+            for c in range(0, p.cg, channels):
                 for low in product(*lows):
-                    high = tuple(
-                        min(whole, at + step)
-                        for at, step, whole in zip(low, size, window.in_size, strict=True)
-                    )
+                    ends = zip(low, size, window.in_size, strict=True)
+                    high = tuple(min(whole, at + step) for at, step, whole in ends)
                     yield Piece(
                         *(n, min(p.images, n + images)),
-                        *(g, min(groups, g + together)),
-                        *(c, min(cg, c + channels)),
-                        low,
-                        high,
+                        *(g, min(window.groups, g + groups)),
+                        *(c, min(p.cg, c + channels)),
+                        *(low, high),
                     )
+
+
+def _piece_bytes(p: Problem, images: int, groups: int, channels: int, size: Sizes) -> int:
+    """Return the most workspace that a piece with tiles of this size takes, wherever the tile lies."""
+    window = p.window
+    out = tuple(
+        all_of_it if places == whole else min(all_of_it, (places + span - 2) // s + 1)
+        for places, whole, all_of_it, span, s in zip(
+            size, window.in_size, window.out_size, window.span, window.stride, strict=True
+        )
+    )
+    places = _pitch(p, prod(out))
+    taken = images * groups * channels * window.taps * places * accumulator(p.dtype).itemsize
+    if size[1:] != window.in_size[1:]:  # the tile's box of dy is copied
+        taken = round_up(taken, 16) + groups * p.og * places * p.itemsize
+    return taken
 
 
 class Tile(NamedTuple):
     """A tile of dx as a window of its own over a box of outputs, all those that read the tile."""
 
     window: Window
-    first: tuple[int, ...]  # output of each axis
+    first: Sizes  # output of each axis
     in_rows: bool  # whether the box is whole rows of dy, so that its places follow each other
 
 
-def _tile(window: Window, low: tuple[int, ...], high: tuple[int, ...]) -> Tile:
-    first, out, before = [], [], []
+def _tile(window: Window, low: Sizes, high: Sizes) -> Tile:
+    first, out, before, whole = [], [], [], []
     for axis, (i0, i1) in enumerate(zip(low, high, strict=True)):
         s, pad, span = window.stride[axis], window.before[axis], window.span[axis]
-        o0 = max(0, -(-(i0 + pad - span + 1) // s))
-        o1 = max(o0, min(window.out_size[axis], (i1 - 1 + pad) // s + 1))
+        whole.append((i0, i1) == (0, window.in_size[axis]))
+        o0, o1 = 0, window.out_size[axis]
+        if not whole[-1]:
+            o0 = max(0, -(-(i0 + pad - span + 1) // s))
+            o1 = max(o0, min(o1, (i1 - 1 + pad) // s + 1))
         first.append(o0)
         out.append(o1 - o0)
         before.append(pad + i0 - o0 * s)
@@ -157,110 +183,100 @@ def _tile(window: Window, low: tuple[int, ...], high: tuple[int, ...]) -> Tile:
         out_size=tuple(out),
         before=tuple(before),
     )
-    return Tile(tile, tuple(first), tuple(out[1:]) == window.out_size[1:])
-
-
-def _piece_bytes(p: Problem, piece: Piece, *, widest: bool = False) -> int:
-    """Return the workspace of a piece; `widest`: of any that is as large, wherever its tile lies."""
-    if widest:
-        window = p.window
-        out = tuple(
-            min(whole, (i1 - i0 + span - 2) // s + 1)
-            for i0, i1, span, s, whole in zip(
-                piece.low, piece.high, window.span, window.stride, window.out_size, strict=True
-            )
-        )
-        places, in_rows = prod(out), out[1:] == window.out_size[1:]
-    else:
-        tile = _tile(p.window, piece.low, piece.high)
-        places, in_rows = tile.window.places, tile.in_rows
-    rows = piece.groups * piece.channels * p.window.taps
-    if not in_rows:
-        rows += piece.groups * p.og
-    return piece.images * rows * _pitch(p, places) * p.itemsize
+    return Tile(tile, tuple(first), all(whole[1:]))
 
 
 def _pitch(p: Problem, places: int) -> int:
     return places if p.channels_last else round_up(places, lanes(p.itemsize))
 
 
+class Gradient(NamedTuple):
+    """The matrices of a piece's dy, one an image and group: how far apart they lie, in elements."""
+
+    first: Matrix
+    image: int
+    group: int
+
+
 def _collect(p: Problem, piece: Piece) -> Steps:
     """Return the steps that compute a piece's columns and collect its tile of dx from them."""
-    window, first, in_rows = _tile(p.window, piece.low, piece.high)
-    places, og, taps = window.places, p.og, window.taps
-    pitch = _pitch(p, places)
-    rows = piece.channels * taps
+    tile = _tile(p.window, piece.low, piece.high)
+    places = tile.window.places
+    if not places:  # no window reads the tile: collecting writes zeros
+        return [_col2im(p, piece, tile.window)]
     steps: Steps = []
-    if places:
-        start = first[0] * prod(p.window.out_size[1:])
-        if in_rows:
-            dy = Matrix(
-                p.at(
-                    LEFT,
-                    (piece.n0 * p.window.places + start) * p.c_out + piece.g0 * og
-                    if p.channels_last
-                    else (piece.n0 * p.c_out + piece.g0 * og) * p.window.places + start,
-                ),
-                p.c_out if p.channels_last else p.window.places,
-            )
-            dy_image, dy_group = p.c_out * p.window.places, og if p.channels_last else og * p.window.places
-        else:  # a piece of one image
-            packed = p.at(WORK, piece.groups * rows * pitch)
-            width, channel = piece.groups * og, piece.g0 * og
-            if p.channels_last:
-                strides = ColumnStrides(place=width)
-                vector = lanes(p.itemsize, width, p.c_out, channel, packed.offset // p.itemsize)
-            else:
-                strides, vector = ColumnStrides(channel=pitch), lanes(p.itemsize)
-            steps.append(
-                copy_places(p, piece.n0, 1, channel, width, first, window.out_size, strides, packed, vector)
-            )
-            dy = Matrix(packed, width if p.channels_last else pitch)
-            dy_image, dy_group = 0, og if p.channels_last else og * pitch
-        if p.channels_last:
-            steps += _columns_last(p, piece, dy, places)
-        else:
-            chunk = Chunk(piece.n0, piece.n1, piece.g0, piece.g1, 0, places)
-            for n, g, batch, by_image in batches(chunk):
-                weights = p.at(RIGHT, (piece.g0 + g) * og * p.rows + piece.c0 * taps)
-                a = Matrix(weights, p.rows, 0 if by_image else og * p.rows, by_columns=True)
-                at = At(dy.at.slot, dy.at.offset + (n * dy_image + g * dy_group) * p.itemsize)
-                b = Matrix(at, dy.pitch, dy_image if by_image else dy_group)
-                image = piece.groups * rows * pitch
-                c = Matrix(
-                    p.at(WORK, n * image + g * rows * pitch), pitch, image if by_image else rows * pitch
-                )
-                steps.append(p.gemm(c, a, b, (rows, og, places), batch))
-    steps.append(_col2im(p, piece, window, pitch))
+    if tile.in_rows:
+        dy = dense(p.c_out, p.window.out_size, p.channels_last)
+        channel = piece.g0 * p.og * dy.channel
+        start = piece.n0 * dy.image + channel + tile.first[0] * dy.place[0]
+        pitch = p.c_out if p.channels_last else p.window.places
+        gradient = Gradient(Matrix(p.at(LEFT, start), pitch), dy.image, p.og * dy.channel)
+    else:
+        copy, gradient = _copy(p, piece, tile)
+        steps.append(copy)
+    products = _rows_of_places if p.channels_last else _rows_of_channels
+    return [*steps, *products(p, piece, gradient, places), _col2im(p, piece, tile.window)]
+
+
+def _copy(p: Problem, piece: Piece, tile: Tile) -> tuple[Launch, Gradient]:
+    """Return the copy of a tile's box of dy to the workspace, behind the columns, and where it lies there."""
+    places = tile.window.places
+    pitch = _pitch(p, places)
+    columns = piece.groups * piece.channels * tile.window.taps * pitch * accumulator(p.dtype).itemsize
+    to = At(WORK, round_up(columns, 16))
+    width, channel = piece.groups * p.og, piece.g0 * p.og
+    if p.channels_last:
+        strides, vector = ColumnStrides(place=width), lanes(p.itemsize, width, p.c_out, channel)
+        gradient = Gradient(Matrix(to, width), 0, p.og)
+    else:
+        strides, vector = ColumnStrides(channel=pitch), lanes(p.itemsize)
+        gradient = Gradient(Matrix(to, pitch), 0, p.og * pitch)
+    return copy_places(
+        p, piece.n0, 1, channel, width, tile.first, tile.window.out_size, strides, to, vector
+    ), gradient
+
+
+def _rows_of_channels(p: Problem, piece: Piece, dy: Gradient, places: int) -> Steps:
+    """Channels first: W^T dY as columns [images, G, C, taps, places]."""
+    og, taps, wide = p.og, p.window.taps, accumulator(p.dtype)
+    rows, pitch = piece.channels * taps, _pitch(p, places)
+    image = piece.groups * rows * pitch
+    steps: Steps = []
+    for n, g, batch, by_image in batches(Chunk(piece.n0, piece.n1, piece.g0, piece.g1, 0, places)):
+        weights = p.at(RIGHT, (piece.g0 + g) * og * p.rows + piece.c0 * taps)
+        a = Matrix(weights, p.rows, 0 if by_image else og * p.rows, by_columns=True)
+        slot, offset = dy.first.at
+        b_at = At(slot, offset + (n * dy.image + g * dy.group) * p.itemsize)
+        b = Matrix(b_at, dy.first.pitch, dy.image if by_image else dy.group)
+        c_at = At(WORK, (n * image + g * rows * pitch) * wide.itemsize)
+        c = Matrix(c_at, pitch, image if by_image else rows * pitch)
+        steps.append(p.gemm(c, a, b, (rows, og, places), batch, dtype=wide))
     return steps
 
 
-def _columns_last(p: Problem, piece: Piece, dy: Matrix, places: int) -> Steps:
-    """Return the products for columns [places, G, taps, C]: with all channels one a group, else one a tap."""
-    taps, og, total = p.window.taps, p.og, piece.images * places
+def _rows_of_places(p: Problem, piece: Piece, dy: Gradient, places: int) -> Steps:
+    """Channels last: dY W^T as columns [images, places, G, taps, C], batched over groups or over taps."""
+    taps, og, wide, total = p.window.taps, p.og, accumulator(p.dtype), piece.images * places
     if piece.channels == p.cg:
-        a = dy._replace(step=og)
+        a = dy.first._replace(step=dy.group)
         b = Matrix(p.at(RIGHT, piece.g0 * og), p.c_out, og, by_columns=True)
         c = Matrix(At(WORK), piece.groups * p.rows, p.rows)
-        return [p.gemm(c, a, b, (total, og, p.rows), piece.groups)]
-    b = Matrix(p.at(RIGHT, piece.c0 * p.c_out + piece.g0 * og), p.c_out, p.cg * p.c_out, by_columns=True)
+        return [p.gemm(c, a, b, (total, og, p.rows), piece.groups, dtype=wide)]
+    weights = p.at(RIGHT, piece.c0 * p.c_out + piece.g0 * og)
+    b = Matrix(weights, p.c_out, p.cg * p.c_out, by_columns=True)
     c = Matrix(At(WORK), taps * piece.channels, piece.channels)
-    return [p.gemm(c, dy, b, (total, og, piece.channels), taps)]
+    return [p.gemm(c, dy.first, b, (total, og, piece.channels), taps, dtype=wide)]
 
 
-def _col2im(p: Problem, piece: Piece, window: Window, pitch: int) -> Launch:
-    taps, channels, groups = window.taps, piece.channels, piece.groups
+def _col2im(p: Problem, piece: Piece, window: Window) -> Launch:
+    taps, channels, groups, pitch = window.taps, piece.channels, piece.groups, _pitch(p, window.places)
     dx = dense(p.c_in, p.window.in_size, p.channels_last)
     channel = piece.g0 * p.cg + piece.c0
     corner = sum(at * step for at, step in zip(piece.low, dx.place, strict=True))
     offset = piece.n0 * dx.image + channel * dx.channel + corner
     if p.channels_last:
-        col = ColumnStrides(
-            image=pitch * groups * taps * channels,
-            group=taps * channels,
-            tap=channels,
-            place=groups * taps * channels,
-        )
+        row = groups * taps * channels
+        col = ColumnStrides(image=pitch * row, group=taps * channels, tap=channels, place=row)
         vector = lanes(p.itemsize, channels, p.c_in, offset)
     else:
         col = ColumnStrides(image=groups * channels * taps * pitch, channel=taps * pitch, tap=pitch)
@@ -273,7 +289,7 @@ def _col2im(p: Problem, piece: Piece, window: Window, pitch: int) -> Launch:
         At(WORK) if window.places else At(RESULT),
         dx,
         p.at(RESULT, offset),
-        p.dtype,
+        (accumulator(p.dtype), p.dtype),
         images=piece.images,
         groups=groups,
         channels=channels,

@@ -98,7 +98,6 @@ def _specialise(
         "ACC": "float" if element == "__half" else element,
         "INDEX": "long long" if wide else "int",
         "VECTOR": vector,
-        **dict(more),
     }
     taps = prod(fixed[0]) if fixed else 1
     axes = len(fixed[0]) if fixed else 1
@@ -107,6 +106,7 @@ def _specialise(
             defines[f"{letter}{axis}"] = number
     defines["AXES"] = axes
     defines["UNROLL"] = UNROLLED_TAPS if taps <= UNROLLED_TAPS else 1
+    defines |= dict(more)
     return Kernel(name, tuple((key, str(value)) for key, value in defines.items()))
 
 
@@ -115,9 +115,13 @@ def grid(items: int) -> int:
     return max(1, min(MAX_BLOCKS, -(-items // THREADS)))
 
 
+# Indices below this fit 32 bits.
+NARROW = 2**31
+
+
 def needs_wide(*extents: int) -> bool:
     """Tell whether indices up to these need 64 bits: with the grid's stride added, 31 aren't enough."""
-    return max(extents, default=0) + MAX_BLOCKS * THREADS >= 2**31
+    return max(extents, default=0) + MAX_BLOCKS * THREADS >= NARROW
 
 
 def divisor(value: int, wide: bool) -> dict[str, int]:

@@ -136,12 +136,14 @@ def run(runtime: Runtime, program: Program, addresses: Sequence[int]) -> None:
 def run_within_limit(op: str, runtime: Runtime, plan: Callable[[int], Program], addresses: list[int]) -> None:
     """Plan for the workspace limit and run; the workspace's address is put behind the others.
 
-    Where memory runs out, the limit is halved until it suffices.
+    Where memory runs out, the limit is halved until it suffices. The default limit gives way to what the
+    smallest piece takes; one that the user set doesn't.
 
     Raises
     ------
     MemoryError
-        Where even the smallest pieces find no memory, or need more than the limit; with the bytes asked for.
+        Where even the smallest pieces find no memory, or need more than the user's limit; with the bytes asked
+        for.
     """
     limit = config.workspace_limit or runtime.default_workspace()
     refused: list[int] = []
@@ -154,10 +156,13 @@ def run_within_limit(op: str, runtime: Runtime, plan: Callable[[int], Program], 
                 raise MemoryError(
                     f"{op}: the GPU's memory is full: {asked} bytes of workspace were refused"
                 ) from None
-            raise MemoryError(
-                f"{op}: the smallest piece takes {error.least} bytes of workspace, "
-                f"but config.workspace_limit allows {limit}"
-            ) from None
+            if config.workspace_limit:
+                raise MemoryError(
+                    f"{op}: the smallest piece takes {error.least} bytes of workspace, "
+                    f"but config.workspace_limit allows {limit}"
+                ) from None
+            limit = error.least
+            continue
         try:
             work = runtime.workspace(program.workspace) if program.workspace else None
         except MemoryError:
