@@ -1,6 +1,7 @@
 """The machinery that runs CUDA kernels on the CPU: it runs right ones right, and catches planted faults."""
 
 import gc
+import inspect
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from host import compiler, sanitized
 
 import gpuconv
-from gpuconv.backends.cuda import kernels
+from gpuconv.backends.cuda import kernels, runtime
 
 if reason := compiler.missing():
     pytest.skip(reason, allow_module_level=True)
@@ -245,24 +246,24 @@ def test_launches_at_cuda_s_limits_run():
     launch(kernel("int *y", "__syncthreads();"), 1, (4, 4, 64), None, shared=48 << 10)
 
 
-@pytest.mark.parametrize(
-    "body, message",
-    [
-        ("y[0] = n / zero;", "division by zero"),
-        ("y[0] = n + 1;", "integer overflow"),
-        ("y[0] = -n * 2;", "integer overflow"),
-        ("y[0] = 1 << (n - n + 32 + zero);", "shift out of bounds"),
-        ("int a[4] = {}; y[0] = a[n % 4 + 4 + zero];", "index out of an array's bounds"),
-        ("int *p = nullptr; p += zero; y[0] = *p;", "null pointer"),
-        ("y[(long long)n * 1000] = 1;", "where there is no memory"),
-    ],
-)
+UNDEFINED = {
+    "y[0] = n / zero;": "division by zero",
+    "y[0] = n + 1;": "integer overflow",
+    "y[0] = -n * 2;": "integer overflow",
+    "y[0] = 1 << (32 + zero);": "shift out of bounds",
+    "int a[4] = {}; y[0] = a[4 + zero];": "index out of an array's bounds",
+    "int *p = nullptr; p += zero; y[0] = *p;": "null pointer",
+    "y[(long long)n * 1000] = 1;": "where there is no memory",
+}
+CASES = " ".join(f"case {i}: {{ {body} }} break;" for i, body in enumerate(UNDEFINED))
+
+
+@pytest.mark.parametrize("case, message", list(enumerate(UNDEFINED.values())))
 @pytest.mark.parametrize("barrier", ["", "__syncthreads();"])
-def test_undefined_behaviour_is_an_exception_and_not_a_crash(body, message, barrier):
+def test_undefined_behaviour_is_an_exception_and_not_a_crash(case, message, barrier):
+    undefined = kernel("int *y, int which, int n, int zero", f"{barrier} switch (which) {{ {CASES} }}")
     with pytest.raises(DeviceError, match=message):
-        launch(
-            kernel("int *y, int n, int zero", barrier + body), 1, 1, host.empty((1,), np.int32), 2**31 - 1, 0
-        )
+        launch(undefined, 1, 1, host.empty((1,), np.int32), case, 2**31 - 1, 0)
 
 
 def test_addresses_of_no_live_memory_are_refused():
@@ -357,21 +358,37 @@ def test_expressions_of_device_arrays_stay_on_the_device_and_can_be_launched_on(
     assert to_host(x).tolist() == [0, 3, 5, 7, 9, 11]
 
 
+def test_the_host_s_runtime_has_every_method_of_the_protocol():
+    methods = {
+        name: f for name, f in vars(runtime.Runtime).items() if inspect.isfunction(f) and name[0] != "_"
+    }
+    assert "gemm" in methods
+    for name, method in methods.items():
+        own = inspect.signature(getattr(HostRuntime, name))
+        assert list(own.parameters) == list(inspect.signature(method).parameters), name
+
+
+def test_arrays_without_elements_take_no_memory_and_do_no_harm():
+    x = host.empty((0, 3), np.float32)
+    assert to_host(x).shape == (0, 3)
+    launch(kernel("float *y", "y[0] = 1;"), 1, 1, floats(1))
+
+
 def test_workspace_is_counted_and_limited():
-    runtime = HostRuntime()
-    work = runtime.workspace(1000)
-    more = runtime.workspace(500)
-    assert runtime.peak_workspace == runtime.live_workspace == 1500
+    own = HostRuntime()
+    work = own.workspace(1000)
+    more = own.workspace(500)
+    assert own.peak_workspace == own.live_workspace == 1500
     del work
     gc.collect()
-    assert (runtime.peak_workspace, runtime.live_workspace) == (1500, 500)
-    runtime.reset()
-    assert runtime.peak_workspace == 500
-    runtime.capacity = 1000
+    assert (own.peak_workspace, own.live_workspace) == (1500, 500)
+    own.reset()
+    assert own.peak_workspace == 500
+    own.capacity = 1000
     with pytest.raises(MemoryError, match="501 bytes, but 500 of 1000"):
-        runtime.workspace(501)
-    runtime.workspace(500)
-    assert runtime.peak_workspace == 1000
+        own.workspace(501)
+    own.workspace(500)
+    assert own.peak_workspace == 1000
     assert np.isnan(to_host(more.view(np.float32))).all()
 
 
