@@ -2,8 +2,8 @@
 // The text of this file goes in front of a kernel's.
 //
 // The threads of a launch run one after the other, in an order that the caller gives. Where a kernel has
-// barriers, each thread of a block is a fiber, left at a barrier and resumed in the next phase. A kernel without
-// barriers runs as one fiber: a fault can leave a fiber from anywhere, and becomes a message instead of a crash.
+// barriers, each thread of a block is a fiber, left at a barrier and resumed in the next phase. A kernel
+// without barriers runs as one fiber: a fault can leave it from anywhere, and is a message instead of a crash.
 
 #include <csignal>
 #include <cstdarg>
@@ -115,7 +115,7 @@ static void prepare(Fiber &fiber, void (*job)(const Fiber &), unsigned thread) {
     fiber.context.uc_stack.ss_sp = const_cast<void *>(fiber.stack);
     fiber.context.uc_stack.ss_size = STACK;
     makecontext(&fiber.context, begin, 0);
-    fiber.context.uc_stack.ss_size = 0;  // else the sanitizer would forget, at each switch, what guards that stack
+    fiber.context.uc_stack.ss_size = 0;  // else the sanitizer forgets, at each switch, what guards that stack
 }
 
 static uint3 unravel(unsigned flat, const dim3 &size) {
@@ -136,7 +136,8 @@ static void begin_block(unsigned i) {
 static void end_block() {
     __asan_unpoison_memory_region(shared + launch.shared_size, GUARD);
     for (size_t i = launch.shared_size; i < launch.shared_size + GUARD && !message[0]; ++i)
-        if (shared[i] != 0xFF) report("byte %zu of %u bytes of shared memory was written", i, launch.shared_size);
+        if (shared[i] != 0xFF)
+            report("byte %zu of %u bytes of shared memory was written", i, launch.shared_size);
 }
 
 static void barrier(int line) {
@@ -149,15 +150,18 @@ static void barrier(int line) {
 // All threads are at one barrier, or all have ended; anything else a GPU would not forgive.
 static bool all_ended() {
     const Fiber &first = fibers[0];
-    for (unsigned i = 1; i < launch.thread_count; ++i)
-        if (fibers[i].ended != first.ended || (!first.ended && fibers[i].line != first.line)) {
-            const Fiber &other = fibers[i], &waits = first.ended ? other : first, &differs = first.ended ? first : other;
-            threadIdx = unravel(waits.thread, blockDim);
-            if (differs.ended) report("waits at a barrier (line %d), but thread %u has ended", waits.line, differs.thread);
-            else report("waits at the barrier in line %d, but thread %u at that in line %d", waits.line,
-                        differs.thread, differs.line);
-            return true;
-        }
+    for (unsigned i = 1; i < launch.thread_count; ++i) {
+        const Fiber &other = fibers[i];
+        if (other.ended == first.ended && (first.ended || other.line == first.line)) continue;
+        const Fiber &waits = first.ended ? other : first, &differs = first.ended ? first : other;
+        threadIdx = unravel(waits.thread, blockDim);
+        if (differs.ended)
+            report("waits at a barrier (line %d), but thread %u has ended", waits.line, differs.thread);
+        else
+            report("waits at the barrier in line %d, but thread %u at that in line %d", waits.line,
+                   differs.thread, differs.line);
+        return true;
+    }
     return first.ended;
 }
 
@@ -231,7 +235,9 @@ struct Trampoline<void (*)(A...), function> {
 // The window's constants, where they are set at run time.
 static int host_constants[10];
 
-extern "C" void gpuconv_host_constants(const int *values) { memcpy(host_constants, values, sizeof host_constants); }
+extern "C" void gpuconv_host_constants(const int *values) {
+    memcpy(host_constants, values, sizeof host_constants);
+}
 
 // Run a launch; return what went wrong, or "".
 extern "C" const char *gpuconv_host_run(const host::Launch *given, int barriers) {
@@ -294,7 +300,7 @@ __ubsan_handle_type_mismatch_v1_abort(host::TypeMismatch *at, size_t address) {
     const size_t alignment = (size_t)1 << at->log_alignment;
     if (address == 0) HOST_FAIL("null pointer followed in %s:%u", at->location.file, at->location.line);
     if (address % alignment)
-        HOST_FAIL("misaligned access in %s:%u: address %#zx, alignment %zu", at->location.file, at->location.line,
-                  address, alignment);
+        HOST_FAIL("misaligned access in %s:%u: address %#zx, alignment %zu", at->location.file,
+                  at->location.line, address, alignment);
     HOST_FAIL("access beyond an object in %s:%u", at->location.file, at->location.line);
 }
