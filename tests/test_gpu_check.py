@@ -298,7 +298,6 @@ def test_spread_is_half_the_interquartile_range():
 
 
 def test_rows_hold_what_was_promised(results):
-    gpu_check.ceilings.run(results, Deadline(60), FakeGpu())
     wanted = [
         row_of(),
         row_of("max_pool2d", POOL),
@@ -311,6 +310,7 @@ def test_rows_hold_what_was_promised(results):
     assert all(row["us"] == 100 and row["cpu_us"] == 10 and row["workspace_bytes"] == 1000 for row in saved)
     assert saved[0]["tflops"] == pytest.approx(CONV.flops / 100e6, rel=1e-3)
     assert saved[1]["tflops"] is None
+    assert all(row["floor_us"] > 0 for row in saved)
     assert saved[1]["gbps"] == pytest.approx(POOL.least_bytes("max_pool2d", "float32") / 100e3, rel=1e-3)
     assert faults(results.data) == []
 
@@ -407,7 +407,6 @@ def test_determinism_sees_a_place_that_nobody_wrote(results, monkeypatch):
 def test_workspace_over_the_limit_is_a_fault(results, monkeypatch):
     asked = []
     monkeypatch.setattr(FakeGpu, "workspace_bytes", (1 << 20) + 1)
-    monkeypatch.setattr(workspace, "gpuconv", gpuconv)
     plain = gpuconv.conv2d
     monkeypatch.setattr(
         gpuconv, "conv2d", lambda *a, **k: (asked.append(gpuconv.config.workspace_limit), plain(*a, **k))[1]
@@ -417,6 +416,16 @@ def test_workspace_over_the_limit_is_a_fault(results, monkeypatch):
     assert asked == [None, 1 << 20]
     assert [found["limit"] for found in results.data["workspace"]] == [25 << 20, 1 << 20]
     assert faults(results.data) == [f"workspace of {case}: 1048577 bytes, above 1048576"]
+
+
+def test_another_result_with_less_workspace_is_a_fault(results, monkeypatch):
+    def conv2d(x, *_, **__):
+        return x * (1 if gpuconv.config.workspace_limit is None else np.float32(1.001))
+
+    monkeypatch.setattr(gpuconv, "conv2d", conv2d)
+    case = Case("conv2d", CONV, "float32", False)
+    workspace.run(results, Deadline(60), FakeGpu(), [case])
+    assert faults(results.data) == [f"{case} gives something else with a limit of 1048576 bytes"]
 
 
 def test_all_that_is_checked_for_workspace_is_known():
@@ -553,7 +562,10 @@ def test_a_suite_that_is_stopped_leaves_what_it_knew(results, tmp_path, monkeypa
 def test_a_suite_without_tests_is_a_failure(results, tmp_path, monkeypatch):
     _suite(tmp_path, monkeypatch, 0)
     (tmp_path / "test_some.py").write_text("import no_such_module")
-    assert suite.run(results, Deadline(60)).startswith("failed: ")
+    assert suite.run(results, Deadline(60)).startswith("failed: pytest's status is 2 after 1 tests")
+    assert results.data["tests_failed"][0].endswith("test_some.py")
+    (tmp_path / "test_some.py").write_text("import pytest\n@pytest.mark.skip\ndef test_not(): pass")
+    assert suite.run(results, Deadline(60)).startswith("failed: pytest's status is 0 after 0 tests")
 
 
 def test_the_suites_command_asks_for_the_tests_that_need_a_gpu():
@@ -763,5 +775,11 @@ def test_means_are_geometric_and_by_kind():
         for other in (5.0, 20.0, None)
     ]
     rows.append({**name, "op": "conv2d", "pass": "forward", "us": None, "torch_us": None, "floor_us": None})
-    line = ("dense", "forward", "float32 ieee", "channels_first", "3", "1.00", "0.50")
-    assert report.means(rows) == [line]
+    pool = {**name, "name": "gap_7x7", "pass": "backward", "us": 10.0, "torch_us": 30.0, "floor_us": None}
+    rows += [{**pool, "op": "max_pool2d_backward"}, {**pool, "op": "avg_pool2d_backward"}]
+    numbers = ("float32 ieee", "channels_first")
+    assert report.means(rows) == [
+        ("dense", "forward", *numbers, "3", "1.00", "0.50"),
+        ("max pool", "backward", *numbers, "1", "3.00", ""),
+        ("avg pool", "backward", *numbers, "1", "3.00", ""),
+    ]

@@ -29,19 +29,16 @@ def run(results: Results, deadline: Deadline) -> str:
     print(
         f"suite: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped", flush=True
     )
-    if status == 0 and tests["passed"]:
+    ran = tests["passed"] + tests["failed"]
+    if status == 0 and ran:
         log.unlink()
         return "complete"
     print("\n".join(log.read_text(errors="replace").splitlines()[-25:]))
     if status is None:
         return f"stopped: out of time in {', '.join(counted['tests_unfinished'][:4]) or 'no test'}"
-    if tests["passed"] + tests["failed"] == 0:
-        return f"failed: no test ran (pytest's status {status}), see {log.name}"
-    return (
-        "complete"
-        if status == 1 and tests["failed"]
-        else f"failed: pytest's status is {status}, see {log.name}"
-    )
+    if status == 1 and ran:
+        return "complete"
+    return f"failed: pytest's status is {status} after {ran} tests, see {log.name}"
 
 
 def command() -> list[str]:

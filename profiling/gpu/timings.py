@@ -8,9 +8,9 @@ from typing import Any
 
 import gpuconv
 
+from . import ceilings
 from .calls import Calls, difference
 from .calls import results as arrays
-from .ceilings import floor_us
 from .children import Deadline
 from .results import Results
 from .shapes import Row, rows
@@ -32,12 +32,14 @@ def run(results: Results, deadline: Deadline, gpu: Any, wanted: Iterable[Row] | 
     known = {_identity(row) for row in results.rows}
     pending = [row for row in pending if _identity(row.key) not in known]
     torch = _torch(gpu)
+    if "copy_gbps" not in results.data:
+        ceilings.run(results, deadline, gpu)
     gpu.wake()
     for i, row in enumerate(pending):
         if deadline.left < LAST_ROW_SECONDS:
             return f"stopped: out of time, {len(pending) - i} rows are left"
         results.note("timings", f"failed: it ended in {row.op}, {row.shape.name}, {row.precision}")
-        record = {**row.key, **_empty(), "floor_us": floor_us(row, results.data)}
+        record = {**row.key, **_empty(), "floor_us": ceilings.floor_us(row, results.data)}
         try:
             record.update(measure(row, gpu, torch))
         except MemoryError as error:
