@@ -84,49 +84,51 @@ def load(kernel, exact=False):
 
     `exact` compiles the window's constants in, as on a GPU, and this variant alone.
     """
-    text, own, variants = _split(kernel, exact)
-    program = _program(kernel, text, variants)
-    library = _library(program, address_sanitized())
+    own = dict(kernel.defines)
+    front = re.compile(rf"^#define ({'|'.join(map(re.escape, own))}) .*\n", re.MULTILINE)
+    text = front.sub("", kernel.text)
+    if not exact:
+        own["UNROLL"] = "1"
+        own |= {
+            name: f"host_constants[{i}]"
+            for i, name in enumerate(CONSTANTS)
+            if name in own and name not in _words_in_conditions(text)
+        }
+    variants = [own] if exact else _variants(own)
+    library = _library(kernel.name, kernel.function, text, tuple(tuple(v.items()) for v in variants))
     return library, Entry.in_dll(library, f"gpuconv_host_entry_{variants.index(own)}")
 
 
-def _split(kernel, exact):
-    """Separate what the kernel's text defines in front; return the rest, those defines, and all variants."""
-    defines = dict(kernel.defines)
-    front = re.compile(rf"^#define ({'|'.join(map(re.escape, defines))}) .*\n", re.MULTILINE)
-    text = front.sub("", kernel.text)
-    if not exact:
-        defines["UNROLL"] = "1"
-        for i, name in enumerate(CONSTANTS):
-            if name in defines and not re.search(rf"^\s*#\s*(el)?if.*\b{name}\b", text, re.MULTILINE):
-                defines[name] = f"host_constants[{i}]"
-    return text, defines, [defines] if exact else _variants(defines)
+@cache
+def _words_in_conditions(text):
+    """Return what the preprocessor must know."""
+    return set(re.findall(r"\w+", " ".join(re.findall(r"^\s*#\s*(?:el)?if.*", text, re.MULTILINE))))
 
 
-def _variants(defines):
-    choices = {name: values for name, values in TOGETHER.items() if name in defines}
+def _variants(own):
+    choices = {name: values for name, values in TOGETHER.items() if name in own}
     chosen = (dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
-    size = SIZES.get(defines.get("T"), 16)
-    variants = [{**defines, **some} for some in chosen if size * int(some.get("VECTOR", 1)) <= 16]
-    return variants if defines in variants else [*variants, defines]
+    size = SIZES.get(own.get("T"), 16)
+    variants = [{**own, **some} for some in chosen if size * int(some.get("VECTOR", 1)) <= 16]
+    return variants if own in variants else [*variants, own]
 
 
-def _program(kernel, text, variants):
+def _program(name, function, text, variants):
     """Return a translation unit: each variant in a namespace of its own, under a name of its own."""
-    name = kernel.function
     includes = re.findall(r"^#include .*\n", text, re.MULTILINE)
     body = re.sub(r"^#include .*\n", "", text, flags=re.MULTILINE)
     # Messages name the line in the file.
     before, common, own = body.rpartition(sources.common())
     if common:
         common = f'#line 1 "common.cuh"\n{common}\n'
-    body = f'{before}{common}#line 1 "{kernel.name}.cu"\n{own.removeprefix(chr(10))}'
+    body = f'{before}{common}#line 1 "{name}.cu"\n{own.removeprefix(chr(10))}'
     parts = [*includes, (HERE / "cuda.h").read_text(encoding="utf-8")]
     for i, defines in enumerate(variants):
         parts.append(f"namespace variant_{i} {{\n")
-        parts += [f"#undef {key}\n#define {key} {value}\n" for key, value in defines.items()]
-        parts.append(f"#undef {name}\n#define {name} {name}_{i}\n{body}\n}}\n")
-        parts.append(f'extern "C" host::Entry gpuconv_host_entry_{i} = HOST_ENTRY(variant_{i}::{name});\n')
+        parts += [f"#undef {key}\n#define {key} {value}\n" for key, value in defines]
+        parts.append(f"#undef {function}\n#define {function} {function}_{i}\n{body}\n}}\n")
+        entry = f"HOST_ENTRY(variant_{i}::{function})"
+        parts.append(f'extern "C" host::Entry gpuconv_host_entry_{i} = {entry};\n')
     return "".join(parts)
 
 
@@ -145,8 +147,9 @@ def _compiler():
 
 
 @cache
-def _library(program, address):
-    sanitizers = (*UNDEFINED, *ADDRESS) if address else UNDEFINED
+def _library(name, function, text, variants):
+    program = _program(name, function, text, variants)
+    sanitizers = (*UNDEFINED, *ADDRESS) if address_sanitized() else UNDEFINED
     flags = (*FLAGS, *sanitizers, "-isystem", str(headers()), "-idirafter", str(HERE / "stand_ins"))
     key = hashlib.sha256("\0".join((program, _compiler(), *flags)).encode()).hexdigest()[:32]
     path = cache_folder() / f"{key}.so"
