@@ -105,7 +105,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )  # how a part's process is called
     options = parser.parse_args(arguments)
     if options.budget <= 2 * GRACE and not options.within:
-        parser.error(f"--budget: {2 * GRACE:.0f} seconds are too few")
+        parser.error(f"--budget must be more than {2 * GRACE:.0f} seconds, not {options.budget:g}")
     return options
 
 

@@ -27,6 +27,8 @@ extern "C" __global__ void gpuconv_check_wait(long long cycles) {
 """
 CYCLES_A_MICROSECOND = 2000  # about the fastest clock there is; on a slower one the wait is longer
 LONGEST_WAIT_US = 20_000.0
+# Bytes written between calls, twice the L2 where that is more: every line of it is another's then.
+LEAST_FLUSHED = 64 << 20
 
 
 def missing() -> str | None:
@@ -57,10 +59,10 @@ class Gpu:
 
         self.xp = cupy
         properties = cupy.cuda.runtime.getDeviceProperties(0)
-        self.l2_bytes = int(properties.get("l2CacheSize", 0)) or 64 << 20
+        self.l2_bytes = int(properties["l2CacheSize"])
         self._properties = properties
         self._wait = cupy.RawKernel(WAIT, "gpuconv_check_wait", options=("--std=c++17",))
-        self._flushed = cupy.empty(2 * self.l2_bytes, np.uint8)
+        self._flushed = cupy.empty(max(LEAST_FLUSHED, 2 * self.l2_bytes), np.uint8)
 
     def facts(self) -> dict[str, Any]:
         """Return what a reader must know to compare figures with others."""
