@@ -331,6 +331,17 @@ def test_a_wrong_answer_is_no_result(results, monkeypatch):
     monkeypatch.setattr(gpuconv, "conv2d", lambda *a, **k: right(*a, **k) * np.float32(1.01))
     timed(results, 60, [row_of()])
     assert "differs from PyTorch by 1.0e-02" in faults(results.data)[0]
+    assert results.rows[0]["us"] is None
+
+
+@pytest.mark.oracle
+def test_where_pytorch_cannot_ours_is_timed_alone(results, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(calls.Calls, "theirs", lambda *_: 1 / 0)
+    timed(results, 60, [row_of()])
+    assert (results.rows[0]["us"], results.rows[0]["torch_us"]) == (100, None)
+    assert results.rows[0]["torch_left_out"] == "division by zero"
+    assert faults(results.data) == []
 
 
 def test_timing_goes_on_where_it_stopped(results):

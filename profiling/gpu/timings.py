@@ -49,14 +49,14 @@ def run(results: Results, deadline: Deadline, gpu: Any, wanted: Iterable[Row] | 
         results.rows.append({key: _rounded(value) for key, value in record.items()})
         results.save()
         print(_line(record), flush=True)
-        gpu.release()
         if "error" in record and not gpu.alive():
             return f"failed: the GPU takes nothing more after {row.op}, {row.shape.name}; run again to go on"
+        gpu.release()
     return "complete"
 
 
 def measure(row: Row, gpu: Any, torch: ModuleType | None) -> dict[str, Any]:
-    """Compare with PyTorch, then time both in turns; return what was found."""
+    """Compare with PyTorch, then time both in turns; return what was found. A wrong answer isn't timed."""
     calls = Calls(row.op, row.shape, row.dtype, row.channels_last, gpu.xp)
     contenders: dict[str, Callable[[], object]] = {"ours": calls.ours}
     found: dict[str, Any] = {}
@@ -69,13 +69,13 @@ def measure(row: Row, gpu: Any, torch: ModuleType | None) -> dict[str, Any]:
             try:
                 contenders["torch"] = theirs = calls.theirs(torch)
                 expected = calls.compared(theirs())
-            except RuntimeError as error:  # also for too little memory
+            except Exception as error:  # PyTorch's trouble: too little memory, no such kernel
                 contenders.pop("torch", None)
                 found["torch_left_out"] = _first_line(error)
             else:
                 found["difference"] = difference(arrays(result)[0], expected, gpu.xp)
                 if not found["difference"] <= TOLERANCE[row.precision]:
-                    found["error"] = f"differs from PyTorch by {found['difference']:.1e}"
+                    return {**found, "error": f"differs from PyTorch by {found['difference']:.1e}"}
                 del expected
         del result
         samples = in_turns(contenders, gpu.time, deadline=Deadline(ROW_SECONDS))
