@@ -437,7 +437,6 @@ def test_far_too_large_a_step_is_named_in_one_line_and_nothing_else_is_said(data
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        (["--device", "cuda"], "--device cuda: this version of gpuconv has no CUDA backend yet"),
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--algorithm", "lbfgs"], "argument --algorithm: invalid choice: 'lbfgs'"),
         (["--epochs", "0"], "argument --epochs: must be an integer of at least 1, not '0'"),
@@ -461,6 +460,14 @@ def test_far_too_large_a_step_is_named_in_one_line_and_nothing_else_is_said(data
 def test_wrong_options_are_refused_in_one_line(data, out, capsys, options, fault):
     message = refused(capsys, "train", "--data", data, "--out", out, *options)
     assert fault in message
+    assert not out.exists()
+
+
+def test_without_a_gpu_device_cuda_says_what_is_missing(data, out, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    message = refused(capsys, "train", "--data", data, "--out", out, "--device", "cuda")
+    assert "--device cuda: CUDA needs CuPy" in message
+    assert "pip install 'gpuconv[cuda13]'" in message
     assert not out.exists()
 
 

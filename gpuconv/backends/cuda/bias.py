@@ -9,7 +9,6 @@ from gpuconv.backends.cuda.columns import (
     Laid,
     channel_lanes,
     dense,
-    extent,
     inner_divisors,
     laid,
     places_lanes,
@@ -100,12 +99,12 @@ def _grad(
     parts = max(1, min(-(-total // part), BLOCKS // across))
     length = -(-total // (parts * vector)) * vector
     parts = -(-total // length)
-    wide = needs_wide(extent(dy, n, c, sizes), total + length, parts * c)
+    wide = needs_wide(dy.extent(n, c, sizes), total + length, parts * c)
     kernel = specialise(
         "bias_grad", None, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last), AXES=len(sizes)
     )
     struct = kernel.arguments(
-        dy=dy.strides,
+        dy=dy.struct(n, c, sizes),
         total=total,
         length=length,
         parts=parts,

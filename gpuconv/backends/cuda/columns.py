@@ -22,17 +22,31 @@ class Laid(NamedTuple):
     place: tuple[int, ...]
     alignment: int
 
-    @property
-    def strides(self) -> dict[str, Any]:
-        """The kernels' struct of this name."""
-        return {"image": self.image, "channel": self.channel, "place": three(self.place, 0)}
+    def struct(self, images: int, channels: int, sizes: tuple[int, ...]) -> dict[str, Any]:
+        """Return the kernels' struct Strides; an axis of length 1 steps nowhere, however far it would."""
+        image, channel, *place = _used((self.image, self.channel, *self.place), (images, channels, *sizes))
+        return {"image": image, "channel": channel, "place": three(place, 0)}
+
+    def extent(self, images: int, channels: int, sizes: tuple[int, ...]) -> int:
+        """Return one more than the largest offset, either way."""
+        return _extent((self.image, self.channel, *self.place), (images, channels, *sizes))
 
 
 def laid(x: Array, address: int, channels_last: bool) -> Laid:
     """Describe an array [N, C, *places], or [N, *places, C], at this address."""
-    image, *rest = (stride // x.itemsize for stride in x.strides)
+    image, *rest = steps(x)
     channel = rest.pop(-1 if channels_last else 0)
     return Laid(image, channel, tuple(rest), min(16, address & -address) if address else 16)
+
+
+def steps(x: Array) -> list[int]:
+    """Return an array's strides in elements; axes of length 1, which may have any, are in order."""
+    strides: list[int] = []
+    inside = 1
+    for size, step in zip(reversed(x.shape), reversed(x.strides), strict=True):
+        strides.insert(0, inside if size == 1 else step // x.itemsize)
+        inside = strides[0] * size
+    return strides
 
 
 def dense(channels: int, sizes: tuple[int, ...], channels_last: bool) -> Laid:
@@ -51,9 +65,21 @@ class ColumnStrides(NamedTuple):
     tap: int = 0
     place: int = 1
 
+    def fields(self, *sizes: int) -> dict[str, int]:
+        """Return the fields of the kernels' structs, for sizes in this order."""
+        return dict(zip(self._fields, _used(self, sizes), strict=True))
+
     def extent(self, *sizes: int) -> int:
-        """Return one more than the largest offset, for sizes in the order of the fields."""
-        return 1 + sum(abs(stride) * (size - 1) for stride, size in zip(self, sizes, strict=True) if size)
+        """Return one more than the largest offset, either way, for sizes in the order of the fields."""
+        return _extent(self, sizes)
+
+
+def _used(strides: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    return [stride if size > 1 else 0 for stride, size in zip(strides, sizes, strict=True)]
+
+
+def _extent(strides: Sequence[int], sizes: Sequence[int]) -> int:
+    return 1 + sum(abs(stride) * (size - 1) for stride, size in zip(strides, sizes, strict=True))
 
 
 def three(numbers: Sequence[int], fill: int) -> list[int] | tuple[int, ...]:
@@ -73,12 +99,6 @@ def window_struct(window: Window) -> dict[str, Any]:
 def inner_divisors(sizes: tuple[int, ...], wide: bool) -> list[dict[str, int]]:
     """Return the divisors that unravel a flat place of a plane with these sizes."""
     return [divisor(size, wide) for size in three(sizes, 1)[1:]]
-
-
-def extent(x: Laid, images: int, channels: int, sizes: tuple[int, ...]) -> int:
-    """Return one more than the largest offset into an array."""
-    strides = (x.image, x.channel, *x.place)
-    return 1 + sum(abs(s) * (n - 1) for s, n in zip(strides, (images, channels, *sizes), strict=True) if n)
 
 
 # Columns are only moved, so their kernel takes them as unsigned integers of the same size.
@@ -111,16 +131,16 @@ def im2col_launch(
         vectors = channels // vector
         items = places * groups * taps * vectors
         reach = (first + places - 1) // size + 1
-        written = col.extent(1, groups, channels, taps, places)
+        shape = (1, groups, channels, taps, places)
         seen, between = size * reach, groups
     else:
         vectors = -(-places // vector)
         items = images * groups * channels * vectors
         reach = images
-        written = col.extent(images, 1, groups * channels, taps, vectors * vector)
+        shape = (images, 1, groups * channels, taps, vectors * vector)
         seen, between = size + vector, groups * channels
-    read = extent(x, reach, groups * channels, window.in_size)
-    wide = needs_wide(items, read, written, seen)
+    read = (reach, groups * channels, window.in_size)
+    wide = needs_wide(items, x.extent(*read), col.extent(*shape), seen)
     kernel = specialise(
         "im2col", window, WORDS[itemsize], vector=vector, wide=wide, CHANNELS_LAST=int(channels_last)
     )
@@ -129,9 +149,9 @@ def im2col_launch(
         items,
         (x_at, col_at),
         window=window_struct(window),
-        x=x.strides,
+        x=x.struct(*read),
         first=first,
-        **col._asdict(),
+        **col.fields(*shape),
         places=places if not channels_last else 0,
         vectors=divisor(vectors, wide),
         channels=divisor(between, wide),
@@ -159,13 +179,10 @@ def col2im_launch(
     `dtypes` are those of the columns and of x.
     """
     places = prod(window.in_size)
-    wide = needs_wide(
-        images * groups * channels * places,
-        extent(x, images, groups * channels, window.in_size),
-        col.extent(images, groups, channels, window.taps, window.places)
-        if channels_last
-        else col.extent(images, 1, groups * channels, window.taps, window.places),
-    )
+    written = (images, groups * channels, window.in_size)
+    apart = (groups, channels) if channels_last else (1, groups * channels)
+    shape = (images, *apart, window.taps, max(1, window.places))
+    wide = needs_wide(images * groups * channels * places, x.extent(*written), col.extent(*shape))
     vectors = (channels if channels_last else places) // vector
     between = groups if channels_last else groups * channels
     kernel = specialise(
@@ -182,8 +199,8 @@ def col2im_launch(
         images * between * vectors * (places if channels_last else 1),
         (col_at, x_at),
         window=window_struct(window),
-        x=x.strides,
-        **col._asdict(),
+        x=x.struct(*written),
+        **col.fields(*shape),
         vectors=divisor(vectors, wide),
         channels=divisor(between, wide),
         plane=divisor(places, wide),
@@ -253,9 +270,10 @@ def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: 
     runtime = runtimes.of(col)
     x = runtime.empty(x_shape, col.dtype)
     if x.size:
-        strides = tuple(stride // col.itemsize for stride in col.strides)
         address = runtime.address(col)
-        program = _col2im(window, x_shape, strides, min(16, address & -address), col.dtype, channels_last)
+        program = _col2im(
+            window, x_shape, tuple(steps(col)), min(16, address & -address), col.dtype, channels_last
+        )
         run(runtime, program, _addresses(runtime, col, x))
     return x
 
@@ -264,7 +282,7 @@ def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: 
 def _col2im(
     window: Window,
     x_shape: tuple[int, ...],
-    strides: tuple[int, int, int],
+    strides: tuple[int, ...],
     alignment: int,
     dtype: np.dtype[Any],
     channels_last: bool,

@@ -10,7 +10,6 @@ from gpuconv.backends.cuda.columns import (
     Laid,
     channel_lanes,
     dense,
-    extent,
     inner_divisors,
     laid,
     places_lanes,
@@ -62,21 +61,26 @@ def max_pool_backward(
     counts for none.
     """
     runtime = runtimes.of(dy)
-    argmax = argmax.astype(mask_dtype(window), copy=False)
     dx = runtime.empty(x_shape, dy.dtype)
     if dx.size:
         n, c, source = _described(runtime, dy, channels_last)
         mask = laid(argmax, runtime.address(argmax), channels_last)
-        program = _max_pool_backward(window, n, c, source, mask, dy.dtype, channels_last)
+        program = _max_pool_backward(window, n, c, source, mask, dy.dtype, argmax.dtype, channels_last)
         run(runtime, program, [runtime.address(a) for a in (dy, argmax, dx)])
     return dx
 
 
 @planned
 def _max_pool_backward(
-    window: Window, n: int, c: int, dy: Laid, argmax: Laid, dtype: np.dtype[Any], channels_last: bool
+    window: Window,
+    n: int,
+    c: int,
+    dy: Laid,
+    argmax: Laid,
+    dtype: np.dtype[Any],
+    mask: np.dtype[Any],
+    channels_last: bool,
 ) -> Program:
-    mask = mask_dtype(window)
     constants = {"MASK": C_TYPES[mask.name]}
     # Alignments count in elements, and those of the two arrays differ in size.
     as_wide = argmax._replace(alignment=argmax.alignment * dtype.itemsize // mask.itemsize)
@@ -89,7 +93,7 @@ def _max_pool_backward(
         dtype,
         channels_last,
         constants,
-        {"argmax": argmax.strides},
+        {"argmax": argmax.struct(n, c, window.out_size)},
     )
     return Program((launch,))
 
@@ -110,7 +114,7 @@ def _argmax_to_indices(
     window: Window, n: int, c: int, argmax: Laid, dtype: np.dtype[Any], channels_last: bool
 ) -> Program:
     items = n * c * window.places
-    wide = needs_wide(items, extent(argmax, n, c, window.out_size))
+    wide = needs_wide(items, argmax.extent(n, c, window.out_size))
     kernel = specialise(
         "argmax_to_indices", window, dtype, vector=1, wide=wide, CHANNELS_LAST=int(channels_last)
     )
@@ -119,7 +123,7 @@ def _argmax_to_indices(
         items,
         (At(0), At(1)),
         window=window_struct(window),
-        argmax=argmax.strides,
+        argmax=argmax.struct(n, c, window.out_size),
         channels=divisor(c, wide),
         plane=divisor(window.places, wide),
         inner=inner_divisors(window.out_size, wide),
@@ -197,7 +201,7 @@ def _forward(
         vector = channel_lanes(dtype.itemsize, c, x)
     else:
         vector = places_lanes(dtype.itemsize, window.out_size, dense(c, window.out_size, False))
-    wide = needs_wide(n * c * places, extent(x, n, c, window.in_size))
+    wide = needs_wide(n * c * places, x.extent(n, c, window.in_size))
     kernel = specialise(
         name, window, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last), **constants
     )
@@ -206,7 +210,7 @@ def _forward(
         n * c * places // vector,
         tuple(At(slot) for slot in range(arrays)),
         window=window_struct(window),
-        x=x.strides,
+        x=x.struct(n, c, window.in_size),
         vectors=divisor((c if channels_last else places) // vector, wide),
         channels=divisor(c, wide),
         plane=divisor(places, wide),
@@ -233,7 +237,7 @@ def _backward(
         vector = channel_lanes(dtype.itemsize, c, *read)
     else:
         vector = places_lanes(dtype.itemsize, window.in_size, dense(c, window.in_size, False))
-    wide = needs_wide(n * c * places, *(extent(x, n, c, window.out_size) for x in read))
+    wide = needs_wide(n * c * places, *(x.extent(n, c, window.out_size) for x in read))
     kernel = specialise(
         name, window, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last), **constants
     )
@@ -242,7 +246,7 @@ def _backward(
         n * c * places // vector,
         tuple(At(slot) for slot in range(len(read) + 1)),
         window=window_struct(window),
-        dy=read[0].strides,
+        dy=read[0].struct(n, c, window.out_size),
         vectors=divisor((c if channels_last else places) // vector, wide),
         channels=divisor(c, wide),
         plane=divisor(places, wide),

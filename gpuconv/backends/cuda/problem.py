@@ -165,7 +165,10 @@ def unfold(
     problem: Problem, x: Laid, slot: int, chunk: Chunk, col: ColumnStrides, to: At, vector: int
 ) -> Launch:
     """Return the im2col of a chunk's images, groups and places."""
-    offset = chunk.n0 * x.image + chunk.g0 * problem.cg * x.channel
+    skipped, first = chunk.n0, chunk.o0
+    if problem.channels_last:  # places run on over the images: count from the chunk's first image
+        skipped, first = divmod(chunk.o0, problem.window.places)
+    offset = skipped * x.image + chunk.g0 * problem.cg * x.channel
     return im2col_launch(
         problem.window,
         x,
@@ -176,7 +179,7 @@ def unfold(
         images=chunk.images,
         groups=chunk.groups,
         channels=problem.cg,
-        first=chunk.o0,
+        first=first,
         places=chunk.places,
         channels_last=problem.channels_last,
         vector=vector,

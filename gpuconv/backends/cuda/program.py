@@ -142,8 +142,8 @@ def run_within_limit(op: str, runtime: Runtime, plan: Callable[[int], Program], 
     Raises
     ------
     MemoryError
-        Where even the smallest pieces find no memory, or need more than the user's limit; with the bytes asked
-        for.
+        Where even the smallest pieces find no memory, or need more than the user's limit; with the bytes
+        asked for.
     """
     limit = config.workspace_limit or runtime.default_workspace()
     refused: list[int] = []
@@ -161,7 +161,7 @@ def run_within_limit(op: str, runtime: Runtime, plan: Callable[[int], Program], 
                     f"{op}: the smallest piece takes {error.least} bytes of workspace, "
                     f"but config.workspace_limit allows {limit}"
                 ) from None
-            limit = error.least
+            limit = max(2 * limit, error.least)
             continue
         try:
             work = runtime.workspace(program.workspace) if program.workspace else None

@@ -65,7 +65,10 @@ def plan_weight_grad(problem: Problem, x: Laid, limit: int) -> Program:
     steps, workspace = [], 0
     for part, first, count in _cut_sums(p, wide, limit // 2):
         sums = round_up(count * wide.itemsize, 16)
-        added, columns, _ = terms(p, x, part, sums, limit - sums)
+        try:
+            added, columns, _ = terms(p, x, part, sums, limit - sums)
+        except LimitTooSmall as error:
+            raise LimitTooSmall(sums + error.least) from None
         rounded = specialise("sum_parts", None, p.dtype, vector=1, wide=needs_wide(count))
         steps += added
         steps.append(kernel_launch(rounded, count, (At(WORK), p.at(RESULT, first)), parts=1))
