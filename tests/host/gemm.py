@@ -34,10 +34,11 @@ def gemm(transposed, sizes, a, b, c, batch, dtypes, accumulate):
     _check_distinct(out)
     if np.may_share_memory(out, left) or np.may_share_memory(out, right):
         raise DeviceError("gemm: C overlaps A or B")
-    product = np.matmul(_factor(left, compute), _factor(right, compute))
-    if accumulate:
-        product += out
-    out[...] = product
+    with np.errstate(all="ignore"):  # infinities and NaN are no news to a GPU
+        product = np.matmul(_factor(left, compute), _factor(right, compute))
+        if accumulate:
+            product += out
+        out[...] = product
 
 
 def _matrices(name, address, leading, step, rows, columns, batch, dtype, transposed):
