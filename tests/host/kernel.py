@@ -1,20 +1,17 @@
 """A compiled kernel, called as CuPy calls it; what CUDA forbids or a GPU may not forgive is an error."""
 
 import ctypes
-import threading
 from math import prod
 
 import numpy as np
 
 from host.compiler import CONSTANTS, POINTER, VALUE, Launch, load
-from host.memory import DeviceError, memory
+from host.memory import DeviceError, lock, memory
 
 MOST_BLOCK, MOST_GRID = (1024, 1024, 64), (2**31 - 1, 65535, 65535)
 MOST_THREADS, MOST_SHARED = 1024, 48 << 10
 # A kernel that may write to more memory than this is run in one order only: its tests would take too long.
 MOST_COMPARED = 4 << 20
-
-_lock = threading.Lock()
 
 
 class HostKernel:
@@ -41,7 +38,7 @@ class HostKernel:
             raise TypeError(f"{self._name} takes {self._entry.count} arguments, not {len(values)}")
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         launch = Launch(self._entry.call, ctypes.addressof(pointers), grid, block, shared_size=shared_mem)
-        with _lock:
+        with lock:
             self._run_in_all_orders(launch, self._written(args))
 
     def _run_in_all_orders(self, launch, written):

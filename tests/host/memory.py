@@ -1,6 +1,7 @@
 """The device's memory: allocations with guards around them, filled with NaN."""
 
 import ctypes
+import threading
 import weakref
 
 import numpy as np
@@ -11,6 +12,10 @@ ALIGNMENT = 256  # of what CUDA allocates
 GUARD = 1024
 PATTERN = b"\xa5" * GUARD
 FILL = 0xFF  # NaN for every floating-point type
+
+# One thread at a time uses the device, or changes what memory it has; perhaps from a finalizer that runs within
+# another use.
+lock = threading.RLock()
 
 _libc = ctypes.CDLL(None)
 _libc.free.argtypes = [ctypes.c_void_p]
@@ -41,10 +46,11 @@ class Memory:
         start = block.value + guard
         owner = (ctypes.c_ubyte * size).from_address(start)
         weakref.finalize(owner, self._free, block.value, start).atexit = False
-        self._live[start] = size
-        if guard:
-            self._guarded.add(start)
-            self._paint(start)
+        with lock:
+            self._live[start] = size
+            if guard:
+                self._paint(start)
+                self._guarded.add(start)
         array = np.frombuffer(owner, np.uint8) if size else np.ndarray(0, np.uint8, buffer=owner)
         array.fill(FILL)
         return array
@@ -54,9 +60,10 @@ class Memory:
         while isinstance(array.base, np.ndarray):
             array = array.base
         start, end = np.lib.array_utils.byte_bounds(array)
-        if not self._holds(start) and start not in self._live:
-            self._live[start] = end - start
-            weakref.finalize(array, self._live.pop, start).atexit = False
+        with lock:
+            if not self._holds(start) and start not in self._live:
+                self._live[start] = end - start
+                weakref.finalize(array, self._live.pop, start).atexit = False
 
     def find(self, address, size=1):
         """Return start and size of the live allocation that holds these bytes.
@@ -95,9 +102,10 @@ class Memory:
         ctypes.memmove(self._end(start), PATTERN, GUARD)
 
     def _free(self, block, start):
-        self._guarded.discard(start)
-        del self._live[start]
-        _libc.free(block)
+        with lock:
+            self._guarded.discard(start)
+            del self._live[start]
+            _libc.free(block)
 
 
 memory = Memory()

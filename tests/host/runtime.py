@@ -9,7 +9,7 @@ from gpuconv.backends.cuda import runtime
 from gpuconv.backends.cuda.kernels import THREADS
 from host.gemm import gemm
 from host.kernel import HostKernel
-from host.memory import memory
+from host.memory import lock, memory
 
 DEFAULT_WORKSPACE = 16 << 20
 
@@ -87,7 +87,8 @@ class HostRuntime:
     def gemm(self, transposed, sizes, a, b, c, batch, dtypes, accumulate, precision):
         assert precision in ("ieee", "tf32"), precision
         self.gemms.append((*sizes, batch))
-        gemm(transposed, sizes, a, b, c, batch, dtypes, accumulate)
+        with lock:
+            gemm(transposed, sizes, a, b, c, batch, dtypes, accumulate)
 
 
 host = HostRuntime()
