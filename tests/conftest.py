@@ -117,5 +117,5 @@ def backend(request):
 
 @pytest.fixture(scope="module", params=[_parameter(name) for name in ("numpy", "kernels", "cupy")])
 def device(request):
-    """Each backend once, for what is built on the public functions: how they cut up arrays is their affair."""
+    """Each backend once, for what is built on the public functions: how these cut arrays is their affair."""
     yield from _use(BACKENDS[request.param])
