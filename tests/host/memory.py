@@ -13,7 +13,7 @@ GUARD = 1024
 PATTERN = b"\xa5" * GUARD
 FILL = 0xFF  # NaN for every floating-point type
 
-# One thread at a time uses the device, or changes what memory it has (perhaps from a finalizer, within a use).
+# One thread at a time uses the device, or changes what memory it has (within a use, if in a finalizer).
 lock = threading.RLock()
 
 _libc = ctypes.CDLL(None)
