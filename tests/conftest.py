@@ -12,7 +12,7 @@ from host import compiler
 from host import runtime as host_runtime
 
 from gpuconv.backends import cpu
-from gpuconv.backends.cuda import kernels, program
+from gpuconv.backends.cuda import kernels, problem, program
 from gpuconv.backends.cuda.runtime import check_installed
 
 # The draws are the same on every run: a failure that nobody can repeat helps nobody.
@@ -42,6 +42,13 @@ class Backend:
     def is_numpy(self):
         return self.to_array is _as_it_is
 
+    def move(self, layer):
+        """Bring a layer's parameters and buffers here, as its `to` brings them to a GPU; return the layer."""
+        for arrays in (layer.params, layer.buffers):
+            for name, array in arrays.items():
+                arrays[name] = self.to_array(array)
+        return layer
+
 
 # The NumPy backend's limits, so low that small arrays are cut up and threaded as large ones are.
 SMALL_PIECES = {"BLOCK_BYTES": 512, "GEMM_COLUMNS": 4, "WEIGHT_ROWS": 8, "TILE": 4, "SERIAL_WORK": 0}
@@ -63,6 +70,7 @@ SMALL_WORKSPACE = 8 << 10
 def _cut_small_and_count_in_64_bits(patch):
     patch.setattr(host_runtime, "DEFAULT_WORKSPACE", SMALL_WORKSPACE)
     patch.setattr(kernels, "NARROW", 0)
+    patch.setattr(problem, "MOST_ROWS", 5)
 
 
 def _to_cupy(x):

@@ -88,7 +88,20 @@ def three(numbers: Sequence[int], fill: int) -> list[int] | tuple[int, ...]:
 
 
 def window_struct(window: Window) -> dict[str, Any]:
-    """Return the kernels' struct of this name."""
+    """Return the kernels' struct of this name.
+
+    Raises
+    ------
+    ValueError
+        Where an axis, with its padding and a window more, has 2^31 places or more.
+    """
+    for axis, size in enumerate(window.in_size):
+        reach = size + window.before[axis] + window.after[axis] + window.span[axis] + window.stride[axis]
+        if reach >= 2**31:
+            raise ValueError(
+                f"spatial axis {axis} has {size} places, with padding and window {reach}; "
+                "on a GPU it must have fewer than 2^31"
+            )
     return {
         "in": three(window.in_size, 1),
         "out": three(window.out_size, 1),

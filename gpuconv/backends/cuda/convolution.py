@@ -14,6 +14,7 @@ at a time as its limit allows. A 1x1 kernel's columns are x itself.
 """
 
 from functools import partial
+from math import prod
 from typing import Any
 
 from gpuconv.backends.cuda import bias
@@ -34,6 +35,7 @@ from gpuconv.backends.cuda.problem import (
     round_up,
     row_pitch,
     unfold,
+    whole_rows,
 )
 from gpuconv.backends.cuda.program import At, Matrix, Program, lanes, planned, run_within_limit
 from gpuconv.backends.cuda.weight_grad import plan_weight_grad
@@ -52,7 +54,7 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: 
     if n:
         if b is not None:
             bias.fill(y, b.astype(dtype, copy=False), channels_last)
-        problem = Problem(window, n, c_in, c_out, dtype, channels_last, config.fp32_precision)
+        problem = _problem(window, n, c_in, c_out, dtype, channels_last)
         plan = partial(_plan_forward, problem, laid(x, runtime.address(x), channels_last), b is not None)
         run_within_limit("conv2d", runtime, plan, [runtime.address(a) for a in (x, w, y)])
     return y
@@ -66,7 +68,7 @@ def input_grad(dy: Array, w: Array, window: Window, channels_last: bool, dtype: 
     c_in = w.shape[-2 if channels_last else 1] * window.groups
     dx = runtime.empty((n, *window.in_size, c_in) if channels_last else (n, c_in, *window.in_size), dtype)
     if n:
-        problem = Problem(window, n, c_in, c_out, dtype, channels_last, config.fp32_precision)
+        problem = _problem(window, n, c_in, c_out, dtype, channels_last)
         addresses = [runtime.address(a) for a in (dy, w, dx)]
         run_within_limit("conv2d_input_grad", runtime, partial(plan_input_grad, problem), addresses)
     return dx
@@ -80,7 +82,7 @@ def weight_grad(dy: Array, x: Array, window: Window, channels_last: bool, dtype:
     cg = c_in // window.groups
     dw = runtime.empty((*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel), dtype)
     if n:
-        problem = Problem(window, n, c_in, c_out, dtype, channels_last, config.fp32_precision)
+        problem = _problem(window, n, c_in, c_out, dtype, channels_last)
         plan = partial(plan_weight_grad, problem, laid(x, runtime.address(x), channels_last))
         addresses = [runtime.address(a) for a in (dy, x, dw)]
         run_within_limit("conv2d_weight_grad", runtime, plan, addresses)
@@ -90,6 +92,15 @@ def weight_grad(dy: Array, x: Array, window: Window, channels_last: bool, dtype:
 
 
 bias_grad = bias.grad
+
+
+def _problem(window: Window, n: int, c_in: int, c_out: int, dtype: Any, channels_last: bool) -> Problem:
+    if not channels_last and max(prod(window.in_size), window.places) >= 2**31:
+        raise ValueError(
+            f"channels first, a plane must have fewer than 2^31 places on a GPU (cuBLAS), but x has "
+            f"{window.in_size} and y {window.out_size}"
+        )
+    return Problem(window, n, c_in, c_out, dtype, channels_last, config.fp32_precision)
 
 
 def _contiguous(x: Array, dtype: Any) -> Array:
@@ -142,7 +153,7 @@ def _rows_of_places(p: Problem, x: Laid, accumulate: bool, limit: int) -> Progra
     if direct is None:
         chunks = cut(1, range(window.groups), total, rows * p.itemsize, limit, 1)
     else:
-        chunks = [Chunk(0, 1, 0, window.groups, 0, total)]
+        chunks = whole_rows(p)
     vector = channel_lanes(p.itemsize, p.cg, x)
     steps: Steps = []
     for chunk in chunks:
@@ -151,7 +162,7 @@ def _rows_of_places(p: Problem, x: Laid, accumulate: bool, limit: int) -> Progra
             steps.append(unfold(p, x, LEFT, chunk, col, At(WORK), vector))
             a = Matrix(At(WORK), chunk.groups * rows, rows)
         else:
-            a = Matrix(At(LEFT), direct, p.cg)
+            a = Matrix(p.at(LEFT, chunk.o0 * direct), direct, p.cg)
         b = Matrix(p.at(RIGHT, chunk.g0 * og), p.c_out, og)
         c = Matrix(p.at(RESULT, chunk.o0 * p.c_out + chunk.g0 * og), p.c_out, og)
         steps.append(p.gemm(c, a, b, (chunk.places, rows, og), chunk.groups, accumulate=accumulate))

@@ -22,6 +22,7 @@ from gpuconv.backends.cuda.problem import (
     copy_places,
     even,
     round_up,
+    whole_rows,
 )
 from gpuconv.backends.cuda.program import At, Launch, LimitTooSmall, Matrix, Program, lanes, planned
 from gpuconv.backends.dispatch import accumulator
@@ -77,12 +78,14 @@ def plan_input_grad(problem: Problem, limit: int) -> Program:
 def _pointwise_input_grad(p: Problem) -> Steps:
     """With a 1x1 kernel the columns are dX itself."""
     cg, og, places = p.cg, p.og, p.window.places
-    if p.channels_last:
-        a = Matrix(At(LEFT), p.c_out, og)
-        b = Matrix(At(RIGHT), p.c_out, og, by_columns=True)
-        c = Matrix(At(RESULT), p.c_in, cg)
-        return [p.gemm(c, a, b, (p.images * places, og, cg), p.window.groups)]
     steps: Steps = []
+    if p.channels_last:
+        for chunk in whole_rows(p):
+            a = Matrix(p.at(LEFT, chunk.o0 * p.c_out), p.c_out, og)
+            b = Matrix(At(RIGHT), p.c_out, og, by_columns=True)
+            c = Matrix(p.at(RESULT, chunk.o0 * p.c_in), p.c_in, cg)
+            steps.append(p.gemm(c, a, b, (chunk.places, og, cg), chunk.groups))
+        return steps
     for n, g, batch, by_image in batches(Chunk(0, p.images, 0, p.window.groups, 0, places)):
         a = Matrix(p.at(RIGHT, g * og * cg), cg, 0 if by_image else og * cg, by_columns=True)
         b = Matrix(

@@ -126,6 +126,19 @@ def cut(images: int, groups: range, places: int, column_bytes: int, limit: int, 
     ]
 
 
+# cuBLAS counts rows in 32 bits.
+MOST_ROWS = 1 << 30
+
+
+def whole_rows(problem: Problem) -> list[Chunk]:
+    """Return the chunks of a channels-last product that needs no columns: all rows, as cuBLAS can count."""
+    total = problem.images * problem.window.places
+    return [
+        Chunk(0, 1, 0, problem.window.groups, m, min(total, m + MOST_ROWS))
+        for m in range(0, total, MOST_ROWS)
+    ]
+
+
 def even(total: int, most: int) -> int:
     """Return the size of equal parts of at most `most`: 14 as 7 + 7, not as 12 + 2."""
     return -(-total // -(-total // min(most, total)))

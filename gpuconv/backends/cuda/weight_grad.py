@@ -25,6 +25,7 @@ from gpuconv.backends.cuda.problem import (
     round_up,
     row_pitch,
     unfold,
+    whole_rows,
 )
 from gpuconv.backends.cuda.program import (
     At,
@@ -180,7 +181,7 @@ def _rows_of_places(p: Problem, x: Laid, part: Part, base: int, limit: int) -> t
     if direct is None:
         chunks = cut(1, groups, total, rows * p.itemsize, limit, 1)
     else:
-        chunks = [Chunk(0, 1, 0, window.groups, 0, total)]
+        chunks = whole_rows(p)
     vector = channel_lanes(p.itemsize, p.cg, x)
     steps: Steps = []
     seen: dict[int, int] = {}
@@ -190,7 +191,7 @@ def _rows_of_places(p: Problem, x: Laid, part: Part, base: int, limit: int) -> t
             steps.append(unfold(p, x, RIGHT, chunk, col, At(WORK, base), vector))
             at, pitch, step = At(WORK, base + part.r0 * p.itemsize), chunk.groups * rows, rows
         else:
-            at, pitch, step = p.at(RIGHT, part.r0), direct, p.cg
+            at, pitch, step = p.at(RIGHT, chunk.o0 * direct + part.r0), direct, p.cg
         a = Matrix(at, pitch, step, by_columns=True)
         b = Matrix(p.at(LEFT, chunk.o0 * p.c_out + chunk.g0 * og), p.c_out, og)
         c = Matrix(At(part.at.slot, part.at.offset + chunk.g0 * og * part.dtype.itemsize), p.c_out, og)
