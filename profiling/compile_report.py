@@ -5,8 +5,8 @@
     python profiling/compile_report.py --arch sm_89 --out resources.txt
 
 Which specialisations: those that the backend itself launches on every line of conv_shapes.csv and
-pool_shapes.csv, in both layouts and three dtypes, and some that no line there reaches. Each is compiled for
-sm_90 and for one of the other architectures, these taking turns; `--everywhere` compiles each for all.
+pool_shapes.csv, in both layouts and three dtypes, and some that no line there reaches. All are compiled for
+sm_90, and for each other architecture one of every kernel, element and layout, or all with `--everywhere`.
 
 Exits with 1 where a kernel doesn't compile, has a stack frame or spills registers, 2 where NVRTC is missing.
 """
@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,11 @@ from gpuconv.geometry import Window, sliding_window  # noqa: E402
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 WHOLE = "sm_90"
 DTYPES = tuple(map(np.dtype, ("float16", "float32", "float64")))
+
+
+SHARED_CONSTANTS = {"T", "ACC", "INDEX", "VECTOR", "AXES", "UNROLL", "CHANNELS_LAST"} | {
+    f"{letter}{axis}" for letter in "KSD" for axis in range(3)
+}
 
 
 class Specialisation(NamedTuple):
@@ -76,17 +82,29 @@ class Specialisation(NamedTuple):
         return taps if taps <= UNROLLED_TAPS else 1
 
     @property
+    def more(self) -> str:
+        """Constants that only this kernel has."""
+        return " ".join(
+            f"{name}={value}" for name, value in self.kernel.defines if name not in SHARED_CONSTANTS
+        )
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """Kernel, element and layout: those of a group are alike but for window, vector and index width."""
+        return self.kernel.name, self.element, self.layout
+
+    @property
     def cells(self) -> tuple[str, ...]:
         """What tells it from others, for a table."""
         index = "64" if dict(self.kernel.defines)["INDEX"] == "long long" else "32"
-        return (self.kernel.name, self.element, self.layout, str(self.vector), index, self.window)
+        return (*self.group, str(self.vector), index, self.window, self.more)
 
     @property
     def variant(self) -> str:
         """What tells it from others of the same kernel and element, as words."""
-        layout, vector, index, window = self.cells[2:]
+        layout, vector, index, window, more = self.cells[2:]
         channels = f"channels {layout}, " if layout else ""
-        return f"{channels}vector {vector}, {index}-bit indices, window {window}"
+        return f"{channels}vector {vector}, {index}-bit indices, window {window}{more and f', {more}'}"
 
     def __str__(self) -> str:
         return f"{self.kernel.name}, {self.element}, {self.variant}"
@@ -99,8 +117,8 @@ def specialisations() -> list[Specialisation]:
     call_everything()
     groups: dict[tuple[str, ...], list[Specialisation]] = {}
     for each in recorder.found.values():
-        groups.setdefault((each.kernel.name, each.element, each.layout), []).append(each)
-    # Of each name, element and layout: 64-bit indices where registers are scarcest, and the vector widths
+        groups.setdefault(each.group, []).append(each)
+    # Of each group: 64-bit indices where registers are scarcest, and the vector widths
     # that odd pitches and addresses lead to.
     for group in groups.values():
         widest = max(group, key=lambda each: (each.vector, each.unrolled))
@@ -178,7 +196,7 @@ def call_everything() -> None:
         for window in OTHER_WINDOWS:  # float16 takes most registers: eight sums a thread
             _convolve(window, 16, 16, np.dtype(np.float16), channels_last)
             _pool(window, 16, np.dtype(np.float16), channels_last)
-        for dtype in map(np.dtype, (np.uint8, np.int32, np.complex64, np.complex128)):
+        for dtype in map(np.dtype, (np.uint8, np.int64, np.complex128)):
             window = sliding_window("columns", (16, 16), 3, 1, 1)
             _columns(window, 16, dtype, channels_last)
             if dtype.kind != "c":
@@ -260,11 +278,11 @@ class Nvrtc:
 
     def check(self, architectures: tuple[str, ...]) -> None:
         """Raise where this version doesn't know one of them."""
-        count = ctypes.c_int()
-        self._library.nvrtcGetNumSupportedArchs(ctypes.byref(count))
-        known = (ctypes.c_int * count.value)()
+        number = ctypes.c_int()
+        self._library.nvrtcGetNumSupportedArchs(ctypes.byref(number))
+        known = (ctypes.c_int * number.value)()
         self._library.nvrtcGetSupportedArchs(known)
-        unknown = [arch for arch in architectures if arch not in {f"sm_{number}" for number in known}]
+        unknown = [arch for arch in architectures if arch not in {f"sm_{value}" for value in known}]
         if unknown:
             raise NvrtcMissing(
                 f"{self.where} doesn't compile for {', '.join(unknown)}; pip install 'gpuconv[compile]'"
@@ -351,13 +369,19 @@ class Outcome(NamedTuple):
 def compile_all(
     nvrtc: Nvrtc, chosen: list[Specialisation], architectures: tuple[str, ...], *, everywhere: bool
 ) -> list[Outcome]:
-    """Compile on all cores, each for every architecture, or for `WHOLE` and one of the others in turn."""
-    others = [architecture for architecture in architectures if architecture != WHOLE]
+    """Compile on all cores: for `WHOLE` everything, for the others another of each group, or everything."""
+    groups: dict[tuple[str, ...], list[Specialisation]] = {}
+    for each in chosen:
+        groups.setdefault(each.group, []).append(each)
+    turns = count()
     work = []
-    for turn, each in enumerate(chosen):
-        for architecture in architectures:
-            if everywhere or architecture == WHOLE or architecture == others[turn % len(others)]:
-                work.append((each, architecture))
+    for architecture in architectures:
+        if everywhere or architecture == WHOLE:
+            part = chosen
+        else:
+            turn = next(turns)
+            part = [group[turn % len(group)] for group in groups.values()]
+        work += [(each, architecture) for each in part]
 
     def outcome(item: tuple[Specialisation, str]) -> Outcome:
         each, architecture = item
@@ -375,6 +399,7 @@ TITLES = (
     "vector",
     "index",
     "window",
+    "constants",
     "arch",
     "regs",
     "shared",
@@ -436,16 +461,17 @@ def report(outcomes: list[Outcome]) -> int:
     architectures = len({outcome.architecture for outcome in outcomes})
     said = []
     for fault in ("error", "stack frame", "spill"):
-        count = sum(found == fault for _, found in faults)
-        said.append(f"{count or 'no'} {fault}{'' if count == 1 else 's'}")
+        times = sum(found == fault for _, found in faults)
+        said.append(f"{times or 'no'} {fault}{'' if times == 1 else 's'}")
     print(
-        f"{number} specialisations compiled for {architectures} architectures, "
+        f"{number} specialisation{'' if number == 1 else 's'} compiled for "
+        f"{architectures} architecture{'' if architectures == 1 else 's'}, "
         + ", ".join(said if faults else said[1:])
     )
     return 1 if faults else 0
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--arch", action="append", metavar="sm_XX", help="compile for this one alone (may be repeated)"
@@ -456,7 +482,7 @@ def main() -> int:
     parser.add_argument("--everywhere", action="store_true", help="compile each for all architectures")
     parser.add_argument("--all", action="store_true", help="print a line a specialisation and architecture")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write these lines there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     architectures = tuple(options.arch or ARCHITECTURES)
     try:
         nvrtc = Nvrtc()
