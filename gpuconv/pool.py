@@ -114,7 +114,8 @@ def max_pool2d_backward(
     Raises
     ------
     TypeError, ValueError
-        As `max_pool2d`; and where dy or argmax is not shaped like y.
+        As `max_pool2d`; where dy or argmax is not shaped like y; and where a NumPy argmax names no place of its
+        window. On a GPU such an offset counts for nothing: looking for it would make the GPU wait.
 
     Examples
     --------
@@ -170,7 +171,8 @@ def argmax_to_indices(
     Raises
     ------
     TypeError, ValueError
-        As `max_pool2d`; and where argmax is not shaped like y or holds an offset outside the window.
+        As `max_pool2d`; where argmax is not shaped like y; and where a NumPy argmax names no place of its
+        window. On a GPU the index is -1 there: looking for it would make the GPU wait.
 
     Examples
     --------
