@@ -114,8 +114,8 @@ def max_pool2d_backward(
     Raises
     ------
     TypeError, ValueError
-        As `max_pool2d`; where dy or argmax is not shaped like y; and where a NumPy argmax names no place of its
-        window. On a GPU such an offset counts for nothing: looking for it would make the GPU wait.
+        As `max_pool2d`; where dy or argmax is not shaped like y; and where a NumPy argmax names no place of
+        its window. On a GPU such an offset counts for nothing: looking for it would make the GPU wait.
 
     Examples
     --------

@@ -179,7 +179,9 @@ class _Check:
         if not bool((first == y).all()):
             raise ValueError(f"check_gradients: {name}: y changes from one call to the next, or holds NaN")
         self.y = y.copy()
-        self.dy = array_module(y).asarray(rng.standard_normal(y.shape))
+        xp = array_module(y)
+        self.dy = xp.empty_like(y)  # of y's own kind
+        self.dy[...] = xp.asarray(rng.standard_normal(y.shape))
 
     def __call__(self, name: str, array: Array, grad: Array) -> None:
         """Compare `grad` with the differences that changes of `array` make."""

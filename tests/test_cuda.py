@@ -1,11 +1,13 @@
 """What only the CUDA backend has: workspace, index width, programs, missing pieces. Run on the CPU."""
 
 import csv
+import inspect
 import random
+import re
 import subprocess
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from host import compiler
 from host import runtime as host_runtime
 
 import gpuconv
+from gpuconv.backends import cpu, cuda
 from gpuconv.backends.cuda import columns, convolution, kernels, pooling, program, runtime
 from gpuconv.backends.cuda.columns import dense
 from gpuconv.backends.cuda.input_grad import plan_input_grad
@@ -585,3 +588,63 @@ def test_arrays_on_two_gpus_are_an_error():
 def test_importing_gpuconv_imports_no_cupy():
     code = "import sys, gpuconv; assert not {'cupy', 'cupy_backends'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_operation_runs_on_its_arrays_device(host, monkeypatch):
+    entered = []
+
+    @contextmanager
+    def other():
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    x = host_runtime.to_device(np.ones((1, 1, 4, 4), np.float32))
+    gpuconv.im2col(x, 2)
+    assert not entered
+    monkeypatch.setattr(host, "elsewhere", lambda array: other() if array is x else None)
+    gpuconv.im2col(x, 2)
+    assert entered == ["in", "out"]
+
+
+def test_the_device_of_an_array_is_entered_where_another_is_current(recording):
+    here, there = (SimpleNamespace(device=SimpleNamespace(id=number)) for number in (0, 1))
+    assert recording.runtime.elsewhere(here) is None
+    assert recording.runtime.elsewhere(there) is there.device
+
+
+# The same primitives on both sides.
+
+
+def _primitives(package):
+    modules = {name: getattr(package, name) for name in ("columns", "convolution", "dense", "pooling")}
+    return {
+        f"{name}.{function}": inspect.signature(getattr(module, function))
+        for name, module in modules.items()
+        for function in PRIMITIVES[name]
+    }
+
+
+PRIMITIVES = {
+    "columns": ("im2col", "col2im"),
+    "convolution": ("forward", "input_grad", "weight_grad", "bias_grad"),
+    "dense": ("product",),
+    "pooling": ("max_pool", "max_pool_backward", "argmax_to_indices", "avg_pool", "avg_pool_backward"),
+}
+
+
+def test_both_backends_have_the_same_primitives_with_the_same_parameters():
+    numpy_side, cuda_side = _primitives(cpu), _primitives(cuda)
+    for name, signature in numpy_side.items():
+        assert list(signature.parameters) == list(cuda_side[name].parameters), name
+        defaults = [p.default for p in signature.parameters.values()]
+        assert defaults == [p.default for p in cuda_side[name].parameters.values()], name
+
+
+def test_public_functions_call_no_other_primitives():
+    called = set()
+    for module in ("conv", "pool", "columns", "nn/dense"):
+        text = (Path(gpuconv.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+        called |= set(re.findall(r"backend\.(\w+\.\w+)", text))
+        called |= {f"convolution.{name}" for name in re.findall(r"\bops\.(\w+)", text)}
+    assert called == {f"{module}.{name}" for module, names in PRIMITIVES.items() for name in names}

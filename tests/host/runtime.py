@@ -53,6 +53,9 @@ class HostRuntime:
         self.launches, self.gemms = [], []
         self.peak_workspace = self.live_workspace
 
+    def elsewhere(self, array):
+        return None
+
     def default_workspace(self):
         return DEFAULT_WORKSPACE
 

@@ -58,6 +58,7 @@ def _fill(
     return Program((launch,))
 
 
+@runtimes.on_device
 def grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
     """Return db: dy summed over images and places."""
     runtime = runtimes.of(dy)

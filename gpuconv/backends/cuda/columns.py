@@ -239,6 +239,7 @@ def places_lanes(itemsize: int, sizes: tuple[int, ...], x: Laid) -> int:
 COL, IM = 0, 1  # slots
 
 
+@runtimes.on_device
 def im2col(x: Array, window: Window, channels_last: bool) -> Array:
     """Return each output place's window as a column: [N, C*taps, places], or [N, places, taps*C]."""
     runtime = runtimes.of(x)
@@ -278,6 +279,7 @@ def _im2col(window: Window, n: int, c: int, x: Laid, itemsize: int, channels_las
     return Program((launch,))
 
 
+@runtimes.on_device
 def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool) -> Array:
     """Return the adjoint of im2col: every place of x gets the sum of its copies in the columns."""
     runtime = runtimes.of(col)

@@ -45,6 +45,7 @@ from gpuconv.geometry import Window
 Array = Any
 
 
+@runtimes.on_device
 def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: bool, dtype: Any) -> Array:
     """Return y = conv(x, w) + b."""
     runtime = runtimes.of(x)
@@ -60,6 +61,7 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: 
     return y
 
 
+@runtimes.on_device
 def input_grad(dy: Array, w: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
     """Return dx, the gradient by x of sum(dy * conv(x, w))."""
     runtime = runtimes.of(dy)
@@ -74,6 +76,7 @@ def input_grad(dy: Array, w: Array, window: Window, channels_last: bool, dtype: 
     return dx
 
 
+@runtimes.on_device
 def weight_grad(dy: Array, x: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
     """Return dw, the gradient by w of sum(dy * conv(x, w)): summed over the batch, never averaged."""
     runtime = runtimes.of(dy)

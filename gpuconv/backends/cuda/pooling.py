@@ -28,6 +28,7 @@ def mask_dtype(window: Window) -> np.dtype[Any]:
     return np.dtype(np.uint8 if window.taps <= 255 else np.int32)
 
 
+@runtimes.on_device
 def max_pool(
     x: Array, window: Window, channels_last: bool, return_argmax: bool
 ) -> tuple[Array, Array | None]:
@@ -52,6 +53,7 @@ def _max_pool(
     return _forward("max_pool", window, n, c, x, dtype, channels_last, 3, constants, {})
 
 
+@runtimes.on_device
 def max_pool_backward(
     dy: Array, argmax: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool
 ) -> Array:
@@ -98,6 +100,7 @@ def _max_pool_backward(
     return Program((launch,))
 
 
+@runtimes.on_device
 def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Array:
     """Return the flat index into the input's plane of each window's maximum, int64; -1 for none."""
     runtime = runtimes.of(argmax)
@@ -131,6 +134,7 @@ def _argmax_to_indices(
     return Program((launch,))
 
 
+@runtimes.on_device
 def avg_pool(x: Array, window: Window, channels_last: bool, count_include_pad: bool) -> Array:
     """Return each window's mean."""
     runtime = runtimes.of(x)
@@ -156,6 +160,7 @@ def _avg_pool(
     return _forward("avg_pool", window, n, c, x, dtype, channels_last, 2, {}, ends)
 
 
+@runtimes.on_device
 def avg_pool_backward(
     dy: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool, count_include_pad: bool
 ) -> Array:

@@ -4,17 +4,24 @@ Nothing is imported or asked of the driver before the first array on a GPU is se
 """
 
 import threading
-from typing import Any, Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from gpuconv.backends.cuda.kernels import THREADS, Kernel
 
 Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Runtime(Protocol):
     """Everything that is not integers. Addresses are plain ints; a stream and a device are those in force."""
+
+    def elsewhere(self, array: Array) -> AbstractContextManager[Any] | None:
+        """Return a context in which the array's device is the current one; None where it is already."""
 
     def default_workspace(self) -> int:
         """Return the bytes of workspace that an operation may take where the user sets no limit."""
@@ -70,6 +77,11 @@ class CupyRuntime:
         self._scalars = {
             dtype: tuple(np.array(value, dtype) for value in (0, 1)) for dtype in (np.float32, np.float64)
         }
+
+    def elsewhere(self, array: Array) -> AbstractContextManager[Any] | None:
+        """Return the array's device where it isn't the current one."""
+        device: AbstractContextManager[Any] = array.device
+        return None if device.id == self._cupy.cuda.runtime.getDevice() else device  # type: ignore[attr-defined]
 
     def default_workspace(self) -> int:
         """Return half of the device's L2: what a kernel writes there, the product reads without DRAM."""
@@ -223,6 +235,20 @@ def of(array: Array) -> Runtime:
     if runtime is None:
         runtime = _RUNTIMES[type(array)] = CupyRuntime()
     return runtime
+
+
+def on_device(operation: F) -> F:
+    """Let an operation run on the device of its first argument, and on the current stream there."""
+
+    @wraps(operation)
+    def wrapper(array: Array, *more: Any, **named: Any) -> Any:
+        elsewhere = of(array).elsewhere(array)
+        if elsewhere is None:
+            return operation(array, *more, **named)
+        with elsewhere:
+            return operation(array, *more, **named)
+
+    return wrapper  # type: ignore[return-value]
 
 
 def register(array_type: type, runtime: Runtime) -> None:
