@@ -1,4 +1,4 @@
-"""Every gradient against central differences in float64, for every layer and option; and the checker."""
+"""Every gradient against central differences in float64, for every layer, option and device; the checker."""
 
 import numpy as np
 import pytest
@@ -50,48 +50,54 @@ def rng():
     return np.random.default_rng(7)
 
 
+@pytest.fixture
+def check(device):
+    """`check_gradients`, with the layer and its input moved to the device first."""
+    return lambda layer, x: check_gradients(device.move(layer), device.to_array(x))
+
+
 @pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("options", CONV_OPTIONS, ids=name)
-def test_conv2d_gradients_are_the_slopes(options, channels_last, rng):
+def test_conv2d_gradients_are_the_slopes(options, channels_last, rng, check):
     layer = nn.Conv2d(4, 8, 3, **options, channels_last=channels_last, dtype=F64, rng=rng)
     if "bias" in layer.params:
         layer.params["bias"] = rng.standard_normal(8)
-    report = check_gradients(layer, image(rng, 4, channels_last))
+    report = check(layer, image(rng, 4, channels_last))
     assert report.compared.keys() == {"x", *layer.params}
 
 
 @pytest.mark.parametrize("kernel", [1, (1, 3), (4, 2), (7, 8)], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
-def test_conv2d_gradients_are_the_slopes_for_every_kernel_size(kernel, channels_last, rng):
+def test_conv2d_gradients_are_the_slopes_for_every_kernel_size(kernel, channels_last, rng, check):
     layer = nn.Conv2d(3, 2, kernel, channels_last=channels_last, dtype=F64, rng=rng)
-    check_gradients(layer, image(rng, 3, channels_last))
+    check(layer, image(rng, 3, channels_last))
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("options", POOL_OPTIONS, ids=name)
-def test_max_pool_gradient_is_the_slope(options, channels_last, rng):
-    check_gradients(nn.MaxPool2d(3, **options, channels_last=channels_last), image(rng, 2, channels_last))
+def test_max_pool_gradient_is_the_slope(options, channels_last, rng, check):
+    check(nn.MaxPool2d(3, **options, channels_last=channels_last), image(rng, 2, channels_last))
 
 
 @pytest.mark.parametrize("counts", [True, False], ids=["pad-counts", "pad-does-not-count"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("options", POOL_OPTIONS, ids=name)
-def test_avg_pool_gradient_is_the_slope(options, channels_last, counts, rng):
+def test_avg_pool_gradient_is_the_slope(options, channels_last, counts, rng, check):
     layer = nn.AvgPool2d((2, 3), **options, count_include_pad=counts, channels_last=channels_last)
-    check_gradients(layer, image(rng, 2, channels_last))
+    check(layer, image(rng, 2, channels_last))
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5)], ids=str)
-def test_linear_gradients_are_the_slopes(shape, bias, rng):
-    check_gradients(nn.Linear(5, 3, bias, dtype=F64, rng=rng), rng.standard_normal(shape))
+def test_linear_gradients_are_the_slopes(shape, bias, rng, check):
+    check(nn.Linear(5, 3, bias, dtype=F64, rng=rng), rng.standard_normal(shape))
 
 
 @pytest.mark.parametrize(
     "layer", [nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.Flatten(), nn.Flatten(0, 1)], ids=str
 )
-def test_activation_and_flatten_gradients_are_the_slopes(layer, rng):
-    check_gradients(layer, 3 * rng.standard_normal((3, 4, 5)))
+def test_activation_and_flatten_gradients_are_the_slopes(layer, rng, check):
+    check(layer, 3 * rng.standard_normal((3, 4, 5)))
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
@@ -101,29 +107,30 @@ def test_activation_and_flatten_gradients_are_the_slopes(layer, rng):
     [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.5}],
     ids=name,
 )
-def test_batch_norm_gradients_are_the_slopes(options, training, channels_last, rng):
+def test_batch_norm_gradients_are_the_slopes(options, training, channels_last, rng, device, check):
     layer = nn.BatchNorm2d(3, **options, channels_last=channels_last, dtype=F64)
     if layer.affine:
         layer.params["weight"], layer.params["bias"] = rng.standard_normal((2, 3))
     x = image(rng, 3, channels_last, h=3, w=4) * 2 + 1
-    layer(x)  # gives evaluation statistics of its own
-    check_gradients(layer.train(training), x)
+    device.move(layer)(device.to_array(x))  # gives evaluation statistics of its own
+    check(layer.train(training), x)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_dropout_gradient_is_the_slope_under_one_mask(training, rng):
+def test_dropout_gradient_is_the_slope_under_one_mask(training, rng, device):
     layer = nn.Dropout(0.4).train(training)
 
     def forward(x):
         layer.rng = np.random.default_rng(3)
         return layer(x)
 
-    check_gradients(forward, rng.standard_normal((6, 7)), backward=lambda dy, x: layer.backward(dy))
+    x = device.to_array(rng.standard_normal((6, 7)))
+    check_gradients(forward, x, backward=lambda dy, x: layer.backward(dy))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_loss_gradients_are_the_slopes(reduction, rng):
-    scores = rng.standard_normal((5, 4))
+def test_loss_gradients_are_the_slopes(reduction, rng, device):
+    scores = device.to_array(rng.standard_normal((5, 4)))
     targets = {
         nn.SoftmaxCrossEntropy(reduction): [
             np.array([0, 3, 1, 1, 2]),
@@ -133,7 +140,7 @@ def test_loss_gradients_are_the_slopes(reduction, rng):
         nn.MSE(reduction): [rng.standard_normal((5, 4))],
     }
     for loss, choices in targets.items():
-        for target in choices:
+        for target in map(device.to_array, choices):
 
             def backward(dy, s, loss=loss, target=target):
                 loss(s, target)
@@ -142,7 +149,7 @@ def test_loss_gradients_are_the_slopes(reduction, rng):
             check_gradients(lambda s, loss=loss, t=target: loss(s, t), scores, backward=backward)
 
 
-def test_network_gradients_are_the_slopes_through_all_layers(rng):
+def test_network_gradients_are_the_slopes_through_all_layers(rng, check):
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1, rng=rng),
         nn.BatchNorm2d(4),
@@ -154,12 +161,13 @@ def test_network_gradients_are_the_slopes_through_all_layers(rng):
         nn.Linear(16, 3, rng=rng),
         nn.Sigmoid(),
     )
-    report = check_gradients(network, rng.standard_normal((3, 2, 8, 8)))
+    report = check(network, rng.standard_normal((3, 2, 8, 8)))
     assert report.compared.keys() == {"x", *network.params}
 
 
-def test_function_gradients_are_checked_for_every_input(rng):
-    x, w, b = rng.standard_normal((2, 2, 5, 5)), rng.standard_normal((4, 1, 3, 3)), rng.standard_normal(4)
+def test_function_gradients_are_checked_for_every_input(rng, device):
+    shapes = (2, 2, 5, 5), (4, 1, 3, 3), (4,)
+    x, w, b = (device.to_array(rng.standard_normal(shape)) for shape in shapes)
     report = check_gradients(
         lambda x, w, b: gpuconv.conv2d(x, w, b, groups=2, stride=2),
         x,
@@ -183,58 +191,58 @@ class Wrong(nn.Layer):
         return self.params["factor"] * x
 
     def backward(self, dy, *, needs_dx=True):
-        self.grads["factor"] = np.sum(dy * self.x) + self.dfactor_off
+        self.grads["factor"] = (dy * self.x).sum() + self.dfactor_off
         dx = self.params["factor"] * dy
         dx[1, 0] += self.dx_off
         return dx
 
 
-def test_checker_names_the_wrong_place_and_both_numbers():
+def test_checker_names_the_wrong_place_and_both_numbers(check):
     with pytest.raises(AssertionError, match=r"Wrong: x\[1, 0\]: analytic .*, numeric .*1 of 6 comparisons"):
-        check_gradients(Wrong(dx_off=1e-3), np.ones((2, 3)))
+        check(Wrong(dx_off=1e-3), np.ones((2, 3)))
     with pytest.raises(AssertionError, match=r"Wrong: factor: analytic"):
-        check_gradients(Wrong(dfactor_off=1e-3), np.ones((2, 3)))
+        check(Wrong(dfactor_off=1e-3), np.ones((2, 3)))
 
 
-def test_checker_finds_one_wrong_entry_of_a_large_array_along_random_directions():
-    check_gradients(Wrong(), np.ones((300, 2)))
+def test_checker_finds_one_wrong_entry_of_a_large_array_along_random_directions(check):
+    check(Wrong(), np.ones((300, 2)))
     with pytest.raises(AssertionError, match="x along random direction"):
-        check_gradients(Wrong(dx_off=1e-2), np.ones((300, 2)))
+        check(Wrong(dx_off=1e-2), np.ones((300, 2)))
 
 
-def test_checker_takes_nan_for_wrong():
+def test_checker_takes_nan_for_wrong(check):
     with pytest.raises(AssertionError, match="analytic nan"):
-        check_gradients(Wrong(dx_off=np.nan), np.ones((2, 3)))
+        check(Wrong(dx_off=np.nan), np.ones((2, 3)))
 
 
-def test_checker_says_where_a_kink_lies():
+def test_checker_says_where_a_kink_lies(check):
     with pytest.raises(AssertionError, match=r"on one side and .* on the other: a kink lies here"):
-        check_gradients(nn.ReLU(), np.array([1.0, 0.0]))
+        check(nn.ReLU(), np.array([1.0, 0.0]))
 
 
-def test_checker_leaves_a_layer_as_it_was():
-    layer = nn.Sequential(nn.Conv2d(1, 2, 3, rng=0), nn.BatchNorm2d(2))
+def test_checker_leaves_a_layer_as_it_was(rng, device):
+    layer = device.move(nn.Sequential(nn.Conv2d(1, 2, 3, rng=0), nn.BatchNorm2d(2)))
     arrays = {**layer.params, **layer.buffers}
     values = layer.state_dict()
-    check_gradients(layer, np.random.default_rng(0).standard_normal((2, 1, 5, 5)))
+    check_gradients(layer, device.to_array(rng.standard_normal((2, 1, 5, 5))))
     for key, array in {**layer.params, **layer.buffers}.items():
         assert array is arrays[key]
-        np.testing.assert_array_equal(array, values[key])
+        np.testing.assert_array_equal(device.to_numpy(array), device.to_numpy(values[key]))
 
 
-def test_checker_leaves_a_layer_as_it_was_after_a_failure():
-    layer = Wrong(dfactor_off=1, dtype=np.float32)
+def test_checker_leaves_a_layer_as_it_was_after_a_failure(device):
+    layer = device.move(Wrong(dfactor_off=1, dtype=np.float32))
     factor = layer.params["factor"]
     with pytest.raises(AssertionError):
-        check_gradients(layer, np.ones((2, 3)))
+        check_gradients(layer, device.to_array(np.ones((2, 3))))
     assert layer.params["factor"] is factor
     assert factor == 2
 
 
-def test_checker_takes_a_users_own_layer_that_shares_nothing_with_ours():
+def test_checker_takes_a_users_own_layer_that_shares_nothing_with_ours(device):
     class Shift:
         def __init__(self):
-            self.params, self.grads = {"by": np.ones(3)}, {}
+            self.params, self.grads = {"by": device.to_array(np.ones(3))}, {}
 
         def forward(self, x):
             return x + self.params["by"]
@@ -243,7 +251,7 @@ def test_checker_takes_a_users_own_layer_that_shares_nothing_with_ours():
             self.grads["by"] = dy.sum(axis=0)
             return dy
 
-    assert check_gradients(Shift(), np.ones((2, 3))).compared == {"x": 6, "by": 3}
+    assert check_gradients(Shift(), device.to_array(np.ones((2, 3)))).compared == {"x": 6, "by": 3}
 
 
 def test_checker_refuses_what_it_cannot_check():

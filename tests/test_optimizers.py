@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from anywhere import close, equal
 
 from gpuconv import nn
 
@@ -25,35 +26,47 @@ def make_network(dtype=np.float64):
     )
 
 
-def descend(network, optimizer, steps, rng):
-    for _ in range(steps):
-        y = network(rng.standard_normal((5, 3)).astype(network.params["0.weight"].dtype))
-        network.backward(y)
-        optimizer.step()
+def one_weight(device, gradient):
+    """A layer of one row of weights, zero, with this gradient."""
+    gradient = device.to_array(np.atleast_2d(np.asarray(gradient, np.float64)))
+    layer = nn.Linear(gradient.shape[1], 1, bias=False, dtype=np.float64)
+    layer.params["weight"], layer.grads["weight"] = gradient * 0, gradient
+    return layer
+
+
+@pytest.fixture
+def descend(device):
+    """Steps down the squared length of the output, from inputs that rng draws."""
+
+    def descend(network, optimizer, steps, rng):
+        for _ in range(steps):
+            x = rng.standard_normal((5, 3)).astype(network.params["0.weight"].dtype)
+            network.backward(network(device.to_array(x)))
+            optimizer.step()
+
+    return descend
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("make, settings, name", SETTINGS)
-def test_steps_are_pytorchs(make, settings, name):
+def test_steps_are_pytorchs(make, settings, name, device, descend):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle here")
     network = make_network()
-    optimizer = make(network, **settings)
-    params = [torch.nn.Parameter(torch.tensor(p.copy())) for p in network.params.values()]
+    params = [torch.nn.Parameter(torch.tensor(p)) for p in network.params.values()]
+    optimizer = make(device.move(network), **settings)
     theirs = getattr(torch.optim, name)(params, **settings)
     rng = np.random.default_rng(4)
     for _ in range(10):
         descend(network, optimizer, 1, rng)
         for theirs_p, g in zip(params, network.grads.values(), strict=True):
-            theirs_p.grad = torch.tensor(g)
+            theirs_p.grad = torch.tensor(device.to_numpy(g))
         theirs.step()
         for p, theirs_p in zip(network.params.values(), params, strict=True):
-            np.testing.assert_allclose(p, theirs_p.detach().numpy(), rtol=1e-12, atol=1e-14)
+            close(p, theirs_p.detach().numpy(), atol=1e-14)
 
 
-def test_momentum_by_hand():
-    layer = nn.Linear(1, 1, bias=False, dtype=np.float64)
-    layer.params["weight"] = np.zeros((1, 1))
-    layer.grads["weight"] = np.ones((1, 1))
+def test_momentum_by_hand(device):
+    layer = one_weight(device, 1)
     optimizer = nn.SGD(layer, 1.0, momentum=0.5)
     for expected in (-1, -2.5, -4.25):  # v = 1, 1.5, 1.75
         optimizer.step()
@@ -61,17 +74,15 @@ def test_momentum_by_hand():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_adams_first_step_is_lr_whatever_the_gradients_size(scale):
-    layer = nn.Linear(2, 1, bias=False, dtype=np.float64)
-    layer.params["weight"] = np.zeros((1, 2))
-    layer.grads["weight"] = scale * np.array([[1.0, -1.0]])
+def test_adams_first_step_is_lr_whatever_the_gradients_size(scale, device):
+    layer = one_weight(device, [scale, -scale])
     nn.Adam(layer, 0.25).step()
-    np.testing.assert_allclose(layer.params["weight"], [[-0.25, 0.25]], rtol=1e-4)
+    close(layer.params["weight"], [[-0.25, 0.25]], rtol=1e-4)
 
 
 @pytest.mark.parametrize("make, settings, name", SETTINGS)
-def test_steps_happen_in_place_and_leave_gradients_alone(make, settings, name):
-    network = make_network(np.float32)
+def test_steps_happen_in_place_and_leave_gradients_alone(make, settings, name, device, descend):
+    network = device.move(make_network(np.float32))
     optimizer = make(network, **settings)
     arrays = dict(network.params)
     descend(network, optimizer, 1, np.random.default_rng(0))
@@ -81,25 +92,24 @@ def test_steps_happen_in_place_and_leave_gradients_alone(make, settings, name):
     for key, p in network.params.items():
         assert p is arrays[key]
         assert p.dtype == np.float32
-        assert not np.array_equal(p, before[key])
-        np.testing.assert_array_equal(network.grads[key], grads[key])
+        assert (p != before[key]).any()
+        equal(network.grads[key], grads[key])
 
 
-def test_reassigned_parameters_are_the_ones_trained():
-    network = make_network()
+def test_reassigned_parameters_are_the_ones_trained(device, descend):
+    network = device.move(make_network())
     optimizer = nn.SGD(network, 0.5, momentum=0.9)
     descend(network, optimizer, 1, np.random.default_rng(0))
-    old, new = network.params["0.weight"], np.ones((4, 3))
+    old, new = network.params["0.weight"], device.to_array(np.ones((4, 3)))
     kept = old.copy()
     network[0].params["weight"] = new
     optimizer.step()
     assert (new != 1).all()
-    np.testing.assert_array_equal(old, kept)
+    equal(old, kept)
 
 
-def test_lr_may_change_between_steps():
-    layer = nn.Linear(1, 1, bias=False, dtype=np.float64)
-    layer.params["weight"], layer.grads["weight"] = np.zeros((1, 1)), np.ones((1, 1))
+def test_lr_may_change_between_steps(device):
+    layer = one_weight(device, 1)
     optimizer = nn.SGD(layer, 1.0)
     optimizer.step()
     optimizer.lr = np.float64(0.25)
@@ -108,36 +118,38 @@ def test_lr_may_change_between_steps():
 
 
 @pytest.mark.parametrize("make, settings, name", SETTINGS)
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make, settings, name):
-    network = make_network(np.float32)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make, settings, name, device, descend):
+    network = device.move(make_network(np.float32))
     optimizer = make(network, **settings)
     rng = np.random.default_rng(9)
     descend(network, optimizer, 3, rng)
 
-    resumed = make_network(np.float32)
+    resumed = device.move(make_network(np.float32))
     resumed.load_state_dict(network.state_dict())
     other = make(resumed, lr=7.0, **({"momentum": 0.1} if make is nn.SGD else {}))
     saved = optimizer.state_dict()
-    assert all(isinstance(value, float | int | np.ndarray) for value in saved.values())
-    other.load_state_dict({key: np.asarray(value) for key, value in saved.items()})  # as an .npz gives it
+    numbers = {key: value for key, value in saved.items() if isinstance(value, float | int)}
+    arrays = {key: device.to_numpy(value) for key, value in saved.items() if key not in numbers}
+    # As an .npz gives it.
+    other.load_state_dict(arrays | {key: np.asarray(value) for key, value in numbers.items()})
     assert repr(other) == repr(optimizer)
 
     resumed_rng = copy.deepcopy(rng)
     descend(network, optimizer, 3, rng)
     descend(resumed, other, 3, resumed_rng)
     for key, p in network.params.items():
-        np.testing.assert_array_equal(resumed.params[key], p)
+        equal(resumed.params[key], p)
 
 
-def test_a_saved_state_does_not_change_with_the_optimizer():
-    network = make_network()
+def test_a_saved_state_does_not_change_with_the_optimizer(device, descend):
+    network = device.move(make_network())
     optimizer = nn.Adam(network, 0.1)
     descend(network, optimizer, 1, np.random.default_rng(0))
     state = optimizer.state_dict()
     m = state["exp_avg.0.weight"].copy()
     descend(network, optimizer, 1, np.random.default_rng(1))
     assert state["steps"] == 1
-    np.testing.assert_array_equal(state["exp_avg.0.weight"], m)
+    equal(state["exp_avg.0.weight"], m)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +178,15 @@ def test_a_saved_state_does_not_change_with_the_optimizer():
 def test_a_state_that_does_not_fit_is_refused_before_anything_changes(change, message):
     network = make_network()
     optimizer = nn.Adam(network, 0.1)
-    descend(network, optimizer, 1, np.random.default_rng(0))
+    network.backward(network(np.ones((5, 3))))
+    optimizer.step()
     before = optimizer.state_dict()
     state = {**optimizer.state_dict(), "steps": 5, "lr": 3.0}
     change(state)
     with pytest.raises((ValueError, TypeError), match=message):
         optimizer.load_state_dict(state)
     for key, value in optimizer.state_dict().items():
-        np.testing.assert_array_equal(value, before[key])
+        equal(value, before[key])
 
 
 def test_a_step_before_backward_is_refused_and_changes_nothing():
@@ -185,7 +198,7 @@ def test_a_step_before_backward_is_refused_and_changes_nothing():
     before = network.state_dict()
     with pytest.raises(RuntimeError, match=r"2\.weight has no gradient yet"):
         optimizer.step()
-    np.testing.assert_array_equal(network.params["0.weight"], before["0.weight"])
+    equal(network.params["0.weight"], before["0.weight"])
     assert optimizer.steps == 0
 
 
@@ -232,12 +245,12 @@ def test_wrong_arguments_are_named(make, error, message):
 
 
 @pytest.mark.parametrize("make", [nn.SGD, nn.Adam])
-def test_float16_parameters_without_gradient_stay_where_they_are(make):
-    layer = nn.Linear(2, 1, dtype=np.float16, rng=0)
+def test_float16_parameters_without_gradient_stay_where_they_are(make, device):
+    layer = device.move(nn.Linear(2, 1, dtype=np.float16, rng=0))
     before = layer.params["weight"].copy()
     optimizer = make(layer, 1e-2)
-    layer(np.array([[0, 1]], np.float16))
-    layer.backward(np.ones((1, 1), np.float16))
+    layer(device.to_array(np.array([[0, 1]], np.float16)))
+    layer.backward(device.to_array(np.ones((1, 1), np.float16)))
     optimizer.step()
     assert layer.params["weight"].dtype == np.float16
     assert layer.params["weight"][0, 0] == before[0, 0]
@@ -245,4 +258,4 @@ def test_float16_parameters_without_gradient_stay_where_they_are(make):
     again = make(layer, 1e-2)
     again.load_state_dict(optimizer.state_dict())
     for key, value in optimizer.state_dict().items():
-        np.testing.assert_array_equal(again.state_dict()[key], value)
+        equal(again.state_dict()[key], value)
