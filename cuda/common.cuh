@@ -8,7 +8,7 @@
 //   CHANNELS_LAST     0: lanes of a vector are places side by side; 1: they are channels of one place
 //   K0..K2, S0..S2, D0..D2   kernel, stride and dilation; with fewer spatial axes the first ones are 1
 //   AXES              number of spatial axes
-//   UNROLL            how far tap loops unroll: wholly up to 64 taps, not at all beyond (compile time explodes)
+//   UNROLL            how far tap loops unroll: wholly, or for large windows not at all (compile time explodes)
 //
 // Sizes and paddings are run-time arguments, one struct per kernel. Output place o reads with tap j the input
 // place i = o * S - before + j * D along each axis; what falls outside 0 <= i < in is padding.

@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # this checkout, not another installed one
 
 from gpuconv.backends.cuda import columns, convolution, pooling, runtime  # noqa: E402
-from gpuconv.backends.cuda.kernels import C_TYPES, UNROLLED_TAPS, Kernel  # noqa: E402
+from gpuconv.backends.cuda.kernels import C_TYPES, Kernel  # noqa: E402
 from gpuconv.geometry import Window, sliding_window  # noqa: E402
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -78,8 +78,8 @@ class Specialisation(NamedTuple):
     @property
     def unrolled(self) -> int:
         """Taps that the compiler sees one by one."""
-        taps = prod(int(value) for name, value in self.kernel.defines if name in ("K0", "K1", "K2"))
-        return taps if taps <= UNROLLED_TAPS else 1
+        defines = dict(self.kernel.defines)
+        return 1 if defines["UNROLL"] == "1" else prod(int(defines[name]) for name in ("K0", "K1", "K2"))
 
     @property
     def more(self) -> str:
@@ -155,6 +155,9 @@ class Recorder:
 
     def gemm(self, *arguments: Any) -> None:
         """Do nothing: that is cuBLAS's."""
+
+    def elsewhere(self, array: Unmade) -> None:
+        """Return None: there is one device."""
 
     def default_workspace(self) -> int:
         """Return what a GPU with a small L2 takes."""

@@ -372,11 +372,16 @@ def test_a_kernel_is_specialised_once():
     assert one is not kernels.specialise("sum_parts", None, np.float32, vector=1, wide=True)
 
 
-def test_large_windows_are_not_unrolled():
-    for size, unroll in ((8, "64"), (9, "1")):
-        window = sliding_window("test", (20, 20), size)
-        kernel = kernels.specialise("avg_pool", window, np.float32, vector=1, wide=False, CHANNELS_LAST=0)
-        assert dict(kernel.defines)["UNROLL"] == unroll
+@pytest.mark.parametrize(
+    "size, vector, channels_last, unroll",
+    [(8, 4, 0, "256"), (7, 8, 0, "1"), (7, 8, 1, "256"), (9, 1, 0, "1"), (9, 4, 1, "1")],
+)
+def test_large_windows_are_not_unrolled(size, vector, channels_last, unroll):
+    window = sliding_window("test", (20, 20), size)
+    kernel = kernels.specialise(
+        "avg_pool", window, np.float32, vector=vector, wide=False, CHANNELS_LAST=channels_last
+    )
+    assert dict(kernel.defines)["UNROLL"] == unroll
 
 
 # What a real GPU is asked for, by a CuPy that records it.
