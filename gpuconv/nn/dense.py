@@ -1,6 +1,7 @@
 """The dense layer, and what stands around it: flattening and dropout."""
 
 from math import prod
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,9 @@ class Dropout(Layer):
     Attributes
     ----------
     rng : numpy.random.Generator
-        To resume a training exactly, save and restore `rng.bit_generator.state`.
+        Gives one number to each `forward` in training, from which the mask is computed where x is: a seed
+        gives the same masks on every device. To resume a training exactly, save and restore
+        `rng.bit_generator.state`.
 
     Raises
     ------
@@ -183,14 +186,16 @@ class Dropout(Layer):
     ----------
     Srivastava et al.: Dropout, a simple way to prevent neural networks from overfitting, 2014.
 
+    Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014 (SplitMix64, for the masks).
+
     Examples
     --------
     >>> import numpy as np
     >>> dropout = Dropout(0.5, rng=0)
     >>> dropout(np.ones(6))
-    array([2., 2., 2., 0., 0., 0.])
+    array([0., 2., 2., 2., 0., 2.])
     >>> dropout.backward(np.ones(6))
-    array([2., 2., 2., 0., 0., 0.])
+    array([0., 2., 2., 2., 0., 2.])
     >>> dropout.eval()(np.ones(6))
     array([1., 1., 1., 1., 1., 1.])
     """
@@ -209,8 +214,9 @@ class Dropout(Layer):
         if not self.training:
             return self._keep(x, None)
         scale = 1 / (1 - self.p) if self.p < 1 else 0.0
-        keep = self.rng.random(x.shape, np.float32) >= self.p
-        mask = array_module(x).asarray(keep * dtype.type(scale))
+        seed = self.rng.integers(1 << 64, dtype=np.uint64)
+        bits = _random_bits(array_module(x), seed, prod(x.shape)).reshape(x.shape)
+        mask = (bits >= np.uint64(self.p * 2**BITS)) * dtype.type(scale)
         return self._keep(x * mask, mask)
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
@@ -220,3 +226,22 @@ class Dropout(Layer):
 
     def _arguments(self) -> str:
         return f"p={self.p:g}"
+
+
+BITS = 53  # of each random number: those of a float, p
+
+
+def _random_bits(xp: ModuleType, seed: np.uint64, count: int) -> Array:
+    """Return whole numbers from 0 to 2^BITS - 1: SplitMix64's, all at once, as an array of `xp`.
+
+    Its n-th number is a function of seed and n alone, so no state lies on a GPU, to be saved or moved.
+    """
+    z = xp.arange(count, dtype=np.uint64)
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    z += seed
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z ^= z >> np.uint64(shift)
+        z *= np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    z >>= np.uint64(64 - BITS)
+    return z
