@@ -72,7 +72,8 @@ class SoftmaxCrossEntropy:
         Raises
         ------
         ValueError
-            For shapes that don't fit, or a class outside 0 … C-1.
+            For shapes that don't fit, or a class outside 0 … C-1. A GPU's classes are not looked at, as it
+            would have to be waited for: a sample of such a class has loss 0 there.
         TypeError
             For classes that are not integers, or scores that are not floats.
         """
