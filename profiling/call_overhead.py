@@ -1,0 +1,94 @@
+"""What a cached call on GPU arrays costs the CPU, the launches themselves left out. Needs no GPU.
+
+    python profiling/call_overhead.py
+
+The arrays are NumPy's and the runtime does nothing, so what is timed is gpuconv: checking the arguments,
+finding the program, adding addresses to offsets. CuPy's launches and allocations, and cuBLAS's calls, come on
+top, as gpu_check.py measures them (`cpu_us`).
+"""
+
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, not another installed one
+
+import gpuconv
+from gpuconv.backends import dispatch
+from gpuconv.backends.cuda import runtime
+
+
+class Still(np.ndarray):
+    """An array for the runtime that does nothing."""
+
+
+class StillRuntime:
+    """A runtime that does nothing and allocates each size once."""
+
+    def __init__(self):
+        self._arrays = {}
+        self._addresses = {}
+
+    def elsewhere(self, array):
+        """Return None: there is one device."""
+        return None
+
+    def default_workspace(self):
+        """Return what a GPU with 32 MB of L2 has."""
+        return 16 << 20
+
+    def empty(self, shape, dtype):
+        """Return the array of this shape; the same one again."""
+        key = shape, np.dtype(dtype)
+        if key not in self._arrays:
+            self._arrays[key] = np.zeros(shape, dtype).view(Still)
+        return self._arrays[key]
+
+    def workspace(self, size):
+        """Return an array of this many bytes."""
+        return self.empty((size,), np.uint8)
+
+    def address(self, array):
+        """Return the array's address."""
+        if id(array) not in self._addresses:
+            self._addresses[id(array)] = array.ctypes.data  # takes longer than CuPy's .data.ptr
+        return self._addresses[id(array)]
+
+    def launch(self, *arguments):
+        """Do nothing."""
+
+    def gemm(self, *arguments):
+        """Do nothing."""
+
+
+def main():
+    still = StillRuntime()
+    dispatch.KINDS[Still] = "CuPy"
+    runtime.register(Still, still)
+    x, w, b = (still.empty(shape, np.float32) for shape in ((2, 16, 14, 14), (16, 16, 3, 3), (16,)))
+    y = still.empty((2, 16, 14, 14), np.float32)
+    pooled, argmax = still.empty((2, 16, 7, 7), np.float32), still.empty((2, 16, 7, 7), np.uint8)
+    calls = {
+        "conv2d": lambda: gpuconv.conv2d(x, w, padding=1),
+        "conv2d with a bias": lambda: gpuconv.conv2d(x, w, b, padding=1),
+        "conv2d_backward": lambda: gpuconv.conv2d_backward(y, x, w, padding=1),
+        "max_pool2d": lambda: gpuconv.max_pool2d(x, 2),
+        "max_pool2d_backward": lambda: gpuconv.max_pool2d_backward(pooled, argmax, x.shape, 2),
+        "avg_pool2d": lambda: gpuconv.avg_pool2d(x, 2),
+    }
+    times = {name: [] for name in calls}
+    for _ in range(21):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(100):
+                call()
+            times[name].append((time.perf_counter() - start) / 100)
+    for name, taken in times.items():
+        print(f"{name:22}{median(taken) * 1e6:6.1f} us")
+
+
+if __name__ == "__main__":
+    main()

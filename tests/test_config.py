@@ -1,0 +1,110 @@
+"""gpuconv.config: settings for the process, for a block, for a thread; wrong ones are refused by name."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+import gpuconv
+from gpuconv import config
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    before = config.workspace_limit, config.fp32_precision
+    yield
+    config.workspace_limit, config.fp32_precision = before
+
+
+def test_defaults():
+    assert config.workspace_limit is None
+    assert config.fp32_precision == "ieee"
+    assert repr(config) == "gpuconv.config(workspace_limit=None, fp32_precision='ieee')"
+
+
+def test_an_assignment_holds_for_every_thread():
+    config.workspace_limit = 2 << 20
+    config.fp32_precision = "tf32"
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append((config.workspace_limit, config.fp32_precision)))
+    thread.start()
+    thread.join()
+    assert seen == [(2 << 20, "tf32")]
+    config.workspace_limit = None
+    assert config.workspace_limit is None
+
+
+def test_a_block_holds_for_its_thread_and_ends_with_an_exception_too():
+    seen = []
+    with pytest.raises(ZeroDivisionError), config(workspace_limit=np.int64(3 << 20)):
+        thread = threading.Thread(target=lambda: seen.append(config.workspace_limit))
+        thread.start()
+        thread.join()
+        assert config.workspace_limit == 3 << 20
+        assert type(config.workspace_limit) is int
+        with config(fp32_precision="tf32"):
+            assert (config.workspace_limit, config.fp32_precision) == (3 << 20, "tf32")
+        with config(workspace_limit=None):
+            assert config.workspace_limit is None
+        assert config.fp32_precision == "ieee"
+        raise ZeroDivisionError
+    assert seen == [None]
+    assert config.workspace_limit is None
+
+
+def test_tasks_of_one_thread_have_their_own():
+    async def task(limit):
+        with config(workspace_limit=limit):
+            await asyncio.sleep(0)
+            return config.workspace_limit
+
+    async def both():
+        return await asyncio.gather(task(1 << 20), task(2 << 20))
+
+    assert asyncio.run(both()) == [1 << 20, 2 << 20]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        (
+            "workspace_limit",
+            1000,
+            ValueError,
+            r"workspace_limit must be at least 1048576 bytes \(1 MiB\), not 1000",
+        ),
+        ("workspace_limit", -1, ValueError, "at least 1048576"),
+        (
+            "workspace_limit",
+            2e6,
+            TypeError,
+            r"workspace_limit must be a number of bytes or None, not 2000000\.0",
+        ),
+        ("workspace_limit", True, TypeError, "number of bytes"),
+        ("workspace_limit", "2MB", TypeError, "number of bytes"),
+        ("fp32_precision", "TF32", ValueError, r'fp32_precision must be "ieee" or "tf32", not \'TF32\''),
+        ("fp32_precision", None, ValueError, "fp32_precision"),
+        ("fp32_precision", [], ValueError, "fp32_precision"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(name, value, error, message):
+    with pytest.raises(error, match=message):
+        setattr(config, name, value)
+    with pytest.raises(error, match=message), config(**{name: value}):
+        pytest.fail("the block must not begin")
+    test_defaults()
+
+
+def test_unknown_settings_are_refused():
+    message = r"no setting 'workspace'; there are workspace_limit, fp32_precision"
+    with pytest.raises(TypeError, match=message), config(workspace=5):
+        pytest.fail("the block must not begin")
+    with pytest.raises(AttributeError):
+        config.workspace = 5
+
+
+def test_numpy_arrays_are_not_touched_by_it():
+    x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    with gpuconv.config(fp32_precision="tf32", workspace_limit=1 << 20):
+        assert gpuconv.conv2d(x, w).tolist() == [[[[9, 9], [9, 9]]]]
