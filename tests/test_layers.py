@@ -277,6 +277,20 @@ def test_inputs_and_dy_are_never_written_to(training, network, images, ones_like
         assert (dy == 1).all()
 
 
+def test_moving_keeps_the_state_and_forgets_the_last_pass(network, images):
+    y = network(images)
+    network.backward(y)
+    state = network.state_dict()
+    for place in ("cpu",) if isinstance(images, np.ndarray) else ("cpu", "cuda"):
+        assert network.to(place) is network
+        for name, array in network.state_dict().items():
+            assert isinstance(array, np.ndarray) == (place == "cpu")
+            equal(array, state[name])
+        assert not network.grads
+        with pytest.raises(RuntimeError, match="call forward first"):
+            network.backward(y)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_results_live_where_the_images_do(training, network, images):
     for layer in (network, nn.Dropout(rng=0), nn.Sigmoid(), nn.Tanh(), nn.AvgPool2d(2)):
