@@ -76,7 +76,7 @@ def test_conv2d_gradients_are_the_slopes_for_every_kernel_size(kernel, channels_
 @pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("options", POOL_OPTIONS, ids=name)
 def test_max_pool_gradient_is_the_slope(options, channels_last, rng, check):
-    check(nn.MaxPool2d(3, **options, channels_last=channels_last), image(rng, 2, channels_last))
+    check(nn.MaxPool2d(3, **options, channels_last=channels_last), image(rng, 2, channels_last, h=5, w=6))
 
 
 @pytest.mark.parametrize("counts", [True, False], ids=["pad-counts", "pad-does-not-count"])
@@ -84,7 +84,7 @@ def test_max_pool_gradient_is_the_slope(options, channels_last, rng, check):
 @pytest.mark.parametrize("options", POOL_OPTIONS, ids=name)
 def test_avg_pool_gradient_is_the_slope(options, channels_last, counts, rng, check):
     layer = nn.AvgPool2d((2, 3), **options, count_include_pad=counts, channels_last=channels_last)
-    check(layer, image(rng, 2, channels_last))
+    check(layer, image(rng, 2, channels_last, h=5, w=6))
 
 
 @pytest.mark.parametrize("bias", [True, False])

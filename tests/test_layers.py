@@ -260,6 +260,9 @@ def test_first_convolution_does_not_compute_dx(monkeypatch, device, images):
     assert asked == [("x", "w", "b"), ("w", "b")]
 
 
+OTHERS = [nn.Dropout(rng=0), nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.MaxPool2d(2), nn.AvgPool2d(2)]
+
+
 def read_only(x):
     if hasattr(x.flags, "writeable"):  # CuPy's arrays are always writeable
         x.flags.writeable = False
@@ -268,7 +271,7 @@ def read_only(x):
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_inputs_and_dy_are_never_written_to(training, network, images, ones_like):
-    for layer in (network, nn.Dropout(rng=0), nn.Sigmoid(), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten()):
+    for layer in (network, *OTHERS):
         y = layer.train(training)(images)
         x, dy = read_only(images.copy()), read_only(ones_like(y))
         layer(x)
@@ -293,7 +296,7 @@ def test_moving_keeps_the_state_and_forgets_the_last_pass(network, images):
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_results_live_where_the_images_do(training, network, images):
-    for layer in (network, nn.Dropout(rng=0), nn.Sigmoid(), nn.Tanh(), nn.AvgPool2d(2)):
+    for layer in (network, *OTHERS):
         y = layer.train(training)(images)
         arrays = y, layer.backward(y), *layer.grads.values(), *layer.state_dict().values()
         assert {type(array) for array in arrays} == {type(images)}
