@@ -5,6 +5,8 @@ from itertools import chain
 import numpy as np
 import pytest
 from anywhere import close, equal
+from host import compiler
+from host.runtime import DeviceArray
 
 import gpuconv.nn as nn
 from gpuconv.training import fit
@@ -138,6 +140,30 @@ def test_callback_sees_each_update_and_can_stop(dense, train):
 
 def test_callback_that_returns_nothing_does_not_stop(dense, train):
     assert train(dense, max_iterations=2, callback=lambda iteration, loss: None).iterations == 2
+
+
+@pytest.mark.skipif(bool(compiler.missing()), reason=compiler.missing())
+@pytest.mark.parametrize("device", ["kernels"], indirect=True)
+@pytest.mark.parametrize("make", [nn.SGD, nn.Adam])
+def test_updates_read_nothing_that_a_gpu_would_have_to_be_waited_for(make, device, monkeypatch):
+    rng = np.random.default_rng(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1, rng=rng), nn.BatchNorm2d(4, momentum=None), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.Dropout(0.1, rng=rng), nn.Conv2d(4, 4, 2, groups=2, rng=rng), nn.Tanh()),
+        *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 2, rng=rng), nn.Sigmoid()),
+    )
+    x, y = (device.to_array(rng.random(shape, np.float32)) for shape in ((6, 1, 6, 6), (6, 2)))
+    optimizer = make(device.move(network), 0.1)
+
+    def refuse(array, *arguments):
+        raise AssertionError(f"read: {np.asarray(array)}")
+
+    for read in ("__bool__", "__float__", "__int__", "__index__", "item", "tolist"):
+        monkeypatch.setattr(DeviceArray, read, refuse, raising=False)
+    with pytest.raises(AssertionError, match="read: True"):
+        bool((x >= 0).all())
+    # Not SoftmaxCrossEntropy, which looks at classes that the CPU holds.
+    fit(network, x, y, loss=nn.MSE(), optimizer=optimizer, max_iterations=3, batch_size=4, rng=rng)
 
 
 def test_network_is_put_into_training_mode(train):
