@@ -103,6 +103,12 @@ BACKENDS = {
 }
 
 
+def pytest_report_header():
+    """Say which backends are not there, once: their skipped tests are many."""
+    missing = [f"{name}: skipped, {backend.missing}" for name, backend in BACKENDS.items() if backend.missing]
+    return missing or "all backends are there"
+
+
 def _parameter(name):
     backend = BACKENDS[name]
     skip = pytest.mark.skipif(bool(backend.missing), reason=backend.missing)
