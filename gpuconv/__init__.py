@@ -17,6 +17,8 @@ from gpuconv.conv import (
     conv2d_input_grad,
     conv2d_weight_grad,
 )
+from gpuconv.conv1d import conv1d, conv1d_backward, conv1d_bias_grad, conv1d_input_grad, conv1d_weight_grad
+from gpuconv.conv3d import conv3d, conv3d_backward, conv3d_bias_grad, conv3d_input_grad, conv3d_weight_grad
 from gpuconv.nn import (
     MSE,
     SGD,
@@ -41,6 +43,8 @@ from gpuconv.pool import (
     max_pool2d,
     max_pool2d_backward,
 )
+from gpuconv.pool1d import avg_pool1d, avg_pool1d_backward, max_pool1d, max_pool1d_backward
+from gpuconv.pool3d import avg_pool3d, avg_pool3d_backward, max_pool3d, max_pool3d_backward
 from gpuconv.training import History, fit
 
 __version__ = "0.1.0"
@@ -64,19 +68,37 @@ __all__ = [
     "SoftmaxCrossEntropy",
     "Tanh",
     "argmax_to_indices",
+    "avg_pool1d",
+    "avg_pool1d_backward",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "avg_pool3d",
+    "avg_pool3d_backward",
     "col2im",
     "config",
+    "conv1d",
+    "conv1d_backward",
+    "conv1d_bias_grad",
+    "conv1d_input_grad",
+    "conv1d_weight_grad",
     "conv2d",
     "conv2d_backward",
     "conv2d_bias_grad",
     "conv2d_input_grad",
     "conv2d_weight_grad",
+    "conv3d",
+    "conv3d_backward",
+    "conv3d_bias_grad",
+    "conv3d_input_grad",
+    "conv3d_weight_grad",
     "fit",
     "im2col",
+    "max_pool1d",
+    "max_pool1d_backward",
     "max_pool2d",
     "max_pool2d_backward",
+    "max_pool3d",
+    "max_pool3d_backward",
     "nn",
     "testing",
 ]

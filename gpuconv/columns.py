@@ -27,9 +27,9 @@ def im2col(
 
     Parameters
     ----------
-    x : array [N, C, H, W]
+    x : array [N, C, H, W] (or with one or three spatial axes)
         Any numeric dtype, any strides. ``channels_last``: [N, H, W, C].
-    kernel_size : int or (int, int)
+    kernel_size : int or one per spatial axis
         (kh, kw).
     stride, padding, dilation
         As in `conv2d`.
@@ -88,7 +88,7 @@ def col2im(
     ----------
     col : array [N, C*kh*kw, OH*OW]
         Integers, floats or complex. ``channels_last``: [N, OH*OW, kh*kw*C].
-    x_shape : 4 ints
+    x_shape : 4 ints (or 3 or 5)
         Shape of x.
     kernel_size, stride, padding, dilation, channels_last
         As given to `im2col`.
@@ -115,8 +115,7 @@ def col2im(
     backend = backend_of(op, col=col)
     geometry.flag(op, "channels_last", channels_last)
     check_kind(op, "col", col, "iufc")
-    ndim = len(x_shape) if isinstance(x_shape, tuple | list) else 4
-    x_shape = geometry.shape(op, "x_shape", x_shape, ndim)
+    x_shape = geometry.shape(op, "x_shape", x_shape, geometry.spatial_axes(op, "x_shape", x_shape) + 2)
     window = _window(op, x_shape, "x_shape", kernel_size, stride, padding, dilation, channels_last)
     rows = x_shape[-1 if channels_last else 1] * window.taps
     must = (x_shape[0], window.places, rows) if channels_last else (x_shape[0], rows, window.places)
@@ -134,8 +133,6 @@ def _window(
     dilation: Ints,
     channels_last: bool,
 ) -> Window:
-    if len(shape) != 4:
-        layout = "[N, H, W, C]" if channels_last else "[N, C, H, W]"
-        raise ValueError(f"{op}: {name} must have 4 axes {layout}, not {len(shape)} (shape {tuple(shape)})")
+    geometry.spatial_axes(op, name, shape)
     sizes = tuple(shape[1:-1] if channels_last else shape[2:])
     return geometry.sliding_window(op, sizes, kernel_size, stride, padding, dilation)

@@ -94,7 +94,7 @@ def conv2d(
     >>> gpuconv.conv2d(x, w, stride=2, padding="same").shape
     (1, 1, 2, 2)
     """
-    return _conv("conv2d", 2, x, w, b, stride, padding, dilation, groups, channels_last)
+    return convolve("conv2d", 2, x, w, b, stride, padding, dilation, groups, channels_last)
 
 
 @traced
@@ -151,7 +151,7 @@ def conv2d_backward(
            [4., 4.]]), array([4.]))
     """
     op = "conv2d_backward"
-    return _backward(op, 2, dy, x, w, stride, padding, dilation, groups, channels_last, needs)
+    return gradients(op, 2, dy, x, w, stride, padding, dilation, groups, channels_last, needs)
 
 
 @traced
@@ -199,12 +199,7 @@ def conv2d_input_grad(
     array([[[[ 1., 11., 10.]]]])
     """
     op = "conv2d_input_grad"
-    backend = backend_of(op, dy=dy, w=w)
-    x_shape = geometry.shape(op, "x_shape", x_shape, 4)
-    window = _describe(op, 2, x_shape, w, stride, padding, dilation, groups, channels_last)
-    _check_dy(op, dy, x_shape[0], _c_out(w, channels_last), window, channels_last)
-    dtype = float_result(op, dy=dy, w=w)
-    return backend.convolution.input_grad(dy, w, window, channels_last, dtype)
+    return input_grad(op, 2, dy, w, x_shape, stride, padding, dilation, groups, channels_last)
 
 
 @traced
@@ -251,17 +246,7 @@ def conv2d_weight_grad(
     array([[[[3., 6.]]]])
     """
     op = "conv2d_weight_grad"
-    backend = backend_of(op, dy=dy, x=x)
-    _check_layout(op, 2, "x", x, channels_last)
-    check_rank(op, "dy", dy, _layout(2, channels_last))
-    groups = geometry.integer(op, "groups", groups, 1)
-    _check_groups(op, "dy", _channels(dy, channels_last), groups)
-    _check_groups(op, "x", _channels(x, channels_last), groups)
-    sizes = _spatial(x.shape, channels_last)
-    window = geometry.sliding_window(op, sizes, kernel_size, stride, padding, dilation, groups=groups)
-    _check_dy(op, dy, x.shape[0], _channels(dy, channels_last), window, channels_last)
-    dtype = float_result(op, dy=dy, x=x)
-    return backend.convolution.weight_grad(dy, x, window, channels_last, dtype)
+    return weight_grad(op, 2, dy, x, kernel_size, stride, padding, dilation, groups, channels_last)
 
 
 @traced
@@ -291,13 +276,13 @@ def conv2d_bias_grad(dy: Array, *, channels_last: bool = False) -> Array:
     >>> gpuconv.conv2d_bias_grad(np.ones((2, 3, 4, 4)))
     array([32., 32., 32.])
     """
-    op = "conv2d_bias_grad"
-    backend = backend_of(op, dy=dy)
-    _check_layout(op, 2, "dy", dy, channels_last)
-    return backend.convolution.bias_grad(dy, channels_last, float_result(op, dy=dy))
+    return bias_grad("conv2d_bias_grad", 2, dy, channels_last)
 
 
-def _conv(
+# What the public functions of every rank do: `axes` is the number of spatial axes, `op` the public name.
+
+
+def convolve(
     op: str,
     axes: int,
     x: Array,
@@ -309,6 +294,7 @@ def _conv(
     groups: int,
     channels_last: bool,
 ) -> Array:
+    """Check, describe the window, and convolve."""
     backend = backend_of(op, x=x, w=w, **given(b=b))
     window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
     if b is not None:
@@ -318,7 +304,7 @@ def _conv(
     return backend.convolution.forward(x, w, b, window, channels_last, dtype)
 
 
-def _backward(
+def gradients(
     op: str,
     axes: int,
     dy: Array,
@@ -331,6 +317,7 @@ def _backward(
     channels_last: bool,
     needs: Collection[str],
 ) -> ConvGrads:
+    """Check, describe the window, and compute what `needs` names."""
     backend: ModuleType = backend_of(op, dy=dy, x=x, w=w)
     if (
         isinstance(needs, str)
@@ -347,6 +334,60 @@ def _backward(
         dw=ops.weight_grad(dy, x, window, channels_last, by_w) if "w" in needs else None,
         db=ops.bias_grad(dy, channels_last, by_b) if "b" in needs else None,
     )
+
+
+def input_grad(
+    op: str,
+    axes: int,
+    dy: Array,
+    w: Array,
+    x_shape: tuple[int, ...],
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    channels_last: bool,
+) -> Array:
+    """Check, describe the window over x, and compute dx."""
+    backend = backend_of(op, dy=dy, w=w)
+    x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
+    window = _describe(op, axes, x_shape, w, stride, padding, dilation, groups, channels_last)
+    _check_dy(op, dy, x_shape[0], _c_out(w, channels_last), window, channels_last)
+    dtype = float_result(op, dy=dy, w=w)
+    return backend.convolution.input_grad(dy, w, window, channels_last, dtype)
+
+
+def weight_grad(
+    op: str,
+    axes: int,
+    dy: Array,
+    x: Array,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    channels_last: bool,
+) -> Array:
+    """Check, describe the window over x, and compute dw."""
+    backend = backend_of(op, dy=dy, x=x)
+    _check_layout(op, axes, "x", x, channels_last)
+    check_rank(op, "dy", dy, _layout(axes, channels_last))
+    groups = geometry.integer(op, "groups", groups, 1)
+    _check_groups(op, "dy", _channels(dy, channels_last), groups)
+    _check_groups(op, "x", _channels(x, channels_last), groups)
+    sizes = _spatial(x.shape, channels_last)
+    window = geometry.sliding_window(op, sizes, kernel_size, stride, padding, dilation, groups=groups)
+    _check_dy(op, dy, x.shape[0], _channels(dy, channels_last), window, channels_last)
+    dtype = float_result(op, dy=dy, x=x)
+    return backend.convolution.weight_grad(dy, x, window, channels_last, dtype)
+
+
+def bias_grad(op: str, axes: int, dy: Array, channels_last: bool) -> Array:
+    """Check, and compute db."""
+    backend = backend_of(op, dy=dy)
+    _check_layout(op, axes, "dy", dy, channels_last)
+    return backend.convolution.bias_grad(dy, channels_last, float_result(op, dy=dy))
 
 
 def _check(

@@ -157,6 +157,16 @@ def shape(op: str, name: str, value: Any, ndim: int) -> tuple[int, ...]:
     return tuple(integer(op, f"{name}[{i}]", v, 0) for i, v in enumerate(value))
 
 
+def spatial_axes(op: str, name: str, value: Any) -> int:
+    """Return the number of spatial axes of an array of this full shape: one to three, beside N and C."""
+    axes = len(value) - 2 if _is_sequence(value) else 0
+    if not 1 <= axes <= 3:
+        raise ValueError(
+            f"{op}: {name} must have 3, 4 or 5 axes (N, C and one to three spatial ones), not {value!r}"
+        )
+    return axes
+
+
 def sliding_window(
     op: str,
     in_size: tuple[int, ...],

@@ -1,6 +1,6 @@
 """Max and average pooling and their gradients: the public functions. Each checks, describes, dispatches."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuconv import geometry
 from gpuconv.backends.dispatch import backend_of, check_kind, check_shape, float_result
@@ -71,13 +71,8 @@ def max_pool2d(
     >>> argmax
     array([[[[3, 3]]]], dtype=uint8)
     """
-    op = "max_pool2d"
-    backend = backend_of(op, x=x)
-    check_kind(op, "x", x, "iuf")
-    window = _describe(op, 2, x.shape, "x", kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    wanted = geometry.flag(op, "return_argmax", return_argmax)
-    y, argmax = backend.pooling.max_pool(x, window, channels_last, wanted)
-    return (y, argmax) if wanted else y
+    options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    return max_pool("max_pool2d", 2, x, options, return_argmax)
 
 
 @traced
@@ -125,18 +120,8 @@ def max_pool2d_backward(
     array([[[[0., 0., 7., 0.],
              [0., 5., 0., 0.]]]])
     """
-    op = "max_pool2d_backward"
-    backend = backend_of(op, dy=dy, argmax=argmax)
-    check_kind(op, "dy", dy, "iuf")
-    check_kind(op, "argmax", argmax, "iu")
-    x_shape = geometry.shape(op, "x_shape", x_shape, 4)
-    window = _describe(
-        op, 2, x_shape, "x_shape", kernel_size, stride, padding, dilation, ceil_mode, channels_last
-    )
-    must = _y_shape(x_shape, window, channels_last)
-    check_shape(op, "dy", dy.shape, must, f"for x_shape {x_shape}")
-    check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
-    return backend.pooling.max_pool_backward(dy, argmax, x_shape, window, channels_last)
+    options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    return max_pool_backward("max_pool2d_backward", 2, dy, argmax, x_shape, options)
 
 
 @traced
@@ -158,8 +143,8 @@ def argmax_to_indices(
     Parameters
     ----------
     argmax : array [N, C, OH, OW]
-        The mask that `max_pool2d` returned.
-    x_shape : 4 ints
+        The mask that `max_pool2d` returned; or that of `max_pool1d` or `max_pool3d`, by x_shape's length.
+    x_shape : 4 ints (3 or 5 for the others)
         Shape of x.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_pool2d`.
@@ -184,10 +169,10 @@ def argmax_to_indices(
     op = "argmax_to_indices"
     backend = backend_of(op, argmax=argmax)
     check_kind(op, "argmax", argmax, "iu")
-    x_shape = geometry.shape(op, "x_shape", x_shape, 4)
-    window = _describe(
-        op, 2, x_shape, "x_shape", kernel_size, stride, padding, dilation, ceil_mode, channels_last
-    )
+    axes = geometry.spatial_axes(op, "x_shape", x_shape)
+    x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
+    options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    window = _describe(op, axes, x_shape, "x_shape", options)
     must = _y_shape(x_shape, window, channels_last)
     check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
     return backend.pooling.argmax_to_indices(argmax, window, channels_last)
@@ -236,12 +221,8 @@ def avg_pool2d(
     >>> gpuconv.avg_pool2d(x, 2)
     array([[[[2.5, 4.5]]]])
     """
-    op = "avg_pool2d"
-    backend = backend_of(op, x=x)
-    float_result(op, x=_floating(op, "x", x))
-    window = _describe(op, 2, x.shape, "x", kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    counted = geometry.flag(op, "count_include_pad", count_include_pad)
-    return backend.pooling.avg_pool(x, window, channels_last, counted)
+    options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    return avg_pool("avg_pool2d", 2, x, options, count_include_pad)
 
 
 @traced
@@ -285,30 +266,74 @@ def avg_pool2d_backward(
     array([[[[1., 1., 2., 2.],
              [1., 1., 2., 2.]]]])
     """
-    op = "avg_pool2d_backward"
+    options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    return avg_pool_backward("avg_pool2d_backward", 2, dy, x_shape, options, count_include_pad)
+
+
+# What the public functions of every rank do: `axes` is the number of spatial axes, `op` the public name.
+
+
+class Options(NamedTuple):
+    """A pooling window as the user gave it."""
+
+    kernel_size: Ints
+    stride: Ints | None
+    padding: Padding
+    dilation: Ints
+    ceil_mode: bool
+    channels_last: bool
+
+
+def max_pool(op: str, axes: int, x: Array, options: Options, return_argmax: bool) -> Any:
+    """Check, describe the window, and take the maxima."""
+    backend = backend_of(op, x=x)
+    check_kind(op, "x", x, "iuf")
+    window = _describe(op, axes, x.shape, "x", options)
+    wanted = geometry.flag(op, "return_argmax", return_argmax)
+    y, argmax = backend.pooling.max_pool(x, window, options.channels_last, wanted)
+    return (y, argmax) if wanted else y
+
+
+def max_pool_backward(
+    op: str, axes: int, dy: Array, argmax: Array, x_shape: tuple[int, ...], options: Options
+) -> Array:
+    """Check, describe the window, and send dy where argmax says."""
+    backend = backend_of(op, dy=dy, argmax=argmax)
+    check_kind(op, "dy", dy, "iuf")
+    check_kind(op, "argmax", argmax, "iu")
+    x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
+    window = _describe(op, axes, x_shape, "x_shape", options)
+    must = _y_shape(x_shape, window, options.channels_last)
+    check_shape(op, "dy", dy.shape, must, f"for x_shape {x_shape}")
+    check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
+    return backend.pooling.max_pool_backward(dy, argmax, x_shape, window, options.channels_last)
+
+
+def avg_pool(op: str, axes: int, x: Array, options: Options, count_include_pad: bool) -> Array:
+    """Check, describe the window, and take the means."""
+    backend = backend_of(op, x=x)
+    float_result(op, x=_floating(op, "x", x))
+    window = _describe(op, axes, x.shape, "x", options)
+    counted = geometry.flag(op, "count_include_pad", count_include_pad)
+    return backend.pooling.avg_pool(x, window, options.channels_last, counted)
+
+
+def avg_pool_backward(
+    op: str, axes: int, dy: Array, x_shape: tuple[int, ...], options: Options, count_include_pad: bool
+) -> Array:
+    """Check, describe the window, and spread dy."""
     backend = backend_of(op, dy=dy)
     float_result(op, dy=_floating(op, "dy", dy))
-    x_shape = geometry.shape(op, "x_shape", x_shape, 4)
-    window = _describe(
-        op, 2, x_shape, "x_shape", kernel_size, stride, padding, dilation, ceil_mode, channels_last
-    )
+    x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
+    window = _describe(op, axes, x_shape, "x_shape", options)
     counted = geometry.flag(op, "count_include_pad", count_include_pad)
-    check_shape(op, "dy", dy.shape, _y_shape(x_shape, window, channels_last), f"for x_shape {x_shape}")
-    return backend.pooling.avg_pool_backward(dy, x_shape, window, channels_last, counted)
+    must = _y_shape(x_shape, window, options.channels_last)
+    check_shape(op, "dy", dy.shape, must, f"for x_shape {x_shape}")
+    return backend.pooling.avg_pool_backward(dy, x_shape, window, options.channels_last, counted)
 
 
-def _describe(
-    op: str,
-    axes: int,
-    shape: tuple[int, ...],
-    name: str,
-    kernel_size: Ints,
-    stride: Ints | None,
-    padding: Padding,
-    dilation: Ints,
-    ceil_mode: bool,
-    channels_last: bool,
-) -> Window:
+def _describe(op: str, axes: int, shape: tuple[int, ...], name: str, options: Options) -> Window:
+    kernel_size, stride, padding, dilation, ceil_mode, channels_last = options
     geometry.flag(op, "channels_last", channels_last)
     sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
     if len(shape) != axes + 2:

@@ -217,11 +217,16 @@ def test_kinds_of_arrays_are_not_mixed(op, name, other):
 # Shapes.
 
 
+# These take one to three spatial axes.
+ANY_RANK = ("im2col", "col2im", "argmax_to_indices")
+
+
 @pytest.mark.parametrize(("op", "name"), [pair for pair in ARRAY_ARGUMENTS if pair[1] in ("dy", "x", "w")])
-@pytest.mark.parametrize("change", ["one axis more", "one axis fewer", "none"])
+@pytest.mark.parametrize("change", ["axes more", "axes fewer", "none"])
 def test_wrong_ranks_are_refused(op, name, change):
     good = GOOD[op][name]
-    bad = {"one axis more": good[None], "one axis fewer": good[0], "none": np.array(1, good.dtype)}[change]
+    more, fewer = (good[None, None], good[0, 0]) if op in ANY_RANK else (good[None], good[0])
+    bad = {"axes more": more, "axes fewer": fewer, "none": np.array(1, good.dtype)}[change]
     refused(ValueError, op, rf"\b{name} ", re.escape(str(bad.shape)), **{name: bad})
 
 
@@ -404,6 +409,11 @@ def test_paddings(op, padding, error, said):
     ],
 )
 def test_shapes_of_x(op, x_shape, error, said):
+    if op in ANY_RANK and isinstance(x_shape, tuple) and len(x_shape) != 4:
+        x_shape, said = (
+            x_shape[:2] if len(x_shape) == 3 else (*x_shape, 1),
+            "x_shape must have 3, 4 or 5 axes",
+        )
     refused(error, op, said, x_shape=x_shape)
 
 

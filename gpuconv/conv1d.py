@@ -1,0 +1,216 @@
+"""Convolution over signals and its gradients: `gpuconv.conv2d`'s family over one spatial axis."""
+
+from collections.abc import Collection
+
+from gpuconv.conv import Array, ConvGrads, bias_grad, convolve, gradients, input_grad, weight_grad
+from gpuconv.geometry import Ints, Padding
+from gpuconv.trace import traced
+
+
+@traced
+def conv1d(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    channels_last: bool = False,
+) -> Array:
+    """Convolve a batch of signals with a bank of kernels.
+
+    ``y[n, f, p] = b[f] + sum_{c, j} w[f, c, j] * x[n, c, p*s + j*d - before]``,
+    over the channels c of f's group. The kernel is not flipped; float16 is summed in float32.
+
+    Parameters
+    ----------
+    x : array [N, C_in, L]
+        Signals; any strides, never written to. ``channels_last``: [N, L, C_in].
+    w : array [C_out, C_in/groups, k]
+        Kernels. ``channels_last``: [k, C_in/groups, C_out].
+    b : array [C_out], optional
+        Bias.
+    stride, padding, dilation, groups, channels_last
+        As in `conv2d`, with one spatial axis: padding also ``((before, after),)``.
+
+    Returns
+    -------
+    y : array [N, C_out, OL] ([N, OL, C_out])
+        Of the dtype that NumPy promotes x, w and b to: float16, float32 or float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.array([1.0, 2.0, 4.0, 8.0]).reshape(1, 1, 4)
+    >>> gpuconv.conv1d(x, np.array([[[-1.0, 1.0]]]))
+    array([[[1., 2., 4.]]])
+    """
+    return convolve("conv1d", 1, x, w, b, stride, padding, dilation, groups, channels_last)
+
+
+@traced
+def conv1d_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    channels_last: bool = False,
+    needs: Collection[str] = ("x", "w", "b"),
+) -> ConvGrads:
+    """Return the gradients of `conv1d` by its three inputs, summed over the batch.
+
+    Parameters
+    ----------
+    dy : array [N, C_out, OL]
+        Gradient of the loss by y. ``channels_last``: [N, OL, C_out].
+    x, w, stride, padding, dilation, groups, channels_last
+        As given to `conv1d`.
+    needs : tuple of "x", "w", "b"
+        Which gradients to compute.
+
+    Returns
+    -------
+    ConvGrads
+        Named tuple (dx, dw, db), shaped like x, w and b; None for what was not asked for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x, w = np.array([[[1.0, 2.0, 4.0]]]), np.array([[[1.0, 10.0]]])
+    >>> gpuconv.conv1d_backward(np.ones((1, 1, 2)), x, w)
+    ConvGrads(dx=array([[[ 1., 11., 10.]]]), dw=array([[[3., 6.]]]), db=array([2.]))
+    """
+    op = "conv1d_backward"
+    return gradients(op, 1, dy, x, w, stride, padding, dilation, groups, channels_last, needs)
+
+
+@traced
+def conv1d_input_grad(
+    dy: Array,
+    w: Array,
+    x_shape: tuple[int, ...],
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    channels_last: bool = False,
+) -> Array:
+    """Return the gradient of `conv1d` by x, for an x of shape `x_shape`; as `conv2d_input_grad`.
+
+    Parameters
+    ----------
+    dy : array [N, C_out, OL]
+        Gradient of the loss by y. ``channels_last``: [N, OL, C_out].
+    w, stride, padding, dilation, groups, channels_last
+        As given to `conv1d`.
+    x_shape : 3 ints
+        Shape of x: with a stride, several sizes of x give the same dy.
+
+    Returns
+    -------
+    dx : array of shape x_shape
+        Of the dtype that dy and w promote to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d_input_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.conv1d_input_grad(np.ones((1, 1, 2)), np.array([[[1.0, 10.0]]]), (1, 1, 3))
+    array([[[ 1., 11., 10.]]])
+    """
+    op = "conv1d_input_grad"
+    return input_grad(op, 1, dy, w, x_shape, stride, padding, dilation, groups, channels_last)
+
+
+@traced
+def conv1d_weight_grad(
+    dy: Array,
+    x: Array,
+    kernel_size: Ints,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    channels_last: bool = False,
+) -> Array:
+    """Return the gradient of `conv1d` by w, for kernels of `kernel_size`; as `conv2d_weight_grad`.
+
+    Parameters
+    ----------
+    dy : array [N, C_out, OL]
+        Gradient of the loss by y. ``channels_last``: [N, OL, C_out].
+    x, stride, padding, dilation, groups, channels_last
+        As given to `conv1d`.
+    kernel_size : int or (int,)
+        k: with a stride, several kernel sizes give the same dy.
+
+    Returns
+    -------
+    dw : array [C_out, C_in/groups, k] ([k, C_in/groups, C_out])
+        Of the dtype that dy and x promote to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d_weight_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.conv1d_weight_grad(np.ones((1, 1, 3)), np.arange(4.0).reshape(1, 1, 4), 2)
+    array([[[3., 6.]]])
+    """
+    op = "conv1d_weight_grad"
+    return weight_grad(op, 1, dy, x, kernel_size, stride, padding, dilation, groups, channels_last)
+
+
+@traced
+def conv1d_bias_grad(dy: Array, *, channels_last: bool = False) -> Array:
+    """Return the gradient of `conv1d` by b: dy summed over images and places.
+
+    Parameters
+    ----------
+    dy : array [N, C_out, OL]
+        Gradient of the loss by y. ``channels_last``: [N, OL, C_out].
+    channels_last : bool
+        The layout of dy.
+
+    Returns
+    -------
+    db : array [C_out]
+        Of dy's dtype; float16 is summed in float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d_bias_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.conv1d_bias_grad(np.ones((2, 3, 4)))
+    array([8., 8., 8.])
+    """
+    return bias_grad("conv1d_bias_grad", 1, dy, channels_last)

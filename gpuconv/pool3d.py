@@ -1,0 +1,187 @@
+"""Max and average pooling over volumes: `gpuconv.max_pool2d`'s family over three spatial axes."""
+
+from typing import Any
+
+from gpuconv.geometry import Ints, Padding
+from gpuconv.pool import Array, Options, avg_pool, avg_pool_backward, max_pool, max_pool_backward
+from gpuconv.trace import traced
+
+
+@traced
+def max_pool3d(
+    x: Array,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    *,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    channels_last: bool = False,
+    return_argmax: bool = True,
+) -> Any:
+    """Take the maximum of every window of volumes, and remember where it was; as `max_pool2d`.
+
+    Parameters
+    ----------
+    x : array [N, C, D, H, W]
+        Integers or floats, any strides. ``channels_last``: [N, D, H, W, C].
+    kernel_size, stride, padding, dilation, ceil_mode, channels_last, return_argmax
+        As in `max_pool2d`, with three spatial axes.
+
+    Returns
+    -------
+    y : array [N, C, OD, OH, OW]
+        Of x's dtype.
+    argmax : array [N, C, OD, OH, OW]
+        Offset ``(h*kh + i)*kw + j`` of the maximum in its window: uint8 for windows of up to 255 places, else
+        int32. Left out
+        where ``return_argmax`` is False: then y alone is returned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> y, argmax = gpuconv.max_pool3d(np.arange(8).reshape(1, 1, 2, 2, 2), 2)
+    >>> y.item(), argmax.item()
+    (7, 7)
+    """
+    options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    return max_pool("max_pool3d", 3, x, options, return_argmax)
+
+
+@traced
+def max_pool3d_backward(
+    dy: Array,
+    argmax: Array,
+    x_shape: tuple[int, ...],
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    *,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    channels_last: bool = False,
+) -> Array:
+    """Send each gradient to the place its window's maximum came from; as `max_pool2d_backward`.
+
+    Parameters
+    ----------
+    dy : array [N, C, OD, OH, OW]
+        Gradient of the loss by y.
+    argmax : array [N, C, OD, OH, OW]
+        The mask that `max_pool3d` returned.
+    x_shape : 5 ints
+        Shape of x.
+    kernel_size, stride, padding, dilation, ceil_mode, channels_last
+        As given to `max_pool3d`.
+
+    Returns
+    -------
+    dx : array of shape x_shape
+        Of dy's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool2d_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> dy, argmax = np.full((1, 1, 1, 1, 1), 3.0), np.full((1, 1, 1, 1, 1), 6, np.uint8)
+    >>> gpuconv.max_pool3d_backward(dy, argmax, (1, 1, 2, 2, 2), 2)[0, 0, 1]
+    array([[0., 0.],
+           [3., 0.]])
+    """
+    options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    return max_pool_backward("max_pool3d_backward", 3, dy, argmax, x_shape, options)
+
+
+@traced
+def avg_pool3d(
+    x: Array,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    *,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    channels_last: bool = False,
+) -> Array:
+    """Take the mean of every window of volumes; as `avg_pool2d`.
+
+    Parameters
+    ----------
+    x : array [N, C, D, H, W]
+        float16 (summed in float32), float32 or float64. ``channels_last``: [N, D, H, W, C].
+    kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, channels_last
+        As in `avg_pool2d`, with three spatial axes.
+
+    Returns
+    -------
+    y : array [N, C, OD, OH, OW]
+        Of x's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `avg_pool2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.avg_pool3d(np.arange(8.0).reshape(1, 1, 2, 2, 2), 2).item()
+    3.5
+    """
+    options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    return avg_pool("avg_pool3d", 3, x, options, count_include_pad)
+
+
+@traced
+def avg_pool3d_backward(
+    dy: Array,
+    x_shape: tuple[int, ...],
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    *,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    channels_last: bool = False,
+) -> Array:
+    """Spread each gradient evenly over its window; as `avg_pool2d_backward`.
+
+    Parameters
+    ----------
+    dy : array [N, C, OD, OH, OW]
+        Gradient of the loss by y.
+    x_shape : 5 ints
+        Shape of x.
+    kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, channels_last
+        As given to `avg_pool3d`.
+
+    Returns
+    -------
+    dx : array of shape x_shape
+        Of dy's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `avg_pool2d_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.avg_pool3d_backward(np.full((1, 1, 1, 1, 1), 8.0), (1, 1, 2, 2, 2), 2)[0, 0, 1]
+    array([[1., 1.],
+           [1., 1.]])
+    """
+    options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    return avg_pool_backward("avg_pool3d_backward", 3, dy, x_shape, options, count_include_pad)
