@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuconv
-from gpuconv.backends.dispatch import backend_of
 from gpuconv.geometry import sliding_window
 
 randoms = st.randoms(use_true_random=False)
@@ -62,27 +61,25 @@ def test_one_and_three_spatial_axes_are_the_definition_too(backend, axes, rng):
     case = draw(rng, axes=axes)
     x, w, b, dy = _arrays(case)
     x0, w0, b0, dy0 = (backend.to_array(a) for a in (x, w, b, dy))
-    ops = backend_of("test", x=x0).convolution
-    window = sliding_window(
-        "test", case.in_size, case.kernel, case.stride, case.padding, case.dilation, groups=case.groups
-    )
     sliding, (x1, dy1) = case.sliding(), _first(case, x, dy)
     w1 = define.weights_first(w, case.channels_last)
-    last, dtype = case.channels_last, np.dtype(np.float64)
+    y, dx, dw, db = (
+        in_layout(case, define.conv(x1, w1, b, sliding, case.groups)),
+        in_layout(case, define.conv_input_grad(dy1, w1, sliding, case.groups)),
+        weights_in_layout(case, define.conv_weight_grad(dy1, x1, sliding, case.groups)),
+        define.conv_bias_grad(dy1),
+    )
+    conv, backward, input_grad, weight_grad, bias_grad = (
+        getattr(gpuconv, f"conv{axes}d{name}")
+        for name in ("", "_backward", "_input_grad", "_weight_grad", "_bias_grad")
+    )
+    grads = backward(dy0, x0, w0, **case.conv())
     for got, must in [
-        (
-            ops.forward(x0, w0, b0, window, last, dtype),
-            in_layout(case, define.conv(x1, w1, b, sliding, case.groups)),
-        ),
-        (
-            ops.input_grad(dy0, w0, window, last, dtype),
-            in_layout(case, define.conv_input_grad(dy1, w1, sliding, case.groups)),
-        ),
-        (
-            ops.weight_grad(dy0, x0, window, last, dtype),
-            weights_in_layout(case, define.conv_weight_grad(dy1, x1, sliding, case.groups)),
-        ),
-        (ops.bias_grad(dy0, last, dtype), define.conv_bias_grad(dy1)),
+        (conv(x0, w0, b0, **case.conv()), y),
+        *zip(grads, (dx, dw, db), strict=True),
+        (input_grad(dy0, w0, x.shape, **case.conv()), dx),
+        (weight_grad(dy0, x0, case.kernel, **case.conv()), dw),
+        (bias_grad(dy0, channels_last=case.channels_last), db),
     ]:
         np.testing.assert_array_equal(backend.to_numpy(got), must)
 

@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuconv
-from gpuconv.backends.dispatch import backend_of
-from gpuconv.geometry import sliding_window
 
 randoms = st.randoms(use_true_random=False)
 
@@ -78,32 +76,24 @@ def test_average_pooling_and_gradient_are_the_definition(backend, dtype, rng):
 def test_pooling_over_one_and_three_spatial_axes(backend, axes, rng):
     case = draw(rng, pool=True, axes=axes)
     x = case.array("x", case.x_shape(), whole=True)
-    ops = backend_of("test", x=backend.to_array(x)).pooling
-    window = sliding_window(
-        "test",
-        case.in_size,
-        case.kernel,
-        case.stride,
-        case.padding,
-        case.dilation,
-        ceil_mode=case.ceil_mode,
-        needs_valid=True,
-    )
-    sliding, last, counted = case.sliding(pool=True), case.channels_last, case.count_include_pad
-    x1 = define.first(x, last)
-    y, argmax = ops.max_pool(backend.to_array(x), window, last, True)
+    sliding, counted, options = case.sliding(pool=True), case.count_include_pad, case.pool()
+    x0, x1 = backend.to_array(x), define.first(x, case.channels_last)
+    y, argmax = getattr(gpuconv, f"max_pool{axes}d")(x0, case.kernel, **options)
     want, positions = define.max_pool(x1, sliding)
     np.testing.assert_array_equal(backend.to_numpy(y), in_layout(case, want))
     np.testing.assert_array_equal(backend.to_numpy(argmax), in_layout(case, positions))
-    indices = backend.to_numpy(ops.argmax_to_indices(argmax, window, last))
-    np.testing.assert_array_equal(indices, in_layout(case, define.flat_indices(positions, sliding)))
-    dx = ops.max_pool_backward(y, argmax, x.shape, window, last)
+    indices = gpuconv.argmax_to_indices(argmax, x.shape, case.kernel, **options)
+    must = in_layout(case, define.flat_indices(positions, sliding))
+    np.testing.assert_array_equal(backend.to_numpy(indices), must)
+    dx = getattr(gpuconv, f"max_pool{axes}d_backward")(y, argmax, x.shape, case.kernel, **options)
     must = in_layout(case, define.max_pool_backward(want, positions, sliding))
     np.testing.assert_array_equal(backend.to_numpy(dx), must)
-    mean = backend.to_numpy(ops.avg_pool(backend.to_array(x), window, last, counted))
-    assert_close(mean, in_layout(case, define.avg_pool(x1, sliding, counted)))
-    dx = backend.to_numpy(ops.avg_pool_backward(y, x.shape, window, last, counted))
-    assert_close(dx, in_layout(case, define.avg_pool_backward(want, sliding, counted)))
+    options["count_include_pad"] = counted
+    mean = getattr(gpuconv, f"avg_pool{axes}d")(x0, case.kernel, **options)
+    assert_close(backend.to_numpy(mean), in_layout(case, define.avg_pool(x1, sliding, counted)))
+    dx = getattr(gpuconv, f"avg_pool{axes}d_backward")(y, x.shape, case.kernel, **options)
+    must = in_layout(case, define.avg_pool_backward(want, sliding, counted))
+    assert_close(backend.to_numpy(dx), must)
 
 
 @given(rng=randoms)
