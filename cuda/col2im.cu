@@ -1,6 +1,7 @@
-// col2im, the adjoint of im2col: every place collects its copies from the columns.
+// col2im, the adjoint of im2col: every place collects its copies from the columns. With a bias it is the second half
+// of a transposed convolution.
 //
-//   x[n, c, i] = sum over the windows o that read i, with tap j, of col[n, c, j, o]
+//   x[n, c, i] = b[c] + sum over the windows o that read i, with tap j, of col[n, c, j, o]
 //
 // x may be a tile of a larger array: `window.in` are the tile's places and `window.out` those outputs whose columns
 // are there, all that read the tile. The strides of both are arguments.
@@ -11,7 +12,8 @@
 // Bytes per element of x: one write, 16 bytes at a time, and about TAPS / (S0*S1*S2) reads of columns, each entry
 // once.
 //
-// Fixed when compiled, besides: COL, the columns' type: ACC where they are a product's sums, not yet rounded.
+// Fixed when compiled, besides: COL, the columns' type: ACC where they are a product's sums, not yet rounded;
+// WITH_BIAS.
 
 struct Col2im {
     Window window;
@@ -24,7 +26,8 @@ struct Col2im {
     Divisor inner[2];                         // in[1], in[2]
 };
 
-extern "C" __global__ void gpuconv_col2im(const COL *__restrict__ col, T *__restrict__ x, const Col2im p) {
+extern "C" __global__ void gpuconv_col2im(const COL *__restrict__ col, const T *__restrict__ b, T *__restrict__ x,
+                                          const Col2im p) {
     FOR_ITEMS(item, p.items) {
         INDEX rest = item;
         const INDEX vector = take(rest, p.vectors) * VECTOR;
@@ -46,16 +49,21 @@ extern "C" __global__ void gpuconv_col2im(const COL *__restrict__ col, T *__rest
         }
 #endif
         ACC sum[VECTOR] = {};
+#if WITH_BIAS
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v)
+            sum[v] = (ACC)b[CHANNELS_LAST ? channel * p.vectors.value * VECTOR + vector + v : channel];
+#endif
 #pragma unroll UNROLLED
         for (int a = 0; a < covers(0); ++a)
 #pragma unroll UNROLLED
-            for (int b = 0; b < covers(1); ++b)
+            for (int e = 0; e < covers(1); ++e)
 #pragma unroll UNROLLED
                 for (int c = 0; c < covers(2); ++c)
 #pragma unroll
                     for (int v = 0; v < PLACES; ++v) {
                         Place out, tap;
-                        if (!covering(place[v], a, b, c, p.window, out, tap)) continue;
+                        if (!covering(place[v], a, e, c, p.window, out, tap)) continue;
                         const COL *entry = from + flat_tap(tap) * p.tap + flat_out(out, p.window) * p.place;
 #if CHANNELS_LAST
                         const Vector<COL> values = load(entry);

@@ -19,6 +19,14 @@ from gpuconv.conv import (
 )
 from gpuconv.conv1d import conv1d, conv1d_backward, conv1d_bias_grad, conv1d_input_grad, conv1d_weight_grad
 from gpuconv.conv3d import conv3d, conv3d_backward, conv3d_bias_grad, conv3d_input_grad, conv3d_weight_grad
+from gpuconv.conv_transpose import (
+    conv_transpose1d,
+    conv_transpose1d_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
+    conv_transpose3d,
+    conv_transpose3d_backward,
+)
 from gpuconv.nn import (
     MSE,
     SGD,
@@ -91,6 +99,12 @@ __all__ = [
     "conv3d_bias_grad",
     "conv3d_input_grad",
     "conv3d_weight_grad",
+    "conv_transpose1d",
+    "conv_transpose1d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "conv_transpose3d",
+    "conv_transpose3d_backward",
     "fit",
     "im2col",
     "max_pool1d",

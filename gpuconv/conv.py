@@ -319,12 +319,7 @@ def gradients(
 ) -> ConvGrads:
     """Check, describe the window, and compute what `needs` names."""
     backend: ModuleType = backend_of(op, dy=dy, x=x, w=w)
-    if (
-        isinstance(needs, str)
-        or not isinstance(needs, Collection)
-        or not all(n in ("x", "w", "b") for n in needs)
-    ):
-        raise ValueError(f'{op}: needs must be a tuple of "x", "w" and "b", not {needs!r}')
+    check_needs(op, needs)
     window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
     _check_dy(op, dy, x.shape[0], _c_out(w, channels_last), window, channels_last)
     by_x, by_w, by_b = float_result(op, dy=dy, w=w), float_result(op, dy=dy, x=x), float_result(op, dy=dy)
@@ -334,6 +329,13 @@ def gradients(
         dw=ops.weight_grad(dy, x, window, channels_last, by_w) if "w" in needs else None,
         db=ops.bias_grad(dy, channels_last, by_b) if "b" in needs else None,
     )
+
+
+def check_needs(op: str, needs: Any) -> None:
+    """Check the names of the gradients that are wanted."""
+    named = isinstance(needs, Collection) and not isinstance(needs, str)
+    if not named or not all(n in ("x", "w", "b") for n in needs):
+        raise ValueError(f'{op}: needs must be a tuple of "x", "w" and "b", not {needs!r}')
 
 
 def input_grad(

@@ -221,6 +221,69 @@ def sliding_window(
     )
 
 
+def transposed_window(
+    op: str,
+    out_size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Window:
+    """Describe the convolution whose adjoint a transposed convolution is: from its result back to its input.
+
+    Parameters
+    ----------
+    op
+        The public function's name, for the messages.
+    out_size
+        Spatial sizes of what the transposed convolution is given; the window's output.
+    kernel
+        The kernel's size.
+    stride, padding, dilation, groups
+        As in `sliding_window`. "same" makes the result out_size * stride.
+    output_padding
+        Places that the result has beyond the last window's end; an integer, or one per axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `sliding_window`; and where output_padding is not less than stride or dilation.
+    """
+    axes = len(out_size)
+    stride = per_axis(op, "stride", stride, axes, 1)
+    dilation = per_axis(op, "dilation", dilation, axes, 1)
+    extra = per_axis(op, "output_padding", output_padding, axes, 0)
+    pads = _padding(op, padding, axes)
+    in_size, before, after = [], [], []
+    for axis, (n, k, s, d, more) in enumerate(zip(out_size, kernel, stride, dilation, extra, strict=True)):
+        if more >= max(s, d):
+            raise ValueError(
+                f"{op}: output_padding must be less than stride or dilation, but along spatial axis {axis} "
+                f"it is {more}, with stride {s} and dilation {d}"
+            )
+        if n < 1:
+            raise ValueError(f"{op}: x has no places along spatial axis {axis} (spatial shape {out_size})")
+        whole = (n - 1) * s + _span(k, d) + more
+        if isinstance(pads, str):
+            lo, hi = _halves(0 if pads == "valid" else max(whole - n * s, 0), pads)
+            whole = whole if pads == "valid" else max(whole, n * s)
+        else:
+            lo, hi = pads[axis]
+        size = whole - lo - hi
+        if size < 1:
+            raise ValueError(
+                f"{op}: along spatial axis {axis} padding takes {lo} + {hi} of the result's {whole} places"
+            )
+        in_size.append(size)
+        before.append(lo)
+        after.append(hi)
+    return Window(
+        tuple(in_size), kernel, stride, dilation, tuple(before), tuple(after), tuple(out_size), groups
+    )
+
+
 def flag(op: str, name: str, value: Any) -> bool:
     """Return `value` if it is a bool (Python's or NumPy's): a number here is most likely misplaced."""
     if isinstance(value, bool) or (str(getattr(value, "dtype", "")) == "bool" and value.shape == ()):
@@ -280,10 +343,7 @@ def _window(
         if padding == "valid":
             lo = hi = 0
         elif isinstance(padding, str):
-            total = max((-(-n // s) - 1) * s + span - n, 0)
-            lo, hi = total // 2, total - total // 2
-            if padding == "same_lower":
-                lo, hi = hi, lo
+            lo, hi = _halves(max((-(-n // s) - 1) * s + span - n, 0), padding)
         else:
             lo, hi = padding[axis]
         room = n + lo + hi - span
@@ -301,6 +361,12 @@ def _window(
         after.append(hi)
         out_size.append(out)
     return Window(in_size, kernel, stride, dilation, tuple(before), tuple(after), tuple(out_size), groups)
+
+
+def _halves(total: int, word: str) -> tuple[int, int]:
+    """Return padding before and after; "same_lower" puts an odd place before, "same" after."""
+    smaller, larger = total // 2, total - total // 2
+    return (larger, smaller) if word == "same_lower" else (smaller, larger)
 
 
 def _check_valid(op: str, axis: int, n: int, k: int, s: int, d: int, lo: int, out: int) -> None:

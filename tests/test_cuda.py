@@ -51,7 +51,7 @@ def _plans(problem, limit):
     x = dense(problem.c_in, problem.window.in_size, problem.channels_last)
     return {
         "forward": convolution._plan_forward.__wrapped__(problem, x, False, limit),
-        "input_grad": plan_input_grad.__wrapped__(problem, limit),
+        "input_grad": plan_input_grad.__wrapped__(problem, False, limit),
         "weight_grad": plan_weight_grad.__wrapped__(problem, x, limit),
     }
 
@@ -167,7 +167,7 @@ def test_full_memory_halves_the_chunks_until_they_fit(host):
 def test_memory_that_is_full_altogether_is_an_error_with_the_bytes_asked_for(host):
     x, w = _on_device(np.ones((1, 8, 20, 20), np.float32), np.ones((8, 8, 3, 3), np.float32))
     host.capacity = 100
-    with pytest.raises(MemoryError, match=r"conv2d: the GPU's memory is full: 115200, \d+.* were refused"):
+    with pytest.raises(MemoryError, match=r"convolution: the GPU's memory is full: 115200, \d+.* were refused"):
         gpuconv.conv2d(x, w, padding=1)
     assert not host.gemms
 

@@ -45,17 +45,19 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: 
     return y
 
 
-def input_grad(dy: Array, w: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
-    """Return dx, the gradient by x of sum(dy * conv(x, w))."""
+def input_grad(
+    dy: Array, w: Array, window: Window, channels_last: bool, dtype: Any, b: Array | None = None
+) -> Array:
+    """Return dx, the gradient by x of sum(dy * conv(x, w)); plus b, as a transposed convolution has it."""
     weights = _weights_first(w, channels_last)
     dx = _empty(dy.shape[0], weights.shape[1] * window.groups, window.in_size, channels_last, dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     # The columns of dy are C_out high, those of dx C_in; col2im reads and writes, im2col only writes.
     og, cg = weights.shape[0] // window.groups, weights.shape[1]
     if og <= ROTATED_COST * cg:
-        _input_grad_by_rotation(source, weights, window, target, channels_last)
+        _input_grad_by_rotation(source, weights, b, window, target, channels_last)
     else:
-        _input_grad_by_columns(source, weights, window, target, channels_last)
+        _input_grad_by_columns(source, weights, b, window, target, channels_last)
     return dx
 
 
@@ -136,22 +138,27 @@ def _forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, chan
     parallel(one, list(product(batches, blocks)), work)
 
 
-def _input_grad_by_rotation(dy: Array, w: Array, window: Window, dx: Array, channels_last: bool) -> None:
-    """Write conv(pad(dy), rot180(w)) to dx, phase by phase of the stride."""
+def _input_grad_by_rotation(
+    dy: Array, w: Array, b: Array | None, window: Window, dx: Array, channels_last: bool
+) -> None:
+    """Write conv(pad(dy), rot180(w)) + b to dx, phase by phase of the stride."""
     for places, taps, phase in window.adjoint():
         part = dx[:, :, *places]
         if phase.taps:
             turned = rotated(w[:, :, *taps], window.groups)
-            _forward(dy, turned, None, phase, part, channels_last)
+            _forward(dy, turned, b, phase, part, channels_last)
         else:
-            part[...] = 0
+            part[...] = 0 if b is None else b.reshape(-1, *(1,) * window.axes)
 
 
-def _input_grad_by_columns(dy: Array, w: Array, window: Window, dx: Array, channels_last: bool) -> None:
-    """Write col2im(W^T dy) to dx."""
+def _input_grad_by_columns(
+    dy: Array, w: Array, b: Array | None, window: Window, dx: Array, channels_last: bool
+) -> None:
+    """Write col2im(W^T dy) + b to dx."""
     dtype = accumulator(dx.dtype)
     cg, og = w.shape[1], w.shape[0] // window.groups
     w = w.astype(dtype, copy=False)
+    bias = None if b is None else b.astype(dtype, copy=False).reshape(-1, cg, *(1,) * window.axes)
     images = dy.shape[0]
     group_bytes = cg * window.taps * dtype.itemsize
     work = dy.size * cg * window.taps
@@ -171,7 +178,7 @@ def _input_grad_by_columns(dy: Array, w: Array, window: Window, dx: Array, chann
         weights = _weight_matrices(w[channels(groups, og), part], length(groups), channels_last)
         exact = _by_group(dx[n0:n1, channels(groups, cg)], groups)[:, :, part]
         total = exact if exact.dtype == dtype else np.empty(exact.shape, dtype)
-        total[...] = 0
+        total[...] = 0 if bias is None else bias[groups, part]
         for _, _, r0, r1 in rows:
             col, canonical = _column_buffer(
                 groups, length(part), n1 - n0, window, r1 - r0, channels_last, dtype

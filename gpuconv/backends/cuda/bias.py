@@ -72,7 +72,7 @@ def grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
         def plan(limit: int) -> Program:
             return _grad(n, c, tuple(sizes), source, dtype, channels_last)
 
-        run_within_limit("conv2d_bias_grad", runtime, plan, [runtime.address(dy), runtime.address(db)])
+        run_within_limit("bias gradient", runtime, plan, [runtime.address(dy), runtime.address(db)])
     else:
         db[...] = 0
     return db

@@ -177,6 +177,7 @@ def col2im_launch(
     window: Window,
     col: ColumnStrides,
     col_at: At,
+    b_at: At | None,
     x: Laid,
     x_at: At,
     dtypes: tuple[np.dtype[Any], np.dtype[Any]],
@@ -187,7 +188,7 @@ def col2im_launch(
     channels_last: bool,
     vector: int,
 ) -> Launch:
-    """Return the launch that collects x, or a tile of it, from the columns of the windows that read it.
+    """Return the launch that collects x, or a tile of it, from the columns of its windows, plus b.
 
     `dtypes` are those of the columns and of x.
     """
@@ -206,11 +207,12 @@ def col2im_launch(
         wide=wide,
         CHANNELS_LAST=int(channels_last),
         COL=C_TYPES[dtypes[0].name],
+        WITH_BIAS=int(b_at is not None),
     )
     return kernel_launch(
         kernel,
         images * between * vectors * (places if channels_last else 1),
-        (col_at, x_at),
+        (col_at, b_at or col_at, x_at),
         window=window_struct(window),
         x=x.struct(*written),
         **col.fields(*shape),
@@ -315,6 +317,7 @@ def _col2im(
         window,
         col,
         At(COL),
+        None,
         dense(c, window.in_size, channels_last),
         At(IM),
         (dtype, dtype),

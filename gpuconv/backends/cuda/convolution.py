@@ -57,13 +57,15 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: 
             bias.fill(y, b.astype(dtype, copy=False), channels_last)
         problem = _problem(window, n, c_in, c_out, dtype, channels_last)
         plan = partial(_plan_forward, problem, laid(x, runtime.address(x), channels_last), b is not None)
-        run_within_limit("conv2d", runtime, plan, [runtime.address(a) for a in (x, w, y)])
+        run_within_limit("convolution", runtime, plan, _addresses(runtime, x, w, None, y))
     return y
 
 
 @runtimes.on_device
-def input_grad(dy: Array, w: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
-    """Return dx, the gradient by x of sum(dy * conv(x, w))."""
+def input_grad(
+    dy: Array, w: Array, window: Window, channels_last: bool, dtype: Any, b: Array | None = None
+) -> Array:
+    """Return dx, the gradient by x of sum(dy * conv(x, w)); plus b, as a transposed convolution has it."""
     runtime = runtimes.of(dy)
     dy, w = _contiguous(dy, dtype), _contiguous(w, dtype)
     n, c_out = dy.shape[0], w.shape[-1 if channels_last else 0]
@@ -71,8 +73,12 @@ def input_grad(dy: Array, w: Array, window: Window, channels_last: bool, dtype: 
     dx = runtime.empty((n, *window.in_size, c_in) if channels_last else (n, c_in, *window.in_size), dtype)
     if n:
         problem = _problem(window, n, c_in, c_out, dtype, channels_last)
-        addresses = [runtime.address(a) for a in (dy, w, dx)]
-        run_within_limit("conv2d_input_grad", runtime, partial(plan_input_grad, problem), addresses)
+        if b is not None:
+            b = _contiguous(b, dtype)
+            if window.is_pointwise:
+                bias.fill(dx, b, channels_last)
+        plan = partial(plan_input_grad, problem, b is not None)
+        run_within_limit("input gradient", runtime, plan, _addresses(runtime, dy, w, b, dx))
     return dx
 
 
@@ -87,14 +93,20 @@ def weight_grad(dy: Array, x: Array, window: Window, channels_last: bool, dtype:
     if n:
         problem = _problem(window, n, c_in, c_out, dtype, channels_last)
         plan = partial(plan_weight_grad, problem, laid(x, runtime.address(x), channels_last))
-        addresses = [runtime.address(a) for a in (dy, x, dw)]
-        run_within_limit("conv2d_weight_grad", runtime, plan, addresses)
+        run_within_limit("weight gradient", runtime, plan, _addresses(runtime, dy, x, None, dw))
     else:
         dw[...] = 0
     return dw
 
 
 bias_grad = bias.grad
+
+
+def _addresses(
+    runtime: runtimes.Runtime, left: Array, right: Array, b: Array | None, result: Array
+) -> list[int]:
+    """Return the addresses in the order of the slots; the workspace's comes behind."""
+    return [0 if array is None else runtime.address(array) for array in (left, right, b, result)]
 
 
 def _problem(window: Window, n: int, c_in: int, c_out: int, dtype: Any, channels_last: bool) -> Problem:

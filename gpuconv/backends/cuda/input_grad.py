@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from gpuconv.backends.cuda.columns import ColumnStrides, col2im_launch, dense
 from gpuconv.backends.cuda.problem import (
+    BIAS,
     LEFT,
     RESULT,
     RIGHT,
@@ -62,21 +63,21 @@ ENOUGH_ROWS = 64
 
 
 @planned
-def plan_input_grad(problem: Problem, limit: int) -> Program:
-    """Return the program for dy (LEFT), w (RIGHT) and dx (RESULT)."""
+def plan_input_grad(problem: Problem, with_bias: bool, limit: int) -> Program:
+    """Return the program for dy (LEFT), w (RIGHT), perhaps b (BIAS), and dx (RESULT)."""
     if problem.window.is_pointwise:
-        return Program(tuple(_pointwise_input_grad(problem)))
+        return Program(tuple(_pointwise_input_grad(problem, with_bias)))
     images, groups, channels, size = _piece_sizes(problem, limit)
     steps = [
         step
         for piece in _pieces(problem, images, groups, channels, size)
-        for step in _collect(problem, piece)
+        for step in _collect(problem, piece, with_bias)
     ]
     return Program(tuple(steps), _piece_bytes(problem, images, groups, channels, size))
 
 
-def _pointwise_input_grad(p: Problem) -> Steps:
-    """With a 1x1 kernel the columns are dX itself."""
+def _pointwise_input_grad(p: Problem, accumulate: bool) -> Steps:
+    """With a 1x1 kernel the columns are dX itself; added to what it holds where `accumulate` (the bias)."""
     cg, og, places = p.cg, p.og, p.window.places
     steps: Steps = []
     if p.channels_last:
@@ -84,7 +85,7 @@ def _pointwise_input_grad(p: Problem) -> Steps:
             a = Matrix(p.at(LEFT, chunk.o0 * p.c_out), p.c_out, og)
             b = Matrix(At(RIGHT), p.c_out, og, by_columns=True)
             c = Matrix(p.at(RESULT, chunk.o0 * p.c_in), p.c_in, cg)
-            steps.append(p.gemm(c, a, b, (chunk.places, og, cg), chunk.groups))
+            steps.append(p.gemm(c, a, b, (chunk.places, og, cg), chunk.groups, accumulate=accumulate))
         return steps
     for n, g, batch, by_image in batches(Chunk(0, p.images, 0, p.window.groups, 0, places)):
         a = Matrix(p.at(RIGHT, g * og * cg), cg, 0 if by_image else og * cg, by_columns=True)
@@ -94,7 +95,7 @@ def _pointwise_input_grad(p: Problem) -> Steps:
         c = Matrix(
             p.at(RESULT, (n * p.c_in + g * cg) * places), places, (p.c_in if by_image else cg) * places
         )
-        steps.append(p.gemm(c, a, b, (cg, og, places), batch))
+        steps.append(p.gemm(c, a, b, (cg, og, places), batch, accumulate=accumulate))
     return steps
 
 
@@ -201,12 +202,12 @@ class Gradient(NamedTuple):
     group: int
 
 
-def _collect(p: Problem, piece: Piece) -> Steps:
+def _collect(p: Problem, piece: Piece, with_bias: bool) -> Steps:
     """Return the steps that compute a piece's columns and collect its tile of dx from them."""
     tile = _tile(p.window, piece.low, piece.high)
     places = tile.window.places
-    if not places:  # no window reads the tile: collecting writes zeros
-        return [_col2im(p, piece, tile.window)]
+    if not places:  # no window reads the tile: collecting writes zeros, or the bias
+        return [_col2im(p, piece, tile.window, with_bias)]
     steps: Steps = []
     if tile.in_rows:
         dy = dense(p.c_out, p.window.out_size, p.channels_last)
@@ -218,7 +219,7 @@ def _collect(p: Problem, piece: Piece) -> Steps:
         copy, gradient = _copy(p, piece, tile)
         steps.append(copy)
     products = _rows_of_places if p.channels_last else _rows_of_channels
-    return [*steps, *products(p, piece, gradient, places), _col2im(p, piece, tile.window)]
+    return [*steps, *products(p, piece, gradient, places), _col2im(p, piece, tile.window, with_bias)]
 
 
 def _copy(p: Problem, piece: Piece, tile: Tile) -> tuple[Launch, Gradient]:
@@ -271,7 +272,7 @@ def _rows_of_places(p: Problem, piece: Piece, dy: Gradient, places: int) -> Step
     return [p.gemm(c, dy.first, b, (total, og, piece.channels), taps, dtype=wide)]
 
 
-def _col2im(p: Problem, piece: Piece, window: Window) -> Launch:
+def _col2im(p: Problem, piece: Piece, window: Window, with_bias: bool) -> Launch:
     taps, channels, groups, pitch = window.taps, piece.channels, piece.groups, _pitch(p, window.places)
     dx = dense(p.c_in, p.window.in_size, p.channels_last)
     channel = piece.g0 * p.cg + piece.c0
@@ -290,6 +291,7 @@ def _col2im(p: Problem, piece: Piece, window: Window) -> Launch:
         window,
         col,
         At(WORK) if window.places else At(RESULT),
+        p.at(BIAS, channel) if with_bias else None,
         dx,
         p.at(RESULT, offset),
         (accumulator(p.dtype), p.dtype),

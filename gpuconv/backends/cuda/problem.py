@@ -11,8 +11,8 @@ from gpuconv.geometry import Window
 
 Steps = list[Launch | Gemm]
 
-# Slots: an operation reads two arrays, writes one, and has a workspace.
-LEFT, RIGHT, RESULT, WORK = range(4)
+# Slots: an operation reads two arrays and perhaps a bias, writes one, and has a workspace.
+LEFT, RIGHT, BIAS, RESULT, WORK = range(5)
 
 
 class Problem(NamedTuple):
