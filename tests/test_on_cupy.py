@@ -190,7 +190,7 @@ def network():
     rng = np.random.default_rng(1)
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False, rng=rng),
-        nn.BatchNorm2d(4),
+        nn.BatchNorm2d(4, momentum=None),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Dropout(0.25, rng=0),
@@ -233,7 +233,14 @@ def test_a_network_on_the_gpu_refuses_numpy_s_pictures(cupy):
         there.backward(numbers(24, 3))
 
 
-@pytest.mark.parametrize("loss, target", [(nn.SoftmaxCrossEntropy, LABELS), (nn.MSE, numbers(24, 3))])
+TARGETS = {
+    "classes": (nn.SoftmaxCrossEntropy, LABELS),
+    "one-hot rows": (nn.SoftmaxCrossEntropy, np.eye(3, dtype=np.float32)[LABELS]),
+    "numbers": (nn.MSE, numbers(24, 3)),
+}
+
+
+@pytest.mark.parametrize("loss, target", TARGETS.values(), ids=TARGETS)
 def test_losses_agree_with_numpy_s_and_never_wait(cupy, loss, target):
     scores = 3 * numbers(3, 24).T
     here, there = loss(), loss()
