@@ -79,6 +79,31 @@ def test_max_pool_gradient_is_the_slope(options, channels_last, rng, check):
     check(nn.MaxPool2d(3, **options, channels_last=channels_last), image(rng, 2, channels_last, h=5, w=6))
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (nn.Conv1d, (7,)),
+        (nn.Conv3d, (3, 4, 3)),
+        (nn.ConvTranspose1d, (4,)),
+        (nn.ConvTranspose2d, (3, 4)),
+        (nn.ConvTranspose3d, (2, 2, 3)),
+    ],
+)
+def test_gradients_of_other_ranks_and_transposed_are_the_slopes(layer, size, channels_last, rng, check):
+    made = layer(4, 6, 2, stride=2, padding=1, groups=2, channels_last=channels_last, dtype=F64, rng=rng)
+    made.params["bias"] = rng.standard_normal(6)
+    check(made, rng.standard_normal((2, *size, 4) if channels_last else (2, 4, *size)))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("kind", [nn.MaxPool1d, nn.AvgPool1d, nn.MaxPool3d, nn.AvgPool3d])
+def test_pooling_gradients_of_other_ranks_are_the_slopes(kind, channels_last, rng, check):
+    size = (6,) if "1d" in kind.__name__ else (3, 4, 3)
+    shape = (2, *size, 3) if channels_last else (2, 3, *size)
+    check(kind(2, stride=1, padding=1, channels_last=channels_last), rng.standard_normal(shape))
+
+
 @pytest.mark.parametrize("counts", [True, False], ids=["pad-counts", "pad-does-not-count"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("options", POOL_OPTIONS, ids=name)

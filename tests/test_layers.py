@@ -101,6 +101,27 @@ def test_layers_give_what_pytorchs_give(make, training, rng, device):
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda m, **k: m.Conv1d(4, 6, 3, 2, 1, 2, 2, **k), (9,)),
+        (lambda m, **k: m.Conv3d(4, 6, (3, 2, 1), (1, 2, 1), 1, groups=2, **k), (3, 4, 5)),
+        (lambda m, **k: m.ConvTranspose1d(4, 6, 3, 2, 1, 1, 2, False, 2, **k), (5,)),
+        (lambda m, **k: m.ConvTranspose2d(4, 6, 4, 2, 1, **k), (3, 4)),
+        (lambda m, **k: m.ConvTranspose3d(4, 6, 2, (1, 2, 2), output_padding=(0, 1, 0), **k), (2, 3, 2)),
+        (lambda m, **k: m.MaxPool1d(3, 2, 1, 1), (9,)),
+        (lambda m, **k: m.MaxPool3d(2, ceil_mode=True), (3, 4, 5)),
+        (lambda m, **k: m.AvgPool1d(3, 2, 1, True, False), (9,)),
+        (lambda m, **k: m.AvgPool3d((2, 1, 3)), (3, 4, 5)),
+    ],
+)
+def test_layers_of_other_ranks_give_what_pytorchs_give(make, size, rng, device):
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle here")
+    ours, theirs = device.move(make(nn, dtype=F64)), make(torch.nn, dtype=torch.float64)
+    both_ways(ours, theirs, rng.standard_normal((3, 4, *size)), torch, device)
+
+
+@pytest.mark.oracle
 def test_float32_networks_agree_with_pytorchs(rng, device):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle here")
 

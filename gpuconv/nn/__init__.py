@@ -16,28 +16,44 @@ True
 """
 
 from gpuconv.nn.activations import ReLU, Sigmoid, Tanh
-from gpuconv.nn.convolution import Conv2d
+from gpuconv.nn.convolution import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from gpuconv.nn.dense import Dropout, Flatten, Linear
 from gpuconv.nn.initializers import glorot_uniform, he_normal, he_uniform
 from gpuconv.nn.layer import Layer
 from gpuconv.nn.losses import MSE, SoftmaxCrossEntropy
 from gpuconv.nn.normalization import BatchNorm2d
 from gpuconv.nn.optimizers import SGD, Adam
-from gpuconv.nn.pooling import AvgPool2d, MaxPool2d
+from gpuconv.nn.pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
 from gpuconv.nn.sequential import Sequential
 
 __all__ = [
     "MSE",
     "SGD",
     "Adam",
+    "AvgPool1d",
     "AvgPool2d",
+    "AvgPool3d",
     "BatchNorm2d",
+    "Conv1d",
     "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "Dropout",
     "Flatten",
     "Layer",
     "Linear",
+    "MaxPool1d",
     "MaxPool2d",
+    "MaxPool3d",
     "ReLU",
     "Sequential",
     "Sigmoid",

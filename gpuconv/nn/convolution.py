@@ -1,6 +1,6 @@
-"""Convolution as a layer: `gpuconv.conv2d` and its gradients, with weight and bias held.
+"""Convolution and transposed convolution as layers, with weight and bias held.
 
-The private class takes the number of spatial axes from its children, so another rank is one more small class.
+The private classes take the number of spatial axes and the functions from their children.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.conv import conv2d, conv2d_backward
-from gpuconv.geometry import Ints, Padding, flag, integer, per_axis
+from gpuconv.conv1d import conv1d, conv1d_backward
+from gpuconv.conv3d import conv3d, conv3d_backward
+from gpuconv.conv_transpose import (
+    conv_transpose1d,
+    conv_transpose1d_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
+    conv_transpose3d,
+    conv_transpose3d_backward,
+)
+from gpuconv.geometry import Ints, Padding, flag, integer, per_axis, transposed_window
 from gpuconv.nn.initializers import float_dtype, generator, he_normal
 from gpuconv.nn.layer import Array, Layer, check_window, unusual
 
@@ -55,15 +65,17 @@ class _Conv(Layer):
         self.bias = flag(op, "bias", bias)
         self.channels_last = flag(op, "channels_last", channels_last)
         kernel = per_axis(op, "kernel_size", kernel_size, self._axes, 1)
-        shape = (out_channels, in_channels // groups, *kernel)
-        if channels_last:
-            shape = (*kernel, in_channels // groups, out_channels)
         dtype = float_dtype(op, dtype)
-        self.params["weight"] = he_normal(
-            shape, channels_last=channels_last, dtype=dtype, rng=generator(op, rng)
-        )
+        self.params["weight"] = self._draw(kernel, dtype, generator(op, rng))
         if bias:
             self.params["bias"] = np.zeros(out_channels, dtype)
+
+    def _draw(self, kernel: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generator) -> Array:
+        """Return the first weights."""
+        shape = (self.out_channels, self.in_channels // self.groups, *kernel)
+        if self.channels_last:
+            shape = (*kernel, *shape[1::-1])
+        return he_normal(shape, channels_last=self.channels_last, dtype=dtype, rng=rng)
 
     def forward(self, x: Array) -> Array:
         """Return the convolution of x with the weights, plus the bias."""
@@ -150,3 +162,224 @@ class Conv2d(_Conv):
     _axes = 2
     _convolve = staticmethod(conv2d)
     _gradients = staticmethod(conv2d_backward)
+
+
+class Conv1d(_Conv):
+    """A convolution of signals with trained kernels, as `gpuconv.conv1d` computes it.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, channels_last, dtype, rng
+        As in `Conv2d`, with one spatial axis: x is [N, C, L] and the weight [C_out, C_in/groups, k], or
+        channels last [N, L, C] and [k, C_in/groups, C_out].
+
+    Attributes
+    ----------
+    params : {"weight", "bias"}
+    grads : {"weight", "bias"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> nn.Conv1d(3, 8, 3, padding=1, rng=0)(np.ones((2, 3, 10), np.float32)).shape
+    (2, 8, 10)
+    """
+
+    _axes = 1
+    _convolve = staticmethod(conv1d)
+    _gradients = staticmethod(conv1d_backward)
+
+
+class Conv3d(_Conv):
+    """A convolution of volumes with trained kernels, as `gpuconv.conv3d` computes it.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, channels_last, dtype, rng
+        As in `Conv2d`, with three spatial axes: x is [N, C, D, H, W] and the weight
+        [C_out, C_in/groups, kd, kh, kw], or channels last [N, D, H, W, C] and
+        [kd, kh, kw, C_in/groups, C_out].
+
+    Attributes
+    ----------
+    params : {"weight", "bias"}
+    grads : {"weight", "bias"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> nn.Conv3d(3, 8, 3, padding=1, rng=0)(np.ones((2, 3, 4, 5, 6), np.float32)).shape
+    (2, 8, 4, 5, 6)
+    """
+
+    _axes = 3
+    _convolve = staticmethod(conv3d)
+    _gradients = staticmethod(conv3d_backward)
+
+
+class _ConvTranspose(_Conv):
+    """A transposed convolution over `_axes` spatial axes."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        output_padding: Ints = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Ints = 1,
+        *,
+        channels_last: bool = False,
+        dtype: Any = np.float32,
+        rng: Any = None,
+    ) -> None:
+        op = type(self).__name__
+        super().__init__(
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias),
+            channels_last=channels_last,
+            dtype=dtype,
+            rng=rng,
+        )
+        kernel = per_axis(op, "kernel_size", kernel_size, self._axes, 1)
+        one = (1 << 40,) * self._axes  # no padding takes all of this
+        transposed_window(op, one, kernel, stride, padding, output_padding, dilation, self.groups)
+        self.output_padding = output_padding
+
+    def _draw(self, kernel: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generator) -> Array:
+        """Return the first weights, of a variance as if every output summed all taps of its group."""
+        drawn = super()._draw(kernel, dtype, rng)
+        shape = (self.in_channels, self.out_channels // self.groups, *kernel)
+        return drawn.reshape((*kernel, *shape[1::-1]) if self.channels_last else shape)
+
+    def _window(self) -> dict[str, Any]:
+        return {**super()._window(), "output_padding": self.output_padding}
+
+    def _arguments(self) -> str:
+        return super()._arguments() + unusual(output_padding=(self.output_padding, 0))
+
+
+class ConvTranspose2d(_ConvTranspose):
+    """A transposed convolution with trained kernels, as `gpuconv.conv_transpose2d` computes it: it enlarges.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of x and of y; each divisible by `groups`.
+    kernel_size, stride, padding, output_padding, groups, dilation
+        As in `gpuconv.conv_transpose2d`, in PyTorch's order.
+    bias : bool, default True
+        Without it there is no `params["bias"]`.
+    channels_last : bool, default False
+        False: x is [N, C, H, W] and the weight [C_in, C_out/groups, kh, kw], as in PyTorch. True: x is
+        [N, H, W, C] and the weight [kh, kw, C_out/groups, C_in].
+    dtype : float16, float32 or float64, default float32
+        Of the parameters.
+    rng : Generator, int or None, default None
+        Where the weights come from, as in `Conv2d`.
+
+    Attributes
+    ----------
+    params : {"weight", "bias"}
+    grads : {"weight", "bias"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> larger = nn.ConvTranspose2d(3, 8, 4, stride=2, padding=1, rng=0)
+    >>> y = larger(np.ones((2, 3, 10, 10), np.float32))
+    >>> y.shape
+    (2, 8, 20, 20)
+    >>> larger.backward(np.ones_like(y)).shape
+    (2, 3, 10, 10)
+    """
+
+    _axes = 2
+    _convolve = staticmethod(conv_transpose2d)
+    _gradients = staticmethod(conv_transpose2d_backward)
+
+
+class ConvTranspose1d(_ConvTranspose):
+    """A transposed convolution of signals, as `gpuconv.conv_transpose1d` computes it.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation
+        As in `ConvTranspose2d`, with one spatial axis.
+    channels_last, dtype, rng
+        As in `ConvTranspose2d`.
+
+    Attributes
+    ----------
+    params : {"weight", "bias"}
+    grads : {"weight", "bias"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> nn.ConvTranspose1d(3, 8, 2, stride=2, rng=0)(np.ones((1, 3, 5), np.float32)).shape
+    (1, 8, 10)
+    """
+
+    _axes = 1
+    _convolve = staticmethod(conv_transpose1d)
+    _gradients = staticmethod(conv_transpose1d_backward)
+
+
+class ConvTranspose3d(_ConvTranspose):
+    """A transposed convolution of volumes, as `gpuconv.conv_transpose3d` computes it.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation
+        As in `ConvTranspose2d`, with three spatial axes.
+    channels_last, dtype, rng
+        As in `ConvTranspose2d`.
+
+    Attributes
+    ----------
+    params : {"weight", "bias"}
+    grads : {"weight", "bias"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> nn.ConvTranspose3d(3, 8, 2, stride=2, rng=0)(np.ones((1, 3, 2, 3, 4), np.float32)).shape
+    (1, 8, 4, 6, 8)
+    """
+
+    _axes = 3
+    _convolve = staticmethod(conv_transpose3d)
+    _gradients = staticmethod(conv_transpose3d_backward)

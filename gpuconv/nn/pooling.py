@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from gpuconv.geometry import Ints, Padding, flag
 from gpuconv.nn.layer import Array, Layer, check_window, unusual
 from gpuconv.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
+from gpuconv.pool1d import avg_pool1d, avg_pool1d_backward, max_pool1d, max_pool1d_backward
+from gpuconv.pool3d import avg_pool3d, avg_pool3d_backward, max_pool3d, max_pool3d_backward
 
 
 class _MaxPool(Layer):
@@ -99,6 +101,58 @@ class MaxPool2d(_MaxPool):
     _gradient = staticmethod(max_pool2d_backward)
 
 
+class MaxPool1d(_MaxPool):
+    """The maximum of each window of signals, as `gpuconv.max_pool1d` computes it.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, dilation, ceil_mode, channels_last
+        As in `MaxPool2d`, with one spatial axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> nn.MaxPool1d(2)(np.arange(4.0).reshape(1, 1, 4)).ravel()
+    array([1., 3.])
+    """
+
+    _axes = 1
+    _pool = staticmethod(max_pool1d)
+    _gradient = staticmethod(max_pool1d_backward)
+
+
+class MaxPool3d(_MaxPool):
+    """The maximum of each window of volumes, as `gpuconv.max_pool3d` computes it.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, dilation, ceil_mode, channels_last
+        As in `MaxPool2d`, with three spatial axes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> nn.MaxPool3d(2)(np.arange(8.0).reshape(1, 1, 2, 2, 2)).ravel()
+    array([7.])
+    """
+
+    _axes = 3
+    _pool = staticmethod(max_pool3d)
+    _gradient = staticmethod(max_pool3d_backward)
+
+
 class _AvgPool(Layer):
     """An average pooling over `_axes` spatial axes."""
 
@@ -187,3 +241,55 @@ class AvgPool2d(_AvgPool):
     _axes = 2
     _pool = staticmethod(avg_pool2d)
     _gradient = staticmethod(avg_pool2d_backward)
+
+
+class AvgPool1d(_AvgPool):
+    """The mean of each window of signals, as `gpuconv.avg_pool1d` computes it.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, ceil_mode, count_include_pad, dilation, channels_last
+        As in `AvgPool2d`, with one spatial axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> nn.AvgPool1d(2)(np.arange(4.0).reshape(1, 1, 4)).ravel()
+    array([0.5, 2.5])
+    """
+
+    _axes = 1
+    _pool = staticmethod(avg_pool1d)
+    _gradient = staticmethod(avg_pool1d_backward)
+
+
+class AvgPool3d(_AvgPool):
+    """The mean of each window of volumes, as `gpuconv.avg_pool3d` computes it.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, ceil_mode, count_include_pad, dilation, channels_last
+        As in `AvgPool2d`, with three spatial axes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> nn.AvgPool3d(2)(np.arange(8.0).reshape(1, 1, 2, 2, 2)).ravel()
+    array([3.5])
+    """
+
+    _axes = 3
+    _pool = staticmethod(avg_pool3d)
+    _gradient = staticmethod(avg_pool3d_backward)
