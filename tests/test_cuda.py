@@ -167,7 +167,9 @@ def test_full_memory_halves_the_chunks_until_they_fit(host):
 def test_memory_that_is_full_altogether_is_an_error_with_the_bytes_asked_for(host):
     x, w = _on_device(np.ones((1, 8, 20, 20), np.float32), np.ones((8, 8, 3, 3), np.float32))
     host.capacity = 100
-    with pytest.raises(MemoryError, match=r"convolution: the GPU's memory is full: 115200, \d+.* were refused"):
+    with pytest.raises(
+        MemoryError, match=r"convolution: the GPU's memory is full: 115200, \d+.* were refused"
+    ):
         gpuconv.conv2d(x, w, padding=1)
     assert not host.gemms
 
