@@ -1,10 +1,10 @@
 """One helper that draws random configurations, for every operation, as arguments of the public functions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
-from definitions import Sliding, last, weights_last
+from definitions import Sliding, Spreading, last, weights_last
 
 # (kernel, stride, dilation). A backend that compiles a kernel for each of these compiles few.
 WINDOWS = [
@@ -94,6 +94,29 @@ class Case:
         return (self.n, *sizes, channels) if self.channels_last else (self.n, channels, *sizes)
 
 
+@dataclass(frozen=True)
+class Transposed(Case):
+    """A configuration of a transposed convolution; `in_size` is that of its x."""
+
+    output_padding: tuple
+
+    def sliding(self, *, pool=False):
+        """Return the same window for the definitions."""
+        assert not pool
+        return Spreading(
+            self.in_size, self.kernel, self.stride, self.dilation, self.pads, self.output_padding
+        )
+
+    def w_shape(self):
+        """Return the weights' shape in this case's layout."""
+        channels = (self.c_in, self.c_out // self.groups)
+        return (*self.kernel, *channels[::-1]) if self.channels_last else (*channels, *self.kernel)
+
+    def conv(self):
+        """Return the options of a transposed convolution."""
+        return {**super().conv(), "output_padding": self.output_padding}
+
+
 def draw(rng, *, pool=False, free=False, dilated=True, axes=2):
     """Draw a configuration that the operation accepts.
 
@@ -131,10 +154,25 @@ def draw(rng, *, pool=False, free=False, dilated=True, axes=2):
     elif not isinstance(case.padding, str):
         least = [max(1, span - sum(pads)) for span, pads in zip(spans, case.pads, strict=True)]
     most = 6 if axes < 3 else 3
-    case = _with(case, in_size=tuple(size + rng.randint(0, most) for size in least))
+    case = replace(case, in_size=tuple(size + rng.randint(0, most) for size in least))
     if pool and not _each_window_sees_something(case):
-        return _with(case, padding=0, in_size=tuple(s + rng.randint(0, most) for s in spans), ceil_mode=False)
+        return replace(
+            case, padding=0, in_size=tuple(s + rng.randint(0, most) for s in spans), ceil_mode=False
+        )
     return case
+
+
+def draw_transposed(rng, *, free=False, axes=2):
+    """Draw a configuration that the transposed convolution accepts; as `draw`."""
+    case = draw(rng, free=free, axes=axes)
+    extra = tuple(rng.randrange(max(s, d)) for s, d in zip(case.stride, case.dilation, strict=True))
+    case = Transposed(**{**case.__dict__, "in_size": (1,) * axes, "output_padding": extra})
+    least = [1] * axes
+    if not isinstance(case.padding, str):
+        missing = [max(0, 1 - size) for size in case.sliding().out_size]  # for one place to be left
+        least = [1 - (-m // s) for m, s in zip(missing, case.stride, strict=True)]
+    most = 4 if axes < 3 else 2
+    return replace(case, in_size=tuple(n + rng.randint(0, most) for n in least))
 
 
 def _draw_padding(rng, axes):
@@ -146,10 +184,6 @@ def _draw_padding(rng, axes):
     if form == "pairs":
         return tuple((rng.randint(0, 3), rng.randint(0, 3)) for _ in range(axes))
     return rng.choice(["valid", "same", "same_lower"])
-
-
-def _with(case, **changes):
-    return Case(**{**case.__dict__, **changes})
 
 
 def _each_window_sees_something(case):

@@ -62,11 +62,71 @@ class Sliding:
         )
 
 
+@dataclass(frozen=True)
+class Spreading:
+    """The transposed convolution's window: input place i writes with tap j the output place
+
+        o = i * stride - before + j * dilation,
+
+    or nothing, where o lies outside the output. One integer per spatial axis each; `padding` is a word or a
+    (before, after) pair per axis, of places that are left out.
+    """
+
+    in_size: tuple
+    kernel: tuple
+    stride: tuple
+    dilation: tuple
+    padding: object
+    output_padding: tuple
+
+    @property
+    def whole(self):
+        """Places per axis before any is left out."""
+        return tuple(
+            (n - 1) * s + (k - 1) * d + 1 + more
+            for n, k, s, d, more in zip(
+                self.in_size, self.kernel, self.stride, self.dilation, self.output_padding, strict=True
+            )
+        )
+
+    @property
+    def pads(self):
+        """(before, after) per axis."""
+        if not isinstance(self.padding, str):
+            return tuple(self.padding)
+        totals = (max(0, have - out) for have, out in zip(self.whole, self.out_size, strict=True))
+        return tuple(_halves(self.padding, total) for total in totals)
+
+    @property
+    def out_size(self):
+        """Places per axis; "same" asks for just stride times as many as there were."""
+        if self.padding == "valid":
+            return self.whole
+        if isinstance(self.padding, str):
+            return tuple(n * s for n, s in zip(self.in_size, self.stride, strict=True))
+        return tuple(have - sum(pads) for have, pads in zip(self.whole, self.padding, strict=True))
+
+    def writes(self):
+        """Yield (i, j, o) for every input place i and every tap j that writes an output place o."""
+        out_size, along = self.out_size, tuple(zip(self.stride, self.dilation, self.pads, strict=True))
+        for i in np.ndindex(*self.in_size):
+            for j in np.ndindex(*self.kernel):
+                o = tuple(
+                    at * s - before + tap * d
+                    for at, tap, (s, d, (before, _)) in zip(i, j, along, strict=True)
+                )
+                if all(0 <= at < n for at, n in zip(o, out_size, strict=True)):
+                    yield i, j, o
+
+
 def _pad_of(word, n, k, s, d):
+    out = -(-n // s)
+    return _halves(word, max(0, (out - 1) * s + (k - 1) * d + 1 - n))
+
+
+def _halves(word, total):
     if word == "valid":
         return 0, 0
-    out = -(-n // s)
-    total = max(0, (out - 1) * s + (k - 1) * d + 1 - n)
     smaller, larger = total // 2, total - total // 2
     return (smaller, larger) if word == "same" else (larger, smaller)
 
@@ -126,6 +186,36 @@ def conv_weight_grad(dy, x, sliding, groups):
 def conv_bias_grad(dy):
     """db[f] = sum over n, o of dy[n, f, o]."""
     return np.array([dy[:, f].sum() for f in range(dy.shape[1])])
+
+
+def conv_transpose(x, w, b, spreading, groups):
+    """y[n, f, o] = b[f] + sum over c and all (i, j) that write o of w[c, f, j] * x[n, c, i]."""
+    y = np.zeros((x.shape[0], w.shape[1] * groups, *spreading.out_size), np.result_type(x, w))
+    for i, j, o in spreading.writes():
+        for ins, outs in _groups(w.shape[0] // groups, w.shape[1], groups):
+            y[:, outs, *o] += x[:, ins, *i] @ w[ins, :, *j]
+    if b is not None:
+        y = y + b.reshape(-1, *(1,) * len(spreading.kernel))
+    return y
+
+
+def conv_transpose_input_grad(dy, w, spreading, groups):
+    """dx[n, c, i] = sum over f, j of w[c, f, j] * dy[n, f, o]."""
+    dx = np.zeros((dy.shape[0], w.shape[0], *spreading.in_size), np.result_type(dy, w))
+    for i, j, o in spreading.writes():
+        for ins, outs in _groups(w.shape[0] // groups, w.shape[1], groups):
+            dx[:, ins, *i] += dy[:, outs, *o] @ w[ins, :, *j].T
+    return dx
+
+
+def conv_transpose_weight_grad(dy, x, spreading, groups):
+    """dw[c, f, j] = sum over n, i of x[n, c, i] * dy[n, f, o]."""
+    cg, og = x.shape[1] // groups, dy.shape[1] // groups
+    dw = np.zeros((x.shape[1], og, *spreading.kernel), np.result_type(dy, x))
+    for i, j, o in spreading.writes():
+        for ins, outs in _groups(cg, og, groups):
+            dw[ins, :, *j] += x[:, ins, *i].T @ dy[:, outs, *o]
+    return dw
 
 
 def im2col(x, sliding):
