@@ -196,6 +196,7 @@ def call_everything() -> None:
             for s in _lines("pool_shapes.csv"):
                 window = sliding_window("pool", (s["h"], s["w"]), s["kernel"], s["stride"], s["padding"])
                 _pool(window, s["c"], dtype, channels_last)
+            _convolve(TRANSPOSED, 16, 16, dtype, channels_last, transposed=True)
         for window in OTHER_WINDOWS:  # float16 takes most registers: eight sums a thread
             _convolve(window, 16, 16, np.dtype(np.float16), channels_last)
             _pool(window, 16, np.dtype(np.float16), channels_last)
@@ -221,18 +222,30 @@ OTHER_WINDOWS = (
 )
 
 
+TRANSPOSED = sliding_window("transposed", (32, 32), 4, 2, 1)
+
+
 def _unmade(c: int, sizes: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> Unmade:
     """Return two images: kernels are the same for any number that needs no 64-bit indices."""
     return np.empty((2, *sizes, c) if channels_last else (2, c, *sizes), dtype).view(Unmade)
 
 
-def _convolve(window: Window, c_in: int, c_out: int, dtype: np.dtype[Any], channels_last: bool) -> None:
+def _convolve(
+    window: Window,
+    c_in: int,
+    c_out: int,
+    dtype: np.dtype[Any],
+    channels_last: bool,
+    *,
+    transposed: bool = False,
+) -> None:
     x = _unmade(c_in, window.in_size, dtype, channels_last)
     cg = c_in // window.groups
     w_shape = (*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel)
     w, b = np.empty(w_shape, dtype).view(Unmade), np.empty(c_out, dtype).view(Unmade)
     dy = convolution.forward(x, w, b, window, channels_last, dtype)
-    convolution.input_grad(dy, w, window, channels_last, dtype)
+    bias = np.empty(c_in, dtype).view(Unmade) if transposed else None
+    convolution.input_grad(dy, w, window, channels_last, dtype, bias)
     convolution.weight_grad(dy, x, window, channels_last, dtype)
     convolution.bias_grad(dy, channels_last, dtype)
     _columns(window, c_in, dtype, channels_last)

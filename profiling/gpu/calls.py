@@ -51,6 +51,12 @@ class Calls:
             "stride": shape.stride, "padding": shape.padding, "dilation": shape.dilation, **last,
         }  # fmt: skip
         taps, groups = (shape.kh, shape.kw), shape.groups
+        # The transposed convolution from dy back to x's size, with a bias.
+        bias = random(self.xp, (shape.c_in,), self.x.dtype.name, 4)
+        extra = tuple(
+            size - ((out - 1) * shape.stride - 2 * shape.padding + shape.dilation * (kernel - 1) + 1)
+            for size, out, kernel in zip((shape.h, shape.w), shape.out, taps, strict=True)
+        )
         if self.op == "col2im":
             col = gpuconv.im2col(x, taps, **window)
             return lambda: gpuconv.col2im(col, x.shape, taps, **window)
@@ -59,6 +65,9 @@ class Calls:
             "conv2d_input_grad": lambda: gpuconv.conv2d_input_grad(dy, w, x.shape, groups=groups, **window),
             "conv2d_weight_grad": lambda: gpuconv.conv2d_weight_grad(dy, x, taps, groups=groups, **window),
             "conv2d_bias_grad": lambda: gpuconv.conv2d_bias_grad(dy, **last),
+            "conv_transpose2d": lambda: gpuconv.conv_transpose2d(
+                dy, w, bias, output_padding=extra, groups=groups, **window
+            ),
             "im2col": lambda: gpuconv.im2col(x, taps, **window),
         }[self.op]
 

@@ -137,7 +137,7 @@ POOL_PASSES = {
     "avg_pool2d_backward": "backward",
 }
 # Every public operation on one shape, the untimed ones too.
-CONV_OPS = (*CONV_PASSES, "conv2d_bias_grad", "im2col", "col2im")
+CONV_OPS = (*CONV_PASSES, "conv2d_bias_grad", "conv_transpose2d", "im2col", "col2im")
 POOL_OPS = (*POOL_PASSES, "max_pool2d value only")
 
 
