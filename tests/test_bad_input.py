@@ -16,46 +16,69 @@ def _ones(*shape, dtype=np.float32):
     return np.ones(shape, dtype)
 
 
-# x [2, 4, 6, 6] with 2 groups gives y [2, 6, 4, 4].
-CONVOLUTION = {
-    "dy": _ones(2, 6, 4, 4),
-    "x": _ones(2, 4, 6, 6),
-    "w": _ones(6, 2, 3, 3),
-    "b": _ones(6),
-    "x_shape": (2, 4, 6, 6),
-    "kernel_size": 3,
-    "groups": 2,
-}
-POOLING = {
-    "dy": _ones(2, 4, 3, 3),
-    "x": _ones(2, 4, 6, 6),
-    "argmax": np.zeros((2, 4, 3, 3), np.uint8),
-    "x_shape": (2, 4, 6, 6),
-    "kernel_size": 2,
-}
-COLUMNS = {"x": _ones(2, 4, 6, 6), "col": _ones(2, 36, 16), "x_shape": (2, 4, 6, 6), "kernel_size": 3}
+def _good(axes):
+    """Return good arguments of the operations over this number of spatial axes."""
+    six, four, three = ((size,) * axes for size in (6, 4, 3))
+    convolution = {
+        "dy": _ones(2, 6, *four),
+        "x": _ones(2, 4, *six),
+        "w": _ones(6, 2, *three),
+        "b": _ones(6),
+        "x_shape": (2, 4, *six),
+        "kernel_size": 3,
+        "groups": 2,
+    }
+    transposed = {
+        "dy": _ones(2, 4, *six),
+        "x": _ones(2, 6, *four),
+        "w": _ones(6, 2, *three),
+        "b": _ones(4),
+        "groups": 2,
+    }
+    pooling = {
+        "dy": _ones(2, 4, *three),
+        "x": _ones(2, 4, *six),
+        "argmax": np.zeros((2, 4, *three), np.uint8),
+        "x_shape": (2, 4, *six),
+        "kernel_size": 2,
+    }
+    return {
+        name.format(axes): {argument: arguments[argument] for argument in needed.split()}
+        for name, arguments, needed in [
+            ("conv{}d", convolution, "x w b groups"),
+            ("conv{}d_backward", convolution, "dy x w groups"),
+            ("conv{}d_input_grad", convolution, "dy w x_shape groups"),
+            ("conv{}d_weight_grad", convolution, "dy x kernel_size groups"),
+            ("conv{}d_bias_grad", convolution, "dy"),
+            ("conv_transpose{}d", transposed, "x w b groups"),
+            ("conv_transpose{}d_backward", transposed, "dy x w groups"),
+            ("max_pool{}d", pooling, "x kernel_size"),
+            ("max_pool{}d_backward", pooling, "dy argmax x_shape kernel_size"),
+            ("avg_pool{}d", pooling, "x kernel_size"),
+            ("avg_pool{}d_backward", pooling, "dy x_shape kernel_size"),
+        ]
+    }
 
-GOOD = {
-    name: {argument: arguments[argument] for argument in needed.split()}
-    for name, arguments, needed in [
-        ("conv2d", CONVOLUTION, "x w b groups"),
-        ("conv2d_backward", CONVOLUTION, "dy x w groups"),
-        ("conv2d_input_grad", CONVOLUTION, "dy w x_shape groups"),
-        ("conv2d_weight_grad", CONVOLUTION, "dy x kernel_size groups"),
-        ("conv2d_bias_grad", CONVOLUTION, "dy"),
-        ("max_pool2d", POOLING, "x kernel_size"),
-        ("max_pool2d_backward", POOLING, "dy argmax x_shape kernel_size"),
-        ("argmax_to_indices", POOLING, "argmax x_shape kernel_size"),
-        ("avg_pool2d", POOLING, "x kernel_size"),
-        ("avg_pool2d_backward", POOLING, "dy x_shape kernel_size"),
-        ("im2col", COLUMNS, "x kernel_size"),
-        ("col2im", COLUMNS, "col x_shape kernel_size"),
-    ]
+
+# These take one to three spatial axes; here two.
+ANY_RANK = {
+    "argmax_to_indices": {
+        "argmax": np.zeros((2, 4, 3, 3), np.uint8),
+        "x_shape": (2, 4, 6, 6),
+        "kernel_size": 2,
+    },
+    "im2col": {"x": _ones(2, 4, 6, 6), "kernel_size": 3},
+    "col2im": {"col": _ones(2, 36, 16), "x_shape": (2, 4, 6, 6), "kernel_size": 3},
 }
+# Other ranks' functions share the code of two axes': what is wrong in the numbers is tried on the plane's.
+PLANE = {**_good(2), **ANY_RANK}
+OTHERS = {**_good(1), **_good(3)}
+GOOD = {**PLANE, **OTHERS}
 ARRAYS = ("dy", "x", "w", "b", "argmax", "col")
 ARRAY_ARGUMENTS = [(op, name) for op, good in GOOD.items() for name in good if name in ARRAYS]
-WINDOWED = [op for op in GOOD if op != "conv2d_bias_grad"]
+WINDOWED = [op for op in PLANE if op != "conv2d_bias_grad"]
 POOLS = [op for op in GOOD if "pool" in op or op == "argmax_to_indices"]
+TRANSPOSED = [op for op in GOOD if "transpose" in op]
 
 
 def call(op, **spoilt):
@@ -81,7 +104,7 @@ def test_the_good_arguments_are_good_and_every_public_function_is_here(op):
         name
         for name in gpuconv.__all__
         if inspect.isfunction(value := getattr(gpuconv, name))
-        and value.__module__ in ("gpuconv.conv", "gpuconv.pool", "gpuconv.columns")
+        and value.__module__.rpartition(".")[0] == "gpuconv"
     }
     assert public == set(GOOD)
 
@@ -160,7 +183,10 @@ def test_integers_alone_do_not_make_a_float(op):
     refused(TypeError, op, "int32", rf"\b{first} ", r"float16, float32 or float64", **arrays)
 
 
-@pytest.mark.parametrize(("op", "name"), [("avg_pool2d", "x"), ("avg_pool2d_backward", "dy")])
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [(f"avg_pool{axes}d{end}", name) for axes in (1, 2, 3) for end, name in (("", "x"), ("_backward", "dy"))],
+)
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_, np.longdouble])
 def test_averages_are_of_floats_up_to_64_bits(op, name, dtype):
     if dtype is np.longdouble and np.dtype(np.longdouble) == np.dtype(np.float64):
@@ -215,10 +241,6 @@ def test_kinds_of_arrays_are_not_mixed(op, name, other):
 
 
 # Shapes.
-
-
-# These take one to three spatial axes.
-ANY_RANK = ("im2col", "col2im", "argmax_to_indices")
 
 
 @pytest.mark.parametrize(("op", "name"), [pair for pair in ARRAY_ARGUMENTS if pair[1] in ("dy", "x", "w")])
@@ -315,7 +337,7 @@ def test_the_kernel_of_w_must_fit_the_image(op, kernel):
     refused(ValueError, op, r"\bw\b", str(next(k for k in kernel if k != 3)), w=_ones(6, 2, *kernel))
 
 
-@pytest.mark.parametrize("op", [op for op in WINDOWED if "kernel_size" in GOOD[op]])
+@pytest.mark.parametrize("op", [op for op in WINDOWED if "kernel_size" in PLANE[op]])
 @pytest.mark.parametrize(
     ("kernel_size", "error", "said"),
     [
@@ -389,7 +411,7 @@ def test_paddings(op, padding, error, said):
     refused(error, op, said, padding=padding)
 
 
-@pytest.mark.parametrize("op", [op for op in GOOD if "x_shape" in GOOD[op]])
+@pytest.mark.parametrize("op", [op for op in PLANE if "x_shape" in PLANE[op]])
 @pytest.mark.parametrize(
     ("x_shape", "error", "said"),
     [
@@ -420,7 +442,127 @@ def test_shapes_of_x(op, x_shape, error, said):
 @pytest.mark.parametrize("op", WINDOWED)
 def test_an_image_without_places_is_refused(op):
     if "x" in GOOD[op]:
-        refused(ValueError, op, "x has no places along spatial axis 1", x=_ones(2, 4, 6, 0))
+        refused(ValueError, op, "x has no places along spatial axis 1", x=GOOD[op]["x"][..., :0])
+
+
+# Transposed convolution.
+
+
+@pytest.mark.parametrize("op", ["conv_transpose2d", "conv_transpose2d_backward"])
+@pytest.mark.parametrize(
+    ("output_padding", "error", "said"),
+    [
+        (
+            1,
+            ValueError,
+            "less than stride or dilation, .* spatial axis 0 it is 1, with stride 1 and dilation 1",
+        ),
+        ((0, 3), ValueError, "less than stride or dilation, .* axis 1 it is 3, with stride 1 and dilation 1"),
+        (-1, ValueError, "output_padding must be at least 0, not -1"),
+        ((0, -2), ValueError, r"output_padding\[1\] must be at least 0, not -2"),
+        ((0,), ValueError, r"output_padding must be an integer or 2 of them, .*not \(0,\)"),
+        ((0, 0, 0), ValueError, r"output_padding must be an integer or 2 of them, .*not \(0, 0, 0\)"),
+        (((0, 0), 0), TypeError, r"output_padding\[0\] must be an integer, not tuple"),
+        (0.0, TypeError, r"output_padding must be an integer, not float 0\.0"),
+        (False, TypeError, "output_padding must be an integer, not bool False"),
+        (None, TypeError, "output_padding must be an integer, not NoneType None"),
+        ("same", TypeError, "output_padding must be an integer, not str 'same'"),
+    ],
+)
+def test_output_paddings(op, output_padding, error, said):
+    refused(error, op, said, output_padding=output_padding)
+
+
+@pytest.mark.parametrize("op", TRANSPOSED)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stride": 2, "dilation": 1}, "it is 3, with stride 2 and dilation 1"),
+        ({"stride": 1, "dilation": 3}, "it is 3, with stride 1 and dilation 3"),
+        ({"stride": 3, "padding": "same"}, "it is 3, with stride 3 and dilation 1"),
+    ],
+)
+def test_output_padding_must_be_less_than_stride_or_dilation(op, options, said):
+    refused(ValueError, op, "output_padding must be less", said, output_padding=3, **options)
+
+
+@pytest.mark.parametrize("op", TRANSPOSED)
+@pytest.mark.parametrize("padding", [3, 100])
+def test_padding_of_a_transposed_convolution_leaves_something(op, padding):
+    said = rf"along spatial axis 0 padding takes {padding} \+ {padding} of the result's 6 places"
+    refused(ValueError, op, said, padding=padding)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_dy_of_a_transposed_convolution_must_be_shaped_like_y(axes):
+    op, six = f"conv_transpose{axes}d_backward", (6,) * axes
+    for bad in [(1, 4, *six), (2, 6, *six), (2, 4, *six[1:], 5), (2, *six, 4), (2, 4, *six, 1)]:
+        refused(ValueError, op, r"\bdy ", re.escape(str(bad)), dy=_ones(*bad))
+    # of the sizes that a convolution would make x's from, output_padding says which is that of y
+    for size, extra in [(9, 0), (10, 1)]:
+        dy, other = _ones(2, 4, *(size,) * axes), _ones(2, 4, *(19 - size,) * axes)
+        call(op, dy=dy, stride=2, output_padding=extra)
+        refused(ValueError, op, r"\bdy ", str(size), dy=other, stride=2, output_padding=extra)
+
+
+def test_bias_of_a_transposed_convolution_must_hold_one_number_for_each_output_channel():
+    for shape in [(6,), (2,), (1,), (4, 1), ()]:
+        said = (r"\bb has shape " + re.escape(str(shape)), r"\(4,\)", "w gives 4 output channels")
+        refused(ValueError, "conv_transpose2d", *said, b=_ones(*shape))
+
+
+@pytest.mark.parametrize("op", TRANSPOSED)
+def test_weights_of_a_transposed_convolution_must_be_for_the_channels_of_x(op):
+    w, x = GOOD[op]["w"], GOOD[op]["x"]
+    for bad in (w[:3], w.repeat(2, 0)):
+        said = f"w is for {len(bad)} input channels (shape {bad.shape}), but x has 6 (shape {x.shape})"
+        refused(ValueError, op, re.escape(said), w=bad)
+    refused(ValueError, op, "w gives no output channels", w=w[:, :0])
+    refused(ValueError, op, "x has 0 channels", w=w[:0], x=x[:, :0])
+
+
+@pytest.mark.parametrize("op", TRANSPOSED)
+def test_a_transposed_kernel_has_places(op):
+    refused(ValueError, op, r"the kernel of w\[.\] must be at least 1, not 0", w=GOOD[op]["w"][..., :0])
+
+
+# One and three spatial axes.
+
+
+@pytest.mark.parametrize("op", [op for op in OTHERS if not op.endswith("bias_grad")])
+@pytest.mark.parametrize("name", ["stride", "dilation"])
+def test_steps_are_one_for_each_axis_that_there_is(op, name):
+    axes = 1 if "1d" in op else 3
+    call(op, **{name: (1,) * axes} if name == "dilation" or op not in POOLS else {"stride": (2,) * axes})
+    for count in {1, 2, 3, 4} - {axes}:
+        bad = (1,) * count
+        said = rf"{name} must be an integer or {axes} of them, .*not {re.escape(str(bad))}"
+        refused(ValueError, op, said, **{name: bad})
+    refused(ValueError, op, rf"{name}\[0\] must be at least 1, not 0", **{name: (0,) * axes})
+
+
+@pytest.mark.parametrize("op", [op for op in OTHERS if not op.endswith("bias_grad")])
+def test_paddings_are_one_or_a_pair_for_each_axis_that_there_is(op):
+    axes = 1 if "1d" in op else 3
+    for bad in (((0, 0),) * 2, (0,) * (axes + 1), ()):
+        said = rf"padding must be an integer, {axes} of them.*not {re.escape(str(bad))}"
+        refused(ValueError, op, said, padding=bad)
+    refused(ValueError, op, 'not "full"', padding="full")
+
+
+@pytest.mark.parametrize("op", [op for op in OTHERS if "x" in OTHERS[op] or op.endswith("bias_grad")])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_messages_show_the_layout_of_the_rank(op, channels_last):
+    sizes = "L" if "1d" in op else "D, H, W"
+    layout = f"[N, {sizes}, C]" if channels_last else f"[N, C, {sizes}]"
+    bad = {"dy" if op.endswith("bias_grad") else "x": _ones(2, 4, 6, 6)}
+    refused(ValueError, op, re.escape(layout), re.escape("(2, 4, 6, 6)"), **bad, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("op", [op for op in OTHERS if "x_shape" in OTHERS[op]])
+def test_shapes_of_x_have_the_axes_of_the_rank(op):
+    sizes = 3 if "1d" in op else 5
+    refused(ValueError, op, rf"x_shape must be the {sizes} sizes .*\(2, 4, 6, 6\)", x_shape=(2, 4, 6, 6))
 
 
 # Flags and words.
@@ -431,9 +573,8 @@ def test_an_image_without_places_is_refused(op):
     [
         *((op, "channels_last") for op in GOOD),
         *((op, "ceil_mode") for op in POOLS),
-        ("max_pool2d", "return_argmax"),
-        ("avg_pool2d", "count_include_pad"),
-        ("avg_pool2d_backward", "count_include_pad"),
+        *((f"max_pool{axes}d", "return_argmax") for axes in (1, 2, 3)),
+        *((op, "count_include_pad") for op in POOLS if op.startswith("avg")),
     ],
 )
 @pytest.mark.parametrize("value", [1, 0, None, "NHWC", 1.0, np.array([True, False])], ids=str)
@@ -441,11 +582,10 @@ def test_flags_are_true_or_false(op, name, value):
     refused(TypeError, op, f"{name} must be True or False, not {type(value).__name__}", **{name: value})
 
 
+@pytest.mark.parametrize("op", [op for op in GOOD if "conv" in op and op.endswith("_backward")])
 @pytest.mark.parametrize("needs", ["x", "xwb", ("x", "y"), ("dx",), None, 1, ([],), (None,)])
-def test_needs_are_names_of_arguments(needs):
-    refused(
-        ValueError, "conv2d_backward", 'needs must be .*"x", "w" and "b"', re.escape(repr(needs)), needs=needs
-    )
+def test_needs_are_names_of_arguments(op, needs):
+    refused(ValueError, op, 'needs must be .*"x", "w" and "b"', re.escape(repr(needs)), needs=needs)
 
 
 @pytest.mark.parametrize("op", GOOD)
