@@ -38,11 +38,14 @@ extern "C" __global__ void gpuconv_avg_pool(const T *__restrict__ x, T *__restri
             start[v] = first_read(out, p.window);
             advance(out, p.window.out);
         }
+        // Row by row, plane by plane: in one long sum, a large window's last terms would be rounded away.
         ACC sum[VECTOR] = {};
 #pragma unroll UNROLLED
-        for (int a = 0; a < K0; ++a)
+        for (int a = 0; a < K0; ++a) {
+            ACC plane[VECTOR] = {};
 #pragma unroll UNROLLED
-            for (int b = 0; b < K1; ++b)
+            for (int b = 0; b < K1; ++b) {
+                ACC row[VECTOR] = {};
 #pragma unroll UNROLLED
                 for (int c = 0; c < K2; ++c)
 #pragma unroll
@@ -53,11 +56,17 @@ extern "C" __global__ void gpuconv_avg_pool(const T *__restrict__ x, T *__restri
 #if CHANNELS_LAST
                         const Vector<T> values = load(at);
 #pragma unroll
-                        for (int lane = 0; lane < VECTOR; ++lane) sum[lane] += (ACC)values.lane[lane];
+                        for (int lane = 0; lane < VECTOR; ++lane) row[lane] += (ACC)values.lane[lane];
 #else
-                        sum[v] += (ACC)*at;
+                        row[v] += (ACC)*at;
 #endif
                     }
+#pragma unroll
+                for (int v = 0; v < VECTOR; ++v) plane[v] += row[v];
+            }
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) sum[v] += plane[v];
+        }
         Vector<T> values;
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v)

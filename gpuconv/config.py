@@ -105,7 +105,7 @@ def _workspace_limit(value: Any) -> int | None:
 
 
 def _fp32_precision(value: Any) -> str:
-    if value not in PRECISIONS:
+    if not isinstance(value, str) or value not in PRECISIONS:
         raise ValueError(f'config: fp32_precision must be "ieee" or "tf32", not {value!r}')
     return str(value)
 

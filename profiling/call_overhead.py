@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from gpuconv.backends.cuda import runtime
 
 class Still(np.ndarray):
     """An array for the runtime that does nothing."""
+
+    device = SimpleNamespace(id=0)
 
 
 class StillRuntime:

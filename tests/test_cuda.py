@@ -11,15 +11,20 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import definitions as define
 import numpy as np
 import pytest
+from cases import Case, draw, in_layout
 from compare import assert_close
 from host import compiler
 from host import runtime as host_runtime
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gpuconv
 from gpuconv.backends import cpu, cuda
 from gpuconv.backends.cuda import columns, convolution, kernels, pooling, program, runtime
+from gpuconv.backends.cuda import problem as problem_module
 from gpuconv.backends.cuda.columns import dense
 from gpuconv.backends.cuda.input_grad import plan_input_grad
 from gpuconv.backends.cuda.problem import Problem
@@ -51,7 +56,7 @@ def _plans(problem, limit):
     x = dense(problem.c_in, problem.window.in_size, problem.channels_last)
     return {
         "forward": convolution._plan_forward.__wrapped__(problem, x, False, limit),
-        "input_grad": plan_input_grad.__wrapped__(problem, False, limit),
+        "input_grad": plan_input_grad.__wrapped__(problem, 16, False, limit),
         "weight_grad": plan_weight_grad.__wrapped__(problem, x, limit),
     }
 
@@ -193,6 +198,101 @@ def test_the_users_limit_is_kept_where_nothing_fits_it(host):
     ):
         gpuconv.conv2d(x, w, padding=4)
     assert gpuconv.conv2d(x, w).item() == 4096 * 64  # the default gives way
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@given(rng=st.randoms(use_true_random=False))
+def test_input_gradients_by_tiles_are_the_definition(axes, channels_last, rng):
+    # Windows of all kinds, strides beyond the kernel among them, and pieces down to a single place of dx.
+    case = draw(rng, axes=axes, free=True)
+    case = Case(**{**case.__dict__, "channels_last": channels_last, "n": min(case.n, 2)})
+    w = case.array("w", case.w_shape(), np.float32, whole=True)
+    dy = case.array("dy", case.y_shape(), np.float32, whole=True)
+    dy1, w1 = define.first(dy, channels_last), define.weights_first(w, channels_last)
+    want = in_layout(case, define.conv_input_grad(dy1, w1, case.sliding(), case.groups))
+    # One element from where memory is aligned: a view may begin anywhere.
+    whole = host_runtime.to_device(np.concatenate([[0], dy.ravel()]).astype(np.float32))
+    given_dy, limit = whole[1:].reshape(dy.shape), rng.choice([200, 600, 2000, 6000])
+    device = host_runtime.host
+    device.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_runtime, "DEFAULT_WORKSPACE", limit)
+        got = getattr(gpuconv, f"conv{axes}d_input_grad")(
+            given_dy, host_runtime.to_device(w), case.x_shape(), **case.conv()
+        )
+    np.testing.assert_array_equal(host_runtime.to_host(got), want)
+
+
+@needs_kernels
+def test_a_bias_gradient_keeps_to_the_limit_and_ends_where_memory_is_full(host):
+    dy = np.ones((3, 700, 5), np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_runtime, "DEFAULT_WORKSPACE", 3000)
+        db = gpuconv.conv1d_bias_grad(*_on_device(dy))
+    assert host_runtime.to_host(db).tolist() == [15.0] * 700
+    assert host.peak_workspace <= 3000
+    host.capacity = 100
+    with pytest.raises(MemoryError, match=r"bias gradient: the GPU's memory is full: 2800 bytes"):
+        gpuconv.conv1d_bias_grad(*_on_device(dy))
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_float16_weight_gradients_use_all_of_a_small_limit(host, channels_last):
+    shape = (1, 3, 3, 24000) if channels_last else (1, 24000, 3, 3)
+    x, dy = np.ones(shape, np.float16), np.ones((1, 1, 1, 1), np.float16)
+    host.orders = 1
+    with gpuconv.config(workspace_limit=7 * MB if not channels_last else MB):
+        dw = gpuconv.conv2d_weight_grad(*_on_device(dy, x), 3, channels_last=channels_last)
+    assert (host_runtime.to_host(dw) == 1).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_in_reverse_order_are_no_negative_batch(host, channels_last):
+    x = np.arange(96, dtype=np.float32).reshape((4, 2, 3, 4) if channels_last else (4, 4, 2, 3))
+    w = np.ones((1, 1, 4, 2) if channels_last else (2, 4, 1, 1), np.float32)
+    want = gpuconv.conv2d(x[::-1], w, channels_last=channels_last)
+    x, w = _on_device(x, w)
+    got = gpuconv.conv2d(x[::-1], w, channels_last=channels_last)
+    np.testing.assert_array_equal(host_runtime.to_host(got), want)
+
+
+@needs_kernels
+def test_large_batches_of_products_are_cut(host, monkeypatch):
+    monkeypatch.setattr(problem_module, "MOST_BATCH", 3)
+    program.forget()
+    rng = np.random.default_rng(0)
+    for shape, w_shape, groups in (((8, 4, 3, 3), (6, 4, 1, 1), 1), ((2, 8, 3, 3), (8, 1, 2, 2), 8)):
+        x, w = (rng.integers(-3, 4, s).astype(np.float32) for s in (shape, w_shape))
+        host.reset()
+        y = gpuconv.conv2d(*_on_device(x, w), groups=groups)
+        np.testing.assert_array_equal(host_runtime.to_host(y), gpuconv.conv2d(x, w, groups=groups))
+        assert max(batch for *_, batch in host.gemms) == 3
+    program.forget()
+
+
+@needs_kernels
+def test_a_mean_over_a_large_window_is_not_rounded_away():
+    x = np.ones((1, 1, 5000, 5000), np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_runtime.host, "orders", 1)
+        y = gpuconv.avg_pool2d(*_on_device(x), 5000)
+    assert y.item() == pytest.approx(1, rel=1e-6)
+
+
+@needs_kernels
+def test_elements_that_a_gpu_cannot_read_are_refused():
+    whole = host_runtime.to_device(np.zeros(1000, np.uint8))
+    with pytest.raises(
+        ValueError, match=r"an array of float32 lies at an address that is no multiple of its 4"
+    ):
+        gpuconv.max_pool2d(whole[1:65].view(np.float32).reshape(1, 1, 4, 4), 2)
+    packed = whole[:96].view(np.dtype([("a", np.uint16), ("b", np.float32)]))["b"]
+    with pytest.raises(ValueError, match=r"float32 (lies at|has strides)"):
+        gpuconv.max_pool2d(packed.reshape(1, 1, 4, 4), 2)
 
 
 # Index width.
@@ -398,6 +498,13 @@ class RecordingCublas:
 
     def __init__(self):
         self.calls = []
+        self.mode = 3
+
+    def getMathMode(self, handle):
+        return self.mode
+
+    def setMathMode(self, handle, mode):
+        self.mode = mode
 
     def gemmStridedBatchedEx(
         self,
@@ -430,6 +537,7 @@ class RecordingCublas:
             np.ctypeslib.as_array((np.ctypeslib.as_ctypes_type(read) * 1).from_address(p))[0]
             for p in (alpha, beta)
         ]
+        mode = self.mode
         self.calls.append(locals() | {"scalars": [float(s) for s in scalars]})
 
 
@@ -497,6 +605,8 @@ def test_a_product_is_handed_to_cublas_as_it_counts(recording, dtype, precision,
     assert (call["a_type"], call["b_type"], call["c_type"]) == (types[0], *types)
     assert (call["batch"], call["compute"], call["algo"], call["handle"]) == (9, compute, -1, 1234)
     assert call["scalars"] == [1.0, 1.0]
+    assert call["mode"] == (3 | 16 if dtype == np.float16 else 3)  # float16 is not added up in float16
+    assert recording.cublas.mode == 3
     step._replace(accumulate=False).run(recording.runtime, [1000, 2000, 3000])
     assert recording.cublas.calls[1]["scalars"] == [1.0, 0.0]
 
@@ -591,11 +701,15 @@ def test_a_missing_cublas_has_its_message(monkeypatch):
 
 
 def test_arrays_on_two_gpus_are_an_error():
-    one, other = (SimpleNamespace(device=f"<CUDA Device {number}>") for number in range(2))
+    class Device:  # as CuPy's: not hashable
+        __hash__ = None
+
+        def __init__(self, number):
+            self.id = number
+
+    one, other = (SimpleNamespace(device=Device(number)) for number in range(2))
     runtime.check_device("conv2d", {"x": one, "w": one})
-    with pytest.raises(
-        ValueError, match=r"conv2d: all arrays must be on one GPU.*x on <CUDA Device 0>, w on"
-    ):
+    with pytest.raises(ValueError, match=r"conv2d: all arrays must be on one GPU.*x on GPU 0, w on GPU 1"):
         runtime.check_device("conv2d", {"x": one, "w": other})
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from gpuconv.backends import dispatch
 from gpuconv.backends.cuda import runtime
-from host.runtime import DeviceArray, HostRuntime, to_host
+from host.runtime import Device, DeviceArray, HostRuntime, to_host
 
 # What may be called, and with which keywords.
 FUNCTIONS = {
@@ -50,7 +50,7 @@ class ndarray:
 
     __module__ = "cupy"
     __hash__ = None
-    device = "<CUDA Device 0>"
+    device = Device()
 
     def __init__(self, values):
         self._values = values

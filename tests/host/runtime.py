@@ -15,8 +15,17 @@ from host.memory import lock, memory
 DEFAULT_WORKSPACE = 16 << 20
 
 
+class Device:
+    """The one device; as CuPy's, it has no hash."""
+
+    id = 0
+    __hash__ = None
+
+
 class DeviceArray(np.ndarray):
     """An array on the device; NumPy's expressions of them give such arrays again."""
+
+    device = Device()
 
     def __array_wrap__(self, array, context=None, return_scalar=False):
         return array.view(DeviceArray)

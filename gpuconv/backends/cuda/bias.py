@@ -1,5 +1,6 @@
 """The bias, written to y before the products, and its gradient, in two stages that never change order."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from gpuconv.backends.cuda.kernels import THREADS, divisor, needs_wide, speciali
 from gpuconv.backends.cuda.program import (
     At,
     Launch,
+    LimitTooSmall,
     Program,
     kernel_launch,
     lanes,
@@ -70,7 +72,7 @@ def grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
         source = laid(dy, runtime.address(dy), channels_last)
 
         def plan(limit: int) -> Program:
-            return _grad(n, c, tuple(sizes), source, dtype, channels_last)
+            return _grad(n, c, tuple(sizes), source, dtype, channels_last, limit)
 
         run_within_limit("bias gradient", runtime, plan, [runtime.address(dy), runtime.address(db)])
     else:
@@ -87,9 +89,15 @@ LANES = 32  # as in bias_grad.cu
 
 @planned
 def _grad(
-    n: int, c: int, sizes: tuple[int, ...], dy: Laid, dtype: np.dtype[Any], channels_last: bool
+    n: int,
+    c: int,
+    sizes: tuple[int, ...],
+    dy: Laid,
+    dtype: np.dtype[Any],
+    channels_last: bool,
+    limit: int,
 ) -> Program:
-    places = int(np.prod(sizes))
+    places = prod(sizes)
     total, wide_dtype = n * places, accumulator(dtype)
     vector = (
         channel_lanes(dtype.itemsize, c, dy) if channels_last else places_lanes(dtype.itemsize, sizes, dy)
@@ -97,7 +105,10 @@ def _grad(
     across = -(-c // (vector * LANES)) if channels_last else c
     # A block of a plane takes PART places; one of LANES channels reads as much in PART / LANES rows.
     part = PART // LANES if channels_last else PART
-    parts = max(1, min(-(-total // part), BLOCKS // across))
+    sums = c * wide_dtype.itemsize
+    if sums > limit:
+        raise LimitTooSmall(sums)
+    parts = max(1, min(-(-total // part), BLOCKS // across, limit // sums))
     length = -(-total // (parts * vector)) * vector
     parts = -(-total // length)
     wide = needs_wide(dy.extent(n, c, sizes), total + length, parts * c)
@@ -116,6 +127,4 @@ def _grad(
     shared = THREADS * (vector if channels_last else 1) * wide_dtype.itemsize
     first = Launch(kernel, across * parts, (At(0), At(2)), struct, shared)
     last = specialise("sum_parts", None, dtype, vector=1, wide=wide)
-    return Program(
-        (first, kernel_launch(last, c, (At(2), At(1)), parts=parts)), parts * c * wide_dtype.itemsize
-    )
+    return Program((first, kernel_launch(last, c, (At(2), At(1)), parts=parts)), parts * sums)

@@ -36,7 +36,23 @@ def laid(x: Array, address: int, channels_last: bool) -> Laid:
     """Describe an array [N, C, *places], or [N, *places, C], at this address."""
     image, *rest = steps(x)
     channel = rest.pop(-1 if channels_last else 0)
-    return Laid(image, channel, tuple(rest), min(16, address & -address) if address else 16)
+    return Laid(image, channel, tuple(rest), aligned(x, address))
+
+
+def aligned(x: Array, address: int) -> int:
+    """Return what an array's address is a multiple of: a power of two up to 16.
+
+    Raises
+    ------
+    ValueError
+        Where it is no multiple of the itemsize: a GPU can't read such elements.
+    """
+    if address % x.itemsize:
+        raise ValueError(
+            f"an array of {x.dtype.name} lies at an address that is no multiple of its {x.itemsize} bytes, "
+            "which a GPU can't read; copy it first"
+        )
+    return min(16, address & -address) if address else 16
 
 
 def steps(x: Array) -> list[int]:
@@ -44,6 +60,11 @@ def steps(x: Array) -> list[int]:
     strides: list[int] = []
     inside = 1
     for size, step in zip(reversed(x.shape), reversed(x.strides), strict=True):
+        if size > 1 and step % x.itemsize:
+            raise ValueError(
+                f"an array of {x.dtype.name} has strides {x.strides}, no multiples of its {x.itemsize} "
+                "bytes; copy it first"
+            )
         strides.insert(0, inside if size == 1 else step // x.itemsize)
         inside = strides[0] * size
     return strides
@@ -288,9 +309,7 @@ def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: 
     x = runtime.empty(x_shape, col.dtype)
     if x.size:
         address = runtime.address(col)
-        program = _col2im(
-            window, x_shape, tuple(steps(col)), min(16, address & -address), col.dtype, channels_last
-        )
+        program = _col2im(window, x_shape, tuple(steps(col)), aligned(col, address), col.dtype, channels_last)
         run(runtime, program, _addresses(runtime, col, x))
     return x
 

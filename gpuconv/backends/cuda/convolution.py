@@ -77,7 +77,8 @@ def input_grad(
             b = _contiguous(b, dtype)
             if window.is_pointwise:
                 bias.fill(dx, b, channels_last)
-        plan = partial(plan_input_grad, problem, b is not None)
+        alignment = laid(dy, runtime.address(dy), channels_last).alignment
+        plan = partial(plan_input_grad, problem, alignment, b is not None)
         run_within_limit("input gradient", runtime, plan, _addresses(runtime, dy, w, b, dx))
     return dx
 

@@ -13,6 +13,7 @@ from gpuconv.backends.cuda.columns import ColumnStrides, col2im_launch, dense
 from gpuconv.backends.cuda.problem import (
     BIAS,
     LEFT,
+    MOST_ROWS,
     RESULT,
     RIGHT,
     WORK,
@@ -63,15 +64,15 @@ ENOUGH_ROWS = 64
 
 
 @planned
-def plan_input_grad(problem: Problem, with_bias: bool, limit: int) -> Program:
-    """Return the program for dy (LEFT), w (RIGHT), perhaps b (BIAS), and dx (RESULT)."""
+def plan_input_grad(problem: Problem, alignment: int, with_bias: bool, limit: int) -> Program:
+    """Return the program for dy (LEFT, at a multiple of `alignment` bytes), w (RIGHT), b (BIAS), dx."""
     if problem.window.is_pointwise:
         return Program(tuple(_pointwise_input_grad(problem, with_bias)))
     images, groups, channels, size = _piece_sizes(problem, limit)
     steps = [
         step
         for piece in _pieces(problem, images, groups, channels, size)
-        for step in _collect(problem, piece, with_bias)
+        for step in _collect(problem, piece, alignment, with_bias)
     ]
     return Program(tuple(steps), _piece_bytes(problem, images, groups, channels, size))
 
@@ -110,7 +111,8 @@ def _piece_sizes(p: Problem, limit: int) -> tuple[int, int, int, Sizes]:
     window, groups, cg = p.window, p.window.groups, p.cg
     whole = window.in_size
     if (image := _piece_bytes(p, 1, groups, cg, whole)) <= limit:
-        return even(p.images, limit // image), groups, cg, whole
+        most = max(1, MOST_ROWS // window.places)
+        return even(p.images, min(limit // image, most)), groups, cg, whole
     if (group := _piece_bytes(p, 1, 1, cg, whole)) <= limit:
         return 1, even(groups, limit // group), cg, whole
     channels = min(cg, -(-ENOUGH_ROWS // window.taps))
@@ -202,7 +204,7 @@ class Gradient(NamedTuple):
     group: int
 
 
-def _collect(p: Problem, piece: Piece, with_bias: bool) -> Steps:
+def _collect(p: Problem, piece: Piece, alignment: int, with_bias: bool) -> Steps:
     """Return the steps that compute a piece's columns and collect its tile of dx from them."""
     tile = _tile(p.window, piece.low, piece.high)
     places = tile.window.places
@@ -216,13 +218,13 @@ def _collect(p: Problem, piece: Piece, with_bias: bool) -> Steps:
         pitch = p.c_out if p.channels_last else p.window.places
         gradient = Gradient(Matrix(p.at(LEFT, start), pitch), dy.image, p.og * dy.channel)
     else:
-        copy, gradient = _copy(p, piece, tile)
+        copy, gradient = _copy(p, piece, tile, alignment)
         steps.append(copy)
     products = _rows_of_places if p.channels_last else _rows_of_channels
     return [*steps, *products(p, piece, gradient, places), _col2im(p, piece, tile.window, with_bias)]
 
 
-def _copy(p: Problem, piece: Piece, tile: Tile) -> tuple[Launch, Gradient]:
+def _copy(p: Problem, piece: Piece, tile: Tile, alignment: int) -> tuple[Launch, Gradient]:
     """Return the copy of a tile's box of dy to the workspace, behind the columns, and where it lies there."""
     places = tile.window.places
     pitch = _pitch(p, places)
@@ -230,7 +232,8 @@ def _copy(p: Problem, piece: Piece, tile: Tile) -> tuple[Launch, Gradient]:
     to = At(WORK, round_up(columns, 16))
     width, channel = piece.groups * p.og, piece.g0 * p.og
     if p.channels_last:
-        strides, vector = ColumnStrides(place=width), lanes(p.itemsize, width, p.c_out, channel)
+        strides = ColumnStrides(place=width)
+        vector = lanes(p.itemsize, width, p.c_out, channel, alignment // p.itemsize)
         gradient = Gradient(Matrix(to, width), 0, p.og)
     else:
         strides, vector = ColumnStrides(channel=pitch), lanes(p.itemsize)

@@ -95,6 +95,10 @@ class Chunk(NamedTuple):
         return self.images * self.groups * round_up(self.places, step)
 
 
+# cuBLAS counts rows in 32 bits; its batches had to stay below 65,536 on some GPUs (PyTorch's issue 46001).
+MOST_ROWS = 1 << 30
+MOST_BATCH = 1 << 15
+
 # Where not all groups of so many columns fit, fewer groups are taken at once: a product of fewer is slow.
 ENOUGH_COLUMNS = 256
 
@@ -106,15 +110,16 @@ def cut(images: int, groups: range, places: int, column_bytes: int, limit: int, 
     image padded to one.
     """
     padded = round_up(places, step)
-    if (image := len(groups) * padded * column_bytes) <= limit:
-        per = even(images, limit // image)
+    image = len(groups) * padded * column_bytes
+    if image <= limit and (images > 1 or padded <= MOST_ROWS):
+        per = even(images, max(1, min(limit // image, MOST_ROWS // padded)))
         return [
             Chunk(n, min(images, n + per), groups.start, groups.stop, 0, places)
             for n in range(0, images, per)
         ]
     enough = min(padded, round_up(ENOUGH_COLUMNS, step))
     together = even(len(groups), max(1, limit // (enough * column_bytes)))
-    most = limit // (together * column_bytes) // step * step
+    most = min(limit // (together * column_bytes), max(step, MOST_ROWS)) // step * step
     if most == 0:
         raise LimitTooSmall(step * column_bytes)
     per = round_up(even(places, most), step)
@@ -124,10 +129,6 @@ def cut(images: int, groups: range, places: int, column_bytes: int, limit: int, 
         for n in range(images)
         for o in range(0, places, per)
     ]
-
-
-# cuBLAS counts rows in 32 bits.
-MOST_ROWS = 1 << 30
 
 
 def whole_rows(problem: Problem) -> list[Chunk]:
@@ -150,28 +151,32 @@ def round_up(number: int, multiple: int) -> int:
 
 
 def batches(chunk: Chunk) -> Iterator[tuple[int, int, int, bool]]:
-    """Yield (image, group, batch, by_image) of batched products, over images or over groups.
+    """Yield (first image, first group, batch, by_image) of batched products, over images or over groups.
 
     An image and a group each have their stride, and a batch has one: so it takes as many calls as there are
     images, or groups, whichever are fewer.
     """
-    if chunk.groups <= chunk.images:
-        yield from ((0, g, chunk.images, True) for g in range(chunk.groups))
-    else:
-        yield from ((n, 0, chunk.groups, False) for n in range(chunk.images))
+    by_image = chunk.groups <= chunk.images
+    batched, single = (chunk.images, chunk.groups) if by_image else (chunk.groups, chunk.images)
+    for other in range(single):
+        for first in range(0, batched, MOST_BATCH):
+            n, g = (first, other) if by_image else (other, first)
+            yield n, g, min(MOST_BATCH, batched - first), by_image
 
 
 def channel_pitch(x: Laid, window: Window) -> int | None:
     """Return how far apart channels lie, where an image is a matrix [C, places]; else None."""
     in_order = dense(1, window.in_size, False).place
-    return x.channel if x.place == in_order and x.channel >= window.places else None
+    fits = window.places <= x.channel < 2**31 and x.image >= 0
+    return x.channel if x.place == in_order and fits else None
 
 
 def row_pitch(x: Laid, window: Window, channels: int) -> int | None:
     """Return how far apart places lie, where all images are one matrix [places, C]; else None."""
     pitch = x.place[-1]
     in_order = tuple(pitch * step for step in (window.places, *dense(1, window.in_size, False).place))
-    return pitch if x.channel == 1 and (x.image, *x.place) == in_order and pitch >= channels else None
+    fits = channels <= pitch < 2**31
+    return pitch if x.channel == 1 and (x.image, *x.place) == in_order and fits else None
 
 
 def unfold(

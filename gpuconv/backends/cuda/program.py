@@ -112,7 +112,7 @@ _PLANS: list[Any] = []
 
 def planned(plan: Callable[P, Program]) -> Callable[P, Program]:
     """Cache a function that works out programs."""
-    cached = lru_cache(maxsize=1024)(plan)
+    cached = lru_cache(maxsize=256)(plan)  # with a small limit, a program may have thousands of steps
     _PLANS.append(cached)
     return cached  # type: ignore[return-value]
 
@@ -150,6 +150,8 @@ def run_within_limit(op: str, runtime: Runtime, plan: Callable[[int], Program], 
     while True:
         try:
             program = plan(limit)
+            if refused and program.workspace >= refused[-1]:
+                raise LimitTooSmall(program.workspace)
         except LimitTooSmall as error:
             if refused:
                 asked = ", ".join(map(str, refused))

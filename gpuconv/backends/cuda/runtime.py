@@ -72,7 +72,7 @@ class CupyRuntime:
         self._lock = threading.Lock()
         self._functions: dict[tuple[int, Kernel], Any] = {}
         self._workspace: dict[int, int] = {}
-        self._cublas = _import_cublas()
+        self._cublas: Any = None  # imported when first needed: pooling does without
         # The products of a chunk are many and small: their scalars lie ready, by the dtype of the sums.
         self._scalars = {
             dtype: tuple(np.array(value, dtype) for value in (0, 1)) for dtype in (np.float32, np.float64)
@@ -135,17 +135,21 @@ class CupyRuntime:
         precision: str,
     ) -> None:
         """Call gemmStridedBatchedEx on the current stream."""
-        cublas = self._cublas
-        double = dtypes[0] == np.float64
+        cublas = self._cublas = self._cublas or _import_cublas()
+        handle = self._cupy.cuda.device.get_cublas_handle()
+        double, half = dtypes[0] == np.float64, dtypes[0] == np.float16
         zero, one = self._scalars[np.float64 if double else np.float32]
         if double:
             compute = cublas.CUBLAS_COMPUTE_64F
-        elif precision == "tf32" and dtypes[0] == np.float32:
+        elif precision == "tf32" and not half:
             compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
         else:
             compute = cublas.CUBLAS_COMPUTE_32F
+        mode = cublas.getMathMode(handle) if half else 0
+        if half:
+            cublas.setMathMode(handle, mode | NO_REDUCED_PRECISION)
         cublas.gemmStridedBatchedEx(
-            self._cupy.cuda.device.get_cublas_handle(),
+            handle,
             *(cublas.CUBLAS_OP_T if flag else cublas.CUBLAS_OP_N for flag in transposed),
             *sizes,
             one.ctypes.data,
@@ -157,8 +161,12 @@ class CupyRuntime:
             compute,
             cublas.CUBLAS_GEMM_DEFAULT,
         )
+        if half:
+            cublas.setMathMode(handle, mode)
 
 
+# CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: else cuBLAS may add parts of a float16 product in float16.
+NO_REDUCED_PRECISION = 16
 # The default workspace where the L2 is small (or its size unknown).
 LEAST_DEFAULT = 16 << 20
 OPTIONS = ("--std=c++17",)
@@ -260,7 +268,7 @@ def check_device(op: str, arrays: dict[str, Array]) -> None:
     ValueError
         Where they lie on several.
     """
-    devices = {name: getattr(x, "device", None) for name, x in arrays.items()}
+    devices = {name: x.device.id for name, x in arrays.items()}
     if len(set(devices.values())) > 1:
-        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        listed = ", ".join(f"{name} on GPU {number}" for name, number in devices.items())
         raise ValueError(f"{op}: all arrays must be on one GPU, but there are {listed}")

@@ -38,6 +38,9 @@ from gpuconv.backends.cuda.program import (
 )
 from gpuconv.backends.dispatch import accumulator
 
+# A 1x1 kernel's columns are x itself, but one product an image doesn't pay for many images of few places.
+FEW_IMAGES, MANY_PLACES = 16, 1024
+
 
 class Part(NamedTuple):
     """Rows of dW that are summed at once: of groups g0..g1 and, in each, rows r0..r1.
@@ -63,13 +66,31 @@ def plan_weight_grad(problem: Problem, x: Laid, limit: int) -> Program:
     steps, workspace, products = terms(p, x, whole, 0, limit)
     if wide == p.dtype or products == 1:
         return Program(tuple(steps), workspace)
-    steps, workspace = [], 0
-    for part, first, count in _cut_sums(p, wide, limit // 2):
+    try:
+        return _sum_apart(p, x, wide, limit // 2, limit)
+    except LimitTooSmall as error:  # of the columns, or of sums of one row
+        row = (p.c_out if p.channels_last else p.rows) * wide.itemsize
+        least = round_up(row, 16) + _least_columns(p)
+        if limit < least:
+            raise LimitTooSmall(least) from error
+        return _sum_apart(p, x, wide, limit - _least_columns(p), limit)
+
+
+def _least_columns(p: Problem) -> int:
+    """Return the bytes of the fewest columns that a chunk may have, and their dy."""
+    if p.channels_last:
+        return p.rows * p.itemsize
+    return lanes(p.itemsize) * (p.rows + p.og) * p.itemsize
+
+
+def _sum_apart(p: Problem, x: Laid, wide: np.dtype[Any], sums_limit: int, limit: int) -> Program:
+    """Return the program whose sums stand in the workspace, in parts of at most `sums_limit` bytes."""
+    terms = _rows_of_places if p.channels_last else _rows_of_channels
+    steps: Steps = []
+    workspace = 0
+    for part, first, count in _cut_sums(p, wide, sums_limit // 16 * 16):
         sums = round_up(count * wide.itemsize, 16)
-        try:
-            added, columns, _ = terms(p, x, part, sums, limit - sums)
-        except LimitTooSmall as error:
-            raise LimitTooSmall(sums + error.least) from None
+        added, columns, _ = terms(p, x, part, sums, limit - sums)
         rounded = specialise("sum_parts", None, p.dtype, vector=1, wide=needs_wide(count))
         steps += added
         steps.append(kernel_launch(rounded, count, (At(WORK), p.at(RESULT, first)), parts=1))
@@ -83,7 +104,7 @@ def _cut_sums(p: Problem, wide: np.dtype[Any], limit: int) -> list[tuple[Part, i
     rows = p.rows if p.channels_last else p.og
     row_bytes = length * wide.itemsize
     if row_bytes > limit:
-        raise LimitTooSmall(2 * row_bytes)
+        raise LimitTooSmall(row_bytes)
     if p.channels_last:  # a row holds all groups
         per = even(rows, limit // row_bytes)
         return [
@@ -120,7 +141,8 @@ def _rows_of_channels(p: Problem, x: Laid, part: Part, base: int, limit: int) ->
     window, rows, og, places = p.window, p.rows, p.og, p.window.places
     count, step = part.r1 - part.r0, lanes(p.itemsize)
     groups = range(part.g0, part.g1)
-    direct = channel_pitch(x, window) if window.is_pointwise else None
+    few = p.images <= FEW_IMAGES or places >= MANY_PLACES
+    direct = channel_pitch(x, window) if window.is_pointwise and few else None
     if direct is None:
         # Of several images dy is copied, so that its places follow each other as those of the columns do.
         chunks = cut(p.images, groups, places, (rows + count) * p.itemsize, limit, step)
