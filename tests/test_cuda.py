@@ -226,6 +226,26 @@ def test_input_gradients_by_tiles_are_the_definition(axes, channels_last, rng):
 
 
 @needs_kernels
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kernel, stride", [(1, 2), (1, 5), (2, 3), ((1, 2), (4, 1))])
+@pytest.mark.parametrize("limit", [100, 300, 1000, 3000])
+def test_tiles_that_begin_between_windows_are_zero_there(kernel, stride, limit, channels_last):
+    rng = np.random.default_rng(0)
+    window = sliding_window("test", (23, 21), kernel, stride, 1)
+    w = rng.integers(-3, 4, (2, 3, *window.kernel)).astype(np.float32)
+    dy = rng.integers(-3, 4, (1, 2, *window.out_size)).astype(np.float32)
+    if channels_last:
+        dy, w = np.moveaxis(dy, 1, -1), np.moveaxis(w, (0, 1), (-1, -2))
+    x_shape = (1, 23, 21, 3) if channels_last else (1, 3, 23, 21)
+    options = {"stride": stride, "padding": 1, "channels_last": channels_last}
+    want = gpuconv.conv2d_input_grad(dy, w, x_shape, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_runtime, "DEFAULT_WORKSPACE", limit)
+        got = gpuconv.conv2d_input_grad(*_on_device(dy, w), x_shape, **options)
+    np.testing.assert_array_equal(host_runtime.to_host(got), want)
+
+
+@needs_kernels
 def test_a_bias_gradient_keeps_to_the_limit_and_ends_where_memory_is_full(host):
     dy = np.ones((3, 700, 5), np.float32)
     with pytest.MonkeyPatch.context() as patch:
