@@ -211,8 +211,7 @@ __device__ __forceinline__ bool covering(const Place &in, int a, int b, int c, c
             out.at[axis] = begin / stride(axis);
             reads = reads && begin >= 0 && out.at[axis] * stride(axis) == begin;
         }
-        // Of a tile, the first places may lie before its first window: then `shifted` is negative.
-        reads = reads && shifted >= 0 && out.at[axis] < window.out[axis];
+        reads = reads && out.at[axis] < window.out[axis];
     }
     return reads;
 }
