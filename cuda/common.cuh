@@ -203,7 +203,8 @@ __device__ __forceinline__ bool covering(const Place &in, int a, int b, int c, c
         if (dilation(axis) == 1) {
             out.at[axis] = shifted / stride(axis) - candidate[axis];
             tap.at[axis] = shifted - out.at[axis] * stride(axis);
-            reads = reads && out.at[axis] >= 0 && tap.at[axis] < kernel(axis);
+            // negative where a tile begins in the gap before its first window
+            reads = reads && out.at[axis] >= 0 && (unsigned)tap.at[axis] < (unsigned)kernel(axis);
         } else {
             tap.at[axis] = candidate[axis];
             const int begin = shifted - tap.at[axis] * dilation(axis);
