@@ -39,11 +39,12 @@ def conv2d(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
 ) -> Array:
     """Convolve a batch of images with a bank of kernels.
 
     ``y[n, f, p, q] = b[f] + sum_{c, i, j} w[f, c, i, j] * x[n, c, p*s + i*d - before, q*s + j*d - before]``,
-    over the channels c of f's group [1]_. The kernel is not flipped; float16 is summed in float32.
+    over the channels c of f's group [1]_. The kernel isn't flipped unless asked; float16 is summed in float32.
 
     Parameters
     ----------
@@ -64,6 +65,9 @@ def conv2d(
         Channels are cut into this many groups that don't mix; with groups = C_in each is filtered alone.
     channels_last : bool
         The arrays' layout; it is worked on as it lies.
+    flip : bool
+        Turn the kernels round along their spatial axes: the convolution of mathematics and signal processing,
+        where tap j reads ``x[... - j]``. Networks leave it out, as they would learn turned kernels.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def conv2d(
     >>> gpuconv.conv2d(x, w, stride=2, padding="same").shape
     (1, 1, 2, 2)
     """
-    return convolve("conv2d", 2, x, w, b, stride, padding, dilation, groups, channels_last)
+    return convolve("conv2d", 2, x, w, b, stride, padding, dilation, groups, channels_last, flip)
 
 
 @traced
@@ -109,6 +113,7 @@ def conv2d_backward(
     groups: int = 1,
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
+    flip: bool = False,
 ) -> ConvGrads:
     """Return the gradients of `conv2d` by its three inputs.
 
@@ -118,7 +123,7 @@ def conv2d_backward(
     ----------
     dy : array [N, C_out, OH, OW]
         Gradient of the loss by y. ``channels_last``: [N, OH, OW, C_out].
-    x, w, stride, padding, dilation, groups, channels_last
+    x, w, stride, padding, dilation, groups, channels_last, flip
         As given to `conv2d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute; a first layer needs no dx.
@@ -151,7 +156,7 @@ def conv2d_backward(
            [4., 4.]]), array([4.]))
     """
     op = "conv2d_backward"
-    return gradients(op, 2, dy, x, w, stride, padding, dilation, groups, channels_last, needs)
+    return gradients(op, 2, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip)
 
 
 @traced
@@ -165,6 +170,7 @@ def conv2d_input_grad(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
 ) -> Array:
     """Return the gradient of `conv2d` by x: the convolution's adjoint, applied to dy.
 
@@ -176,7 +182,7 @@ def conv2d_input_grad(
     ----------
     dy : array [N, C_out, OH, OW]
         Gradient of the loss by y. ``channels_last``: [N, OH, OW, C_out].
-    w, stride, padding, dilation, groups, channels_last
+    w, stride, padding, dilation, groups, channels_last, flip
         As given to `conv2d`.
     x_shape : 4 ints
         Shape of x: with a stride, several sizes of x give the same dy.
@@ -199,7 +205,7 @@ def conv2d_input_grad(
     array([[[[ 1., 11., 10.]]]])
     """
     op = "conv2d_input_grad"
-    return input_grad(op, 2, dy, w, x_shape, stride, padding, dilation, groups, channels_last)
+    return input_grad(op, 2, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip)
 
 
 @traced
@@ -213,6 +219,7 @@ def conv2d_weight_grad(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
 ) -> Array:
     """Return the gradient of `conv2d` by w.
 
@@ -223,7 +230,7 @@ def conv2d_weight_grad(
     ----------
     dy : array [N, C_out, OH, OW]
         Gradient of the loss by y. ``channels_last``: [N, OH, OW, C_out].
-    x, stride, padding, dilation, groups, channels_last
+    x, stride, padding, dilation, groups, channels_last, flip
         As given to `conv2d`.
     kernel_size : int or (int, int)
         (kh, kw): with a stride, several kernel sizes give the same dy.
@@ -246,7 +253,7 @@ def conv2d_weight_grad(
     array([[[[3., 6.]]]])
     """
     op = "conv2d_weight_grad"
-    return weight_grad(op, 2, dy, x, kernel_size, stride, padding, dilation, groups, channels_last)
+    return weight_grad(op, 2, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip)
 
 
 @traced
@@ -293,6 +300,7 @@ def convolve(
     dilation: Ints,
     groups: int,
     channels_last: bool,
+    flip: bool,
 ) -> Array:
     """Check, describe the window, and convolve."""
     backend = backend_of(op, x=x, w=w, **given(b=b))
@@ -301,6 +309,7 @@ def convolve(
         c_out = _c_out(w, channels_last)
         check_shape(op, "b", b.shape, (c_out,), f"w has {c_out} output channels (shape {w.shape}), so")
     dtype = float_result(op, x=x, w=w, **given(b=b))
+    w = flipped(op, w, axes, channels_last, flip)
     return backend.convolution.forward(x, w, b, window, channels_last, dtype)
 
 
@@ -316,19 +325,31 @@ def gradients(
     groups: int,
     channels_last: bool,
     needs: Collection[str],
+    flip: bool,
 ) -> ConvGrads:
     """Check, describe the window, and compute what `needs` names."""
+    flip = geometry.flag(op, "flip", flip)
     backend: ModuleType = backend_of(op, dy=dy, x=x, w=w)
     check_needs(op, needs)
     window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
     _check_dy(op, dy, x.shape[0], _c_out(w, channels_last), window, channels_last)
     by_x, by_w, by_b = float_result(op, dy=dy, w=w), float_result(op, dy=dy, x=x), float_result(op, dy=dy)
+    w = flipped(op, w, axes, channels_last, flip)
     ops = backend.convolution
+    dw = ops.weight_grad(dy, x, window, channels_last, by_w) if "w" in needs else None
     return ConvGrads(
         dx=ops.input_grad(dy, w, window, channels_last, by_x) if "x" in needs else None,
-        dw=ops.weight_grad(dy, x, window, channels_last, by_w) if "w" in needs else None,
+        dw=flipped(op, dw, axes, channels_last, flip).copy() if flip and dw is not None else dw,
         db=ops.bias_grad(dy, channels_last, by_b) if "b" in needs else None,
     )
+
+
+def flipped(op: str, w: Array, axes: int, channels_last: bool, flip: bool) -> Array:
+    """Return weights, or their gradient, turned round along every spatial axis if `flip` says so; a view."""
+    if not geometry.flag(op, "flip", flip):
+        return w
+    turned = (slice(None, None, -1),) * axes
+    return w[turned] if channels_last else w[:, :, *turned]
 
 
 def check_needs(op: str, needs: Any) -> None:
@@ -349,6 +370,7 @@ def input_grad(
     dilation: Ints,
     groups: int,
     channels_last: bool,
+    flip: bool,
 ) -> Array:
     """Check, describe the window over x, and compute dx."""
     backend = backend_of(op, dy=dy, w=w)
@@ -356,6 +378,7 @@ def input_grad(
     window = _describe(op, axes, x_shape, w, stride, padding, dilation, groups, channels_last)
     _check_dy(op, dy, x_shape[0], _c_out(w, channels_last), window, channels_last)
     dtype = float_result(op, dy=dy, w=w)
+    w = flipped(op, w, axes, channels_last, flip)
     return backend.convolution.input_grad(dy, w, window, channels_last, dtype)
 
 
@@ -370,8 +393,10 @@ def weight_grad(
     dilation: Ints,
     groups: int,
     channels_last: bool,
+    flip: bool,
 ) -> Array:
     """Check, describe the window over x, and compute dw."""
+    flip = geometry.flag(op, "flip", flip)
     backend = backend_of(op, dy=dy, x=x)
     _check_layout(op, axes, "x", x, channels_last)
     check_rank(op, "dy", dy, _layout(axes, channels_last))
@@ -382,7 +407,8 @@ def weight_grad(
     window = geometry.sliding_window(op, sizes, kernel_size, stride, padding, dilation, groups=groups)
     _check_dy(op, dy, x.shape[0], _channels(dy, channels_last), window, channels_last)
     dtype = float_result(op, dy=dy, x=x)
-    return backend.convolution.weight_grad(dy, x, window, channels_last, dtype)
+    dw = backend.convolution.weight_grad(dy, x, window, channels_last, dtype)
+    return flipped(op, dw, axes, channels_last, flip).copy() if flip else dw
 
 
 def bias_grad(op: str, axes: int, dy: Array, channels_last: bool) -> Array:

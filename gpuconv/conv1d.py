@@ -18,11 +18,12 @@ def conv1d(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
 ) -> Array:
     """Convolve a batch of signals with a bank of kernels.
 
     ``y[n, f, p] = b[f] + sum_{c, j} w[f, c, j] * x[n, c, p*s + j*d - before]``,
-    over the channels c of f's group. The kernel is not flipped; float16 is summed in float32.
+    over the channels c of f's group. The kernel isn't flipped unless asked; float16 is summed in float32.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ def conv1d(
         Kernels. ``channels_last``: [k, C_in/groups, C_out].
     b : array [C_out], optional
         Bias.
-    stride, padding, dilation, groups, channels_last
+    stride, padding, dilation, groups, channels_last, flip
         As in `conv2d`, with one spatial axis: padding also ``((before, after),)``.
 
     Returns
@@ -52,7 +53,7 @@ def conv1d(
     >>> gpuconv.conv1d(x, np.array([[[-1.0, 1.0]]]))
     array([[[1., 2., 4.]]])
     """
-    return convolve("conv1d", 1, x, w, b, stride, padding, dilation, groups, channels_last)
+    return convolve("conv1d", 1, x, w, b, stride, padding, dilation, groups, channels_last, flip)
 
 
 @traced
@@ -67,6 +68,7 @@ def conv1d_backward(
     groups: int = 1,
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
+    flip: bool = False,
 ) -> ConvGrads:
     """Return the gradients of `conv1d` by its three inputs, summed over the batch.
 
@@ -74,7 +76,7 @@ def conv1d_backward(
     ----------
     dy : array [N, C_out, OL]
         Gradient of the loss by y. ``channels_last``: [N, OL, C_out].
-    x, w, stride, padding, dilation, groups, channels_last
+    x, w, stride, padding, dilation, groups, channels_last, flip
         As given to `conv1d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute.
@@ -97,7 +99,7 @@ def conv1d_backward(
     ConvGrads(dx=array([[[ 1., 11., 10.]]]), dw=array([[[3., 6.]]]), db=array([2.]))
     """
     op = "conv1d_backward"
-    return gradients(op, 1, dy, x, w, stride, padding, dilation, groups, channels_last, needs)
+    return gradients(op, 1, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip)
 
 
 @traced
@@ -111,6 +113,7 @@ def conv1d_input_grad(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
 ) -> Array:
     """Return the gradient of `conv1d` by x, for an x of shape `x_shape`; as `conv2d_input_grad`.
 
@@ -118,7 +121,7 @@ def conv1d_input_grad(
     ----------
     dy : array [N, C_out, OL]
         Gradient of the loss by y. ``channels_last``: [N, OL, C_out].
-    w, stride, padding, dilation, groups, channels_last
+    w, stride, padding, dilation, groups, channels_last, flip
         As given to `conv1d`.
     x_shape : 3 ints
         Shape of x: with a stride, several sizes of x give the same dy.
@@ -140,7 +143,7 @@ def conv1d_input_grad(
     array([[[ 1., 11., 10.]]])
     """
     op = "conv1d_input_grad"
-    return input_grad(op, 1, dy, w, x_shape, stride, padding, dilation, groups, channels_last)
+    return input_grad(op, 1, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip)
 
 
 @traced
@@ -154,6 +157,7 @@ def conv1d_weight_grad(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
 ) -> Array:
     """Return the gradient of `conv1d` by w, for kernels of `kernel_size`; as `conv2d_weight_grad`.
 
@@ -161,7 +165,7 @@ def conv1d_weight_grad(
     ----------
     dy : array [N, C_out, OL]
         Gradient of the loss by y. ``channels_last``: [N, OL, C_out].
-    x, stride, padding, dilation, groups, channels_last
+    x, stride, padding, dilation, groups, channels_last, flip
         As given to `conv1d`.
     kernel_size : int or (int,)
         k: with a stride, several kernel sizes give the same dy.
@@ -183,7 +187,7 @@ def conv1d_weight_grad(
     array([[[3., 6.]]])
     """
     op = "conv1d_weight_grad"
-    return weight_grad(op, 1, dy, x, kernel_size, stride, padding, dilation, groups, channels_last)
+    return weight_grad(op, 1, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip)
 
 
 @traced

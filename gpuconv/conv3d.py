@@ -18,11 +18,12 @@ def conv3d(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
 ) -> Array:
     """Convolve a batch of volumes with a bank of kernels.
 
     ``y[n, f, o] = b[f] + sum_{c, j} w[f, c, j] * x[n, c, o*s + j*d - before]``, with o and j over three axes
-    and over the channels c of f's group. The kernel is not flipped; float16 is summed in float32.
+    and over the channels c of f's group. The kernel isn't flipped unless asked; float16 is summed in float32.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ def conv3d(
         Kernels. ``channels_last``: [kd, kh, kw, C_in/groups, C_out].
     b : array [C_out], optional
         Bias.
-    stride, padding, dilation, groups, channels_last
+    stride, padding, dilation, groups, channels_last, flip
         As in `conv2d`, with three spatial axes: an int or one per axis.
 
     Returns
@@ -55,7 +56,7 @@ def conv3d(
     >>> gpuconv.conv3d(x, w, stride=2, padding="same").shape
     (1, 1, 2, 2, 2)
     """
-    return convolve("conv3d", 3, x, w, b, stride, padding, dilation, groups, channels_last)
+    return convolve("conv3d", 3, x, w, b, stride, padding, dilation, groups, channels_last, flip)
 
 
 @traced
@@ -70,6 +71,7 @@ def conv3d_backward(
     groups: int = 1,
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
+    flip: bool = False,
 ) -> ConvGrads:
     """Return the gradients of `conv3d` by its three inputs, summed over the batch.
 
@@ -77,7 +79,7 @@ def conv3d_backward(
     ----------
     dy : array [N, C_out, OD, OH, OW]
         Gradient of the loss by y. ``channels_last``: [N, OD, OH, OW, C_out].
-    x, w, stride, padding, dilation, groups, channels_last
+    x, w, stride, padding, dilation, groups, channels_last, flip
         As given to `conv3d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute.
@@ -105,7 +107,7 @@ def conv3d_backward(
     (array([8., 8., 8., 8., 8., 8., 8., 8.]), array([8.]))
     """
     op = "conv3d_backward"
-    return gradients(op, 3, dy, x, w, stride, padding, dilation, groups, channels_last, needs)
+    return gradients(op, 3, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip)
 
 
 @traced
@@ -119,6 +121,7 @@ def conv3d_input_grad(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
 ) -> Array:
     """Return the gradient of `conv3d` by x, for an x of shape `x_shape`; as `conv2d_input_grad`.
 
@@ -126,7 +129,7 @@ def conv3d_input_grad(
     ----------
     dy : array [N, C_out, OD, OH, OW]
         Gradient of the loss by y. ``channels_last``: [N, OD, OH, OW, C_out].
-    w, stride, padding, dilation, groups, channels_last
+    w, stride, padding, dilation, groups, channels_last, flip
         As given to `conv3d`.
     x_shape : 5 ints
         Shape of x: with a stride, several sizes of x give the same dy.
@@ -149,7 +152,7 @@ def conv3d_input_grad(
     array([ 1., 11., 10.])
     """
     op = "conv3d_input_grad"
-    return input_grad(op, 3, dy, w, x_shape, stride, padding, dilation, groups, channels_last)
+    return input_grad(op, 3, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip)
 
 
 @traced
@@ -163,6 +166,7 @@ def conv3d_weight_grad(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
 ) -> Array:
     """Return the gradient of `conv3d` by w, for kernels of `kernel_size`; as `conv2d_weight_grad`.
 
@@ -170,7 +174,7 @@ def conv3d_weight_grad(
     ----------
     dy : array [N, C_out, OD, OH, OW]
         Gradient of the loss by y. ``channels_last``: [N, OD, OH, OW, C_out].
-    x, stride, padding, dilation, groups, channels_last
+    x, stride, padding, dilation, groups, channels_last, flip
         As given to `conv3d`.
     kernel_size : int or (int, int, int)
         (kd, kh, kw): with a stride, several kernel sizes give the same dy.
@@ -193,7 +197,7 @@ def conv3d_weight_grad(
     array([3., 6.])
     """
     op = "conv3d_weight_grad"
-    return weight_grad(op, 3, dy, x, kernel_size, stride, padding, dilation, groups, channels_last)
+    return weight_grad(op, 3, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip)
 
 
 @traced
