@@ -44,7 +44,7 @@ def conv2d(
     """Convolve a batch of images with a bank of kernels.
 
     ``y[n, f, p, q] = b[f] + sum_{c, i, j} w[f, c, i, j] * x[n, c, p*s + i*d - before, q*s + j*d - before]``,
-    over the channels c of f's group [1]_. The kernel isn't flipped unless asked; float16 is summed in float32.
+    over the channels c of f's group [1]_. The kernel isn't flipped unless told; float16 is summed in float32.
 
     Parameters
     ----------
