@@ -109,10 +109,10 @@ CONV = "stride=1, padding=0, dilation=1, groups=1, channels_last=False"
 COLUMNS = "stride=1, padding=0, dilation=1, channels_last=False"
 POOL = "stride=None, *, padding=0, dilation=1, ceil_mode=False"
 SIGNATURES = {
-    "conv2d": f"x, w, b=None, *, {CONV}",
-    "conv2d_backward": f"dy, x, w, *, {CONV}, needs=('x', 'w', 'b')",
-    "conv2d_input_grad": f"dy, w, x_shape, *, {CONV}",
-    "conv2d_weight_grad": f"dy, x, kernel_size, *, {CONV}",
+    "conv2d": f"x, w, b=None, *, {CONV}, flip=False",
+    "conv2d_backward": f"dy, x, w, *, {CONV}, needs=('x', 'w', 'b'), flip=False",
+    "conv2d_input_grad": f"dy, w, x_shape, *, {CONV}, flip=False",
+    "conv2d_weight_grad": f"dy, x, kernel_size, *, {CONV}, flip=False",
     "conv2d_bias_grad": "dy, *, channels_last=False",
     "im2col": f"x, kernel_size, *, {COLUMNS}",
     "col2im": f"col, x_shape, kernel_size, *, {COLUMNS}",
