@@ -1,6 +1,7 @@
-// Gradient of max pooling.
+// Gradient of max pooling; with LAST_ONLY, max unpooling, whose x is dy here and whose result is dx.
 //
 //   dx[n, c, i] = sum of dy[n, c, o] over the windows o that read i with tap j, where argmax[n, c, o] == j
+//   LAST_ONLY: that of the last such window alone
 //
 // A mask that names no tap of its window, or one in the padding, is no place of x and adds to none.
 //
@@ -10,7 +11,7 @@
 // Bytes per element of dx: one write, 16 bytes at a time; one dy and one mask read for each of about
 // TAPS / (S0*S1*S2) windows, all but the first time from the cache.
 //
-// Fixed when compiled, besides: MASK, the mask's type.
+// Fixed when compiled, besides: MASK, the mask's type; LAST_ONLY.
 
 struct MaxPoolBackward {
     Window window;
@@ -21,6 +22,13 @@ struct MaxPoolBackward {
     Divisor plane;     // places of an image (channels last)
     Divisor inner[2];  // in[1], in[2]
 };
+
+// The windows that read a place come last to first.
+__device__ __forceinline__ void collect(ACC &sum, bool &found, T term) {
+    if (!LAST_ONLY) sum += (ACC)term;
+    else if (!found) sum = (ACC)term;
+    found = true;
+}
 
 extern "C" __global__ void gpuconv_max_pool_backward(const T *__restrict__ dy, const MASK *__restrict__ argmax,
                                                      T *__restrict__ dx, const MaxPoolBackward p) {
@@ -43,6 +51,7 @@ extern "C" __global__ void gpuconv_max_pool_backward(const T *__restrict__ dy, c
             advance(at, p.window.in);
         }
         ACC sum[VECTOR] = {};
+        bool found[VECTOR] = {};
 #pragma unroll UNROLLED
         for (int a = 0; a < covers(0); ++a)
 #pragma unroll UNROLLED
@@ -60,9 +69,9 @@ extern "C" __global__ void gpuconv_max_pool_backward(const T *__restrict__ dy, c
                         const Vector<MASK> winners = load(winner);
 #pragma unroll
                         for (int lane = 0; lane < VECTOR; ++lane)
-                            if (winners.lane[lane] == flat_tap(tap)) sum[lane] += (ACC)terms.lane[lane];
+                            if (winners.lane[lane] == flat_tap(tap)) collect(sum[lane], found[lane], terms.lane[lane]);
 #else
-                        if (*winner == flat_tap(tap)) sum[v] += (ACC)*term;
+                        if (*winner == flat_tap(tap)) collect(sum[v], found[v], *term);
 #endif
                     }
         Vector<T> values;

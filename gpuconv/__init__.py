@@ -63,6 +63,14 @@ from gpuconv.pool import (
 from gpuconv.pool1d import avg_pool1d, avg_pool1d_backward, max_pool1d, max_pool1d_backward
 from gpuconv.pool3d import avg_pool3d, avg_pool3d_backward, max_pool3d, max_pool3d_backward
 from gpuconv.training import History, fit
+from gpuconv.unpool import (
+    max_unpool1d,
+    max_unpool1d_backward,
+    max_unpool2d,
+    max_unpool2d_backward,
+    max_unpool3d,
+    max_unpool3d_backward,
+)
 
 __version__ = "0.1.0"
 
@@ -131,6 +139,12 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool3d",
     "max_pool3d_backward",
+    "max_unpool1d",
+    "max_unpool1d_backward",
+    "max_unpool2d",
+    "max_unpool2d_backward",
+    "max_unpool3d",
+    "max_unpool3d_backward",
     "nn",
     "testing",
 ]

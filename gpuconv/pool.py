@@ -172,8 +172,8 @@ def argmax_to_indices(
     axes = geometry.spatial_axes(op, "x_shape", x_shape)
     x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    window = _describe(op, axes, x_shape, "x_shape", options)
-    must = _y_shape(x_shape, window, channels_last)
+    window = describe(op, axes, x_shape, "x_shape", options)
+    must = y_shape(x_shape, window, channels_last)
     check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
     return backend.pooling.argmax_to_indices(argmax, window, channels_last)
 
@@ -288,7 +288,7 @@ def max_pool(op: str, axes: int, x: Array, options: Options, return_argmax: bool
     """Check, describe the window, and take the maxima."""
     backend = backend_of(op, x=x)
     check_kind(op, "x", x, "iuf")
-    window = _describe(op, axes, x.shape, "x", options)
+    window = describe(op, axes, x.shape, "x", options)
     wanted = geometry.flag(op, "return_argmax", return_argmax)
     y, argmax = backend.pooling.max_pool(x, window, options.channels_last, wanted)
     return (y, argmax) if wanted else y
@@ -302,8 +302,8 @@ def max_pool_backward(
     check_kind(op, "dy", dy, "iuf")
     check_kind(op, "argmax", argmax, "iu")
     x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
-    window = _describe(op, axes, x_shape, "x_shape", options)
-    must = _y_shape(x_shape, window, options.channels_last)
+    window = describe(op, axes, x_shape, "x_shape", options)
+    must = y_shape(x_shape, window, options.channels_last)
     check_shape(op, "dy", dy.shape, must, f"for x_shape {x_shape}")
     check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
     return backend.pooling.max_pool_backward(dy, argmax, x_shape, window, options.channels_last)
@@ -313,7 +313,7 @@ def avg_pool(op: str, axes: int, x: Array, options: Options, count_include_pad: 
     """Check, describe the window, and take the means."""
     backend = backend_of(op, x=x)
     float_result(op, x=_floating(op, "x", x))
-    window = _describe(op, axes, x.shape, "x", options)
+    window = describe(op, axes, x.shape, "x", options)
     counted = geometry.flag(op, "count_include_pad", count_include_pad)
     return backend.pooling.avg_pool(x, window, options.channels_last, counted)
 
@@ -325,14 +325,15 @@ def avg_pool_backward(
     backend = backend_of(op, dy=dy)
     float_result(op, dy=_floating(op, "dy", dy))
     x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
-    window = _describe(op, axes, x_shape, "x_shape", options)
+    window = describe(op, axes, x_shape, "x_shape", options)
     counted = geometry.flag(op, "count_include_pad", count_include_pad)
-    must = _y_shape(x_shape, window, options.channels_last)
+    must = y_shape(x_shape, window, options.channels_last)
     check_shape(op, "dy", dy.shape, must, f"for x_shape {x_shape}")
     return backend.pooling.avg_pool_backward(dy, x_shape, window, options.channels_last, counted)
 
 
-def _describe(op: str, axes: int, shape: tuple[int, ...], name: str, options: Options) -> Window:
+def describe(op: str, axes: int, shape: tuple[int, ...], name: str, options: Options) -> Window:
+    """Check x's shape and the options, and return the window."""
     kernel_size, stride, padding, dilation, ceil_mode, channels_last = options
     geometry.flag(op, "channels_last", channels_last)
     sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
@@ -351,7 +352,8 @@ def _describe(op: str, axes: int, shape: tuple[int, ...], name: str, options: Op
     )
 
 
-def _y_shape(x_shape: tuple[int, ...], window: Window, channels_last: bool) -> tuple[int, ...]:
+def y_shape(x_shape: tuple[int, ...], window: Window, channels_last: bool) -> tuple[int, ...]:
+    """Return the shape of what a pooling of x gives."""
     n, c = x_shape[0], x_shape[-1 if channels_last else 1]
     return (n, *window.out_size, c) if channels_last else (n, c, *window.out_size)
 

@@ -269,6 +269,8 @@ def _max_pool(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool)
     pooling.max_pool(x, window, channels_last, False)
     pooling.max_pool_backward(dy, argmax, x.shape, window, channels_last)
     pooling.argmax_to_indices(argmax, window, channels_last)
+    pooling.max_unpool(dy, argmax, x.shape, window, channels_last)
+    pooling.max_unpool_backward(x, argmax, window, channels_last)
 
 
 class NvrtcMissing(Exception):

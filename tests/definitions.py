@@ -265,6 +265,26 @@ def max_pool_backward(dy, argmax, sliding):
     return dx
 
 
+def max_unpool(x, argmax, sliding):
+    """y[n, c, i] = x[n, c, o], written in the order of the windows o, at the place i that argmax names."""
+    y = np.zeros((*x.shape[:2], *sliding.in_size), x.dtype)
+    for n, c, *o in np.ndindex(*x.shape):
+        y[n, c, *sliding.place(o, np.unravel_index(argmax[n, c, *o], sliding.kernel))] = x[n, c, *o]
+    return y
+
+
+def max_unpool_backward(dy, argmax, sliding):
+    """dx[n, c, o] = dy[n, c, i], if what was written last at i was x[n, c, o]; else 0."""
+    numbered = np.arange(1, argmax.size + 1).reshape(argmax.shape)
+    writer = max_unpool(numbered, argmax, sliding)
+    dx = np.zeros(argmax.shape, dy.dtype)
+    for n, c, *o in np.ndindex(*argmax.shape):
+        place = sliding.place(o, np.unravel_index(argmax[n, c, *o], sliding.kernel))
+        if writer[n, c, *place] == numbered[n, c, *o]:
+            dx[n, c, *o] = dy[n, c, *place]
+    return dx
+
+
 def flat_indices(argmax, sliding):
     """Return, for each window, the maximum's index into the flattened spatial axes of x."""
     indices = np.zeros(argmax.shape, np.int64)

@@ -42,6 +42,7 @@ def _good(axes):
         "x_shape": (2, 4, *six),
         "kernel_size": 2,
     }
+    unpooling = {**pooling, "x": pooling["dy"], "dy": pooling["x"]}
     return {
         name.format(axes): {argument: arguments[argument] for argument in needed.split()}
         for name, arguments, needed in [
@@ -54,6 +55,8 @@ def _good(axes):
             ("conv_transpose{}d_backward", transposed, "dy x w groups"),
             ("max_pool{}d", pooling, "x kernel_size"),
             ("max_pool{}d_backward", pooling, "dy argmax x_shape kernel_size"),
+            ("max_unpool{}d", unpooling, "x argmax x_shape kernel_size"),
+            ("max_unpool{}d_backward", unpooling, "dy argmax kernel_size"),
             ("avg_pool{}d", pooling, "x kernel_size"),
             ("avg_pool{}d_backward", pooling, "dy x_shape kernel_size"),
         ]
@@ -78,6 +81,9 @@ ARRAYS = ("dy", "x", "w", "b", "argmax", "col")
 ARRAY_ARGUMENTS = [(op, name) for op, good in GOOD.items() for name in good if name in ARRAYS]
 WINDOWED = [op for op in PLANE if op != "conv2d_bias_grad"]
 POOLS = [op for op in GOOD if "pool" in op or op == "argmax_to_indices"]
+MASKED = [op for op in PLANE if "argmax" in PLANE[op]]
+# Operations whose x is the image that windows slide over.
+IMAGED = [op for op in GOOD if "x" in GOOD[op] and "x_shape" not in GOOD[op]]
 TRANSPOSED = [op for op in GOOD if "transpose" in op]
 
 
@@ -195,12 +201,12 @@ def test_averages_are_of_floats_up_to_64_bits(op, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.bool_, np.complex64])
-@pytest.mark.parametrize("op", ["max_pool2d_backward", "argmax_to_indices"])
+@pytest.mark.parametrize("op", MASKED)
 def test_masks_are_integers(op, dtype):
     refused(TypeError, op, "argmax", np.dtype(dtype).name, argmax=np.zeros((2, 4, 3, 3), dtype))
 
 
-@pytest.mark.parametrize("op", ["max_pool2d_backward", "argmax_to_indices"])
+@pytest.mark.parametrize("op", MASKED)
 @pytest.mark.parametrize(("dtype", "offset"), [("u1", 4), ("u1", 200), ("i4", -1), ("i8", 2**40)])
 def test_masks_hold_offsets_of_the_window(op, dtype, offset):
     argmax = np.zeros((2, 4, 3, 3), dtype)
@@ -208,15 +214,16 @@ def test_masks_hold_offsets_of_the_window(op, dtype, offset):
     refused(ValueError, op, f"argmax holds {offset}", r"\(2, 2\)", argmax=argmax)
 
 
-@pytest.mark.parametrize("op", ["max_pool2d_backward", "argmax_to_indices"])
+@pytest.mark.parametrize("op", MASKED)
 @pytest.mark.parametrize(("p", "q", "offset"), [(0, 0, 0), (0, 0, 1), (1, 0, 2), (3, 3, 3), (2, 3, 1)])
 def test_masks_that_name_padding_are_refused(op, p, q, offset):
     argmax = np.full((2, 4, 4, 4), 3, np.uint8)  # right for a window at the top left
     argmax[..., -1, :] = 1
     argmax[..., :, -1] -= 1
     spoilt = {"argmax": argmax, "padding": 1}
-    if op == "max_pool2d_backward":
-        spoilt["dy"] = _ones(2, 4, 4, 4)
+    pooled = {"max_pool2d_backward": "dy", "max_unpool2d": "x"}.get(op)
+    if pooled:
+        spoilt[pooled] = _ones(2, 4, 4, 4)
     call(op, **spoilt)
     argmax[1, 2, p, q] = offset
     refused(ValueError, op, "argmax", "padding", **spoilt)
@@ -269,7 +276,7 @@ def test_dy_of_a_pooling_must_be_shaped_like_y(op, shape):
     refused(ValueError, op, r"\bdy ", re.escape(str(shape)), re.escape("(2, 4, 3, 3)"), dy=_ones(*shape))
 
 
-@pytest.mark.parametrize("op", ["max_pool2d_backward", "argmax_to_indices"])
+@pytest.mark.parametrize("op", MASKED)
 @pytest.mark.parametrize("shape", [(1, 4, 3, 3), (2, 4, 3, 1), (2, 4, 9), ()])
 def test_masks_must_be_shaped_like_y(op, shape):
     argmax = np.zeros(shape, np.uint8)
@@ -439,10 +446,9 @@ def test_shapes_of_x(op, x_shape, error, said):
     refused(error, op, said, x_shape=x_shape)
 
 
-@pytest.mark.parametrize("op", WINDOWED)
+@pytest.mark.parametrize("op", [op for op in WINDOWED if op in IMAGED])
 def test_an_image_without_places_is_refused(op):
-    if "x" in GOOD[op]:
-        refused(ValueError, op, "x has no places along spatial axis 1", x=GOOD[op]["x"][..., :0])
+    refused(ValueError, op, "x has no places along spatial axis 1", x=GOOD[op]["x"][..., :0])
 
 
 # Transposed convolution.
@@ -550,7 +556,7 @@ def test_paddings_are_one_or_a_pair_for_each_axis_that_there_is(op):
     refused(ValueError, op, 'not "full"', padding="full")
 
 
-@pytest.mark.parametrize("op", [op for op in OTHERS if "x" in OTHERS[op] or op.endswith("bias_grad")])
+@pytest.mark.parametrize("op", [op for op in OTHERS if op in IMAGED or op.endswith("bias_grad")])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_messages_show_the_layout_of_the_rank(op, channels_last):
     sizes = "L" if "1d" in op else "D, H, W"

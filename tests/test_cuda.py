@@ -777,7 +777,10 @@ PRIMITIVES = {
     "columns": ("im2col", "col2im"),
     "convolution": ("forward", "input_grad", "weight_grad", "bias_grad"),
     "dense": ("product",),
-    "pooling": ("max_pool", "max_pool_backward", "argmax_to_indices", "avg_pool", "avg_pool_backward"),
+    "pooling": (
+        *("max_pool", "max_pool_backward", "argmax_to_indices", "avg_pool", "avg_pool_backward"),
+        *("max_unpool", "max_unpool_backward"),
+    ),
 }
 
 
@@ -791,7 +794,7 @@ def test_both_backends_have_the_same_primitives_with_the_same_parameters():
 
 def test_public_functions_call_no_other_primitives():
     called = set()
-    for module in ("conv", "pool", "columns", "nn/dense"):
+    for module in ("conv", "pool", "unpool", "columns", "nn/dense"):
         text = (Path(gpuconv.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
         called |= set(re.findall(r"backend\.(\w+\.\w+)", text))
         called |= {f"convolution.{name}" for name in re.findall(r"\bops\.(\w+)", text)}

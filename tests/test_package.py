@@ -119,6 +119,8 @@ SIGNATURES = {
     "max_pool2d": f"x, kernel_size, {POOL}, channels_last=False, return_argmax=True",
     "max_pool2d_backward": f"dy, argmax, x_shape, kernel_size, {POOL}, channels_last=False",
     "argmax_to_indices": f"argmax, x_shape, kernel_size, {POOL}, channels_last=False",
+    "max_unpool2d": f"x, argmax, x_shape, kernel_size, {POOL}, channels_last=False",
+    "max_unpool2d_backward": f"dy, argmax, kernel_size, {POOL}, channels_last=False",
     "avg_pool2d": f"x, kernel_size, {POOL}, count_include_pad=True, channels_last=False",
     "avg_pool2d_backward": f"dy, x_shape, kernel_size, {POOL}, count_include_pad=True, channels_last=False",
 }

@@ -80,7 +80,7 @@ def max_pool_backward(
 ) -> Array:
     """Return dx: each dy goes to the place its window's argmax names; overlapping windows add up."""
     mask = channels_first(argmax, channels_last)
-    _check_offsets("max_pool2d_backward", mask, window)
+    _check_offsets(f"max_pool{window.axes}d_backward", mask, window)
     dx = np.empty(x_shape, dy.dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     blocks = _plane_blocks(target, channels_last)
@@ -95,6 +95,50 @@ def max_pool_backward(
         part[...] = _scatter(index, source[planes], part.size, window).reshape(part.shape)
 
     parallel(one, blocks, dx.size * window.taps)
+    return dx
+
+
+def max_unpool(
+    x: Array, argmax: Array, y_shape: tuple[int, ...], window: Window, channels_last: bool
+) -> Array:
+    """Return y: each x at the place its window's argmax names, of several the last; zeros elsewhere."""
+    mask = channels_first(argmax, channels_last)
+    _check_offsets(f"max_unpool{window.axes}d", mask, window)
+    y = np.empty(y_shape, x.dtype)
+    source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    # Of the windows that read a place, a later one does so with an earlier tap; that is written last.
+    taps = list(enumerate(_taps(window)))[::-1]
+
+    def one(planes: tuple[slice, slice]) -> None:
+        values, names, result = source[planes], mask[planes], target[planes]
+        result[...] = 0
+        for tap, (places, taken) in taps:
+            here = (slice(None), slice(None), *taken)
+            np.copyto(result[:, :, *places], values[here], where=names[here] == tap)
+
+    parallel(one, _plane_blocks(target, channels_last), x.size * window.taps)
+    return y
+
+
+def max_unpool_backward(dy: Array, argmax: Array, window: Window, channels_last: bool) -> Array:
+    """Return dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
+    mask = channels_first(argmax, channels_last)
+    _check_offsets(f"max_unpool{window.axes}d_backward", mask, window)
+    dx = _like(dy, window.out_size, channels_last, dy.dtype)
+    source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    taps = list(enumerate(_taps(window)))
+
+    def one(planes: tuple[slice, slice]) -> None:
+        gradient, names, result = source[planes], mask[planes], target[planes]
+        result[...] = 0
+        written = np.zeros(gradient.shape, bool)  # by a window that comes later
+        for tap, (places, taken) in taps:
+            here, there = (slice(None), slice(None), *taken), (slice(None), slice(None), *places)
+            named = names[here] == tap
+            np.copyto(result[here], gradient[there], where=named & ~written[there])
+            written[there] |= named
+
+    parallel(one, _plane_blocks(source, channels_last), dx.size * window.taps)
     return dx
 
 

@@ -62,12 +62,36 @@ def max_pool_backward(
     What argmax holds is not checked, since that would make the GPU wait: an offset that names no place of x
     counts for none.
     """
+    return _to_argmax(dy, argmax, x_shape, window, channels_last, last_only=False)
+
+
+@runtimes.on_device
+def max_unpool(
+    x: Array, argmax: Array, y_shape: tuple[int, ...], window: Window, channels_last: bool
+) -> Array:
+    """Return y: each x at the place its window's argmax names, of several the last; zeros elsewhere.
+
+    An offset that names no place of y is not written, as in `max_pool_backward`.
+    """
+    return _to_argmax(x, argmax, y_shape, window, channels_last, last_only=True)
+
+
+def _to_argmax(
+    dy: Array,
+    argmax: Array,
+    x_shape: tuple[int, ...],
+    window: Window,
+    channels_last: bool,
+    *,
+    last_only: bool,
+) -> Array:
     runtime = runtimes.of(dy)
     dx = runtime.empty(x_shape, dy.dtype)
     if dx.size:
         n, c, source = _described(runtime, dy, channels_last)
         mask = laid(argmax, runtime.address(argmax), channels_last)
-        program = _max_pool_backward(window, n, c, source, mask, dy.dtype, argmax.dtype, channels_last)
+        kinds = (dy.dtype, argmax.dtype)
+        program = _max_pool_backward(window, n, c, source, mask, kinds, channels_last, last_only)
         run(runtime, program, [runtime.address(a) for a in (dy, argmax, dx)])
     return dx
 
@@ -79,11 +103,12 @@ def _max_pool_backward(
     c: int,
     dy: Laid,
     argmax: Laid,
-    dtype: np.dtype[Any],
-    mask: np.dtype[Any],
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]],
     channels_last: bool,
+    last_only: bool,
 ) -> Program:
-    constants = {"MASK": C_TYPES[mask.name]}
+    dtype, mask = dtypes
+    constants = {"MASK": C_TYPES[mask.name], "LAST_ONLY": int(last_only)}
     # Alignments count in elements, and those of the two arrays differ in size.
     as_wide = argmax._replace(alignment=argmax.alignment * dtype.itemsize // mask.itemsize)
     launch = _backward(
@@ -96,6 +121,55 @@ def _max_pool_backward(
         channels_last,
         constants,
         {"argmax": argmax.struct(n, c, window.out_size)},
+    )
+    return Program((launch,))
+
+
+@runtimes.on_device
+def max_unpool_backward(dy: Array, argmax: Array, window: Window, channels_last: bool) -> Array:
+    """Return dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
+    runtime = runtimes.of(dy)
+    dx = runtime.empty(_shape(dy, window.out_size, channels_last), dy.dtype)
+    if dx.size:
+        n, c, source = _described(runtime, dy, channels_last)
+        mask = laid(argmax, runtime.address(argmax), channels_last)
+        kinds = (dy.dtype, argmax.dtype)
+        program = _max_unpool_backward(window, n, c, source, mask, kinds, channels_last)
+        run(runtime, program, [runtime.address(a) for a in (dy, argmax, dx)])
+    return dx
+
+
+@planned
+def _max_unpool_backward(
+    window: Window,
+    n: int,
+    c: int,
+    dy: Laid,
+    argmax: Laid,
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]],
+    channels_last: bool,
+) -> Program:
+    items = n * c * window.places
+    wide = needs_wide(items, dy.extent(n, c, window.in_size), argmax.extent(n, c, window.out_size))
+    kernel = specialise(
+        "max_unpool_backward",
+        window,
+        dtypes[0],
+        vector=1,
+        wide=wide,
+        CHANNELS_LAST=int(channels_last),
+        MASK=C_TYPES[dtypes[1].name],
+    )
+    launch = kernel_launch(
+        kernel,
+        items,
+        (At(0), At(1), At(2)),
+        window=window_struct(window),
+        dy=dy.struct(n, c, window.in_size),
+        argmax=argmax.struct(n, c, window.out_size),
+        channels=divisor(c, wide),
+        plane=divisor(window.places, wide),
+        inner=inner_divisors(window.out_size, wide),
     )
     return Program((launch,))
 
