@@ -235,3 +235,18 @@ __device__ __forceinline__ int taps_between(const Place &start, const int *low, 
     for (int axis = FIRST_AXIS; axis < 3; ++axis) taps *= taps_between(start.at[axis], low[axis], high[axis], axis);
     return taps;
 }
+
+// Adaptive pooling cuts each axis into `out` windows: o's places are floor(o*in / out) <= i < ceil((o+1)*in / out).
+struct Shares {
+    int in[3], out[3];
+    Divisor by_in[3], by_out[3];
+};
+
+__device__ __forceinline__ int share_begin(int out, const Shares &shares, int axis) {
+    return (int)divide((INDEX)out * shares.in[axis], shares.by_out[axis]);
+}
+
+__device__ __forceinline__ int share_size(int out, const Shares &shares, int axis) {
+    const INDEX end = (INDEX)(out + 1) * shares.in[axis] + shares.out[axis] - 1;
+    return (int)divide(end, shares.by_out[axis]) - share_begin(out, shares, axis);
+}

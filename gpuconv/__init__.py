@@ -7,6 +7,12 @@
 """
 
 from gpuconv import nn, testing
+from gpuconv.adaptive import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    adaptive_max_pool2d,
+    adaptive_max_pool2d_backward,
+)
 from gpuconv.columns import col2im, im2col
 from gpuconv.config import config
 from gpuconv.conv import (
@@ -26,6 +32,12 @@ from gpuconv.conv_transpose import (
     conv_transpose2d_backward,
     conv_transpose3d,
     conv_transpose3d_backward,
+)
+from gpuconv.global_pool import (
+    global_avg_pool,
+    global_avg_pool_backward,
+    global_max_pool,
+    global_max_pool_backward,
 )
 from gpuconv.nn import (
     MSE,
@@ -101,6 +113,10 @@ __all__ = [
     "Sigmoid",
     "SoftmaxCrossEntropy",
     "Tanh",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_backward",
     "argmax_to_indices",
     "avg_pool1d",
     "avg_pool1d_backward",
@@ -132,6 +148,10 @@ __all__ = [
     "conv_transpose3d",
     "conv_transpose3d_backward",
     "fit",
+    "global_avg_pool",
+    "global_avg_pool_backward",
+    "global_max_pool",
+    "global_max_pool_backward",
     "im2col",
     "max_pool1d",
     "max_pool1d_backward",

@@ -167,6 +167,13 @@ def spatial_axes(op: str, name: str, value: Any) -> int:
     return axes
 
 
+def check_places(op: str, name: str, sizes: tuple[int, ...]) -> None:
+    """Check that images of these spatial sizes have places."""
+    for axis, size in enumerate(sizes):
+        if size < 1:
+            raise ValueError(f"{op}: {name} has no places along spatial axis {axis} (spatial shape {sizes})")
+
+
 def sliding_window(
     op: str,
     in_size: tuple[int, ...],
@@ -257,14 +264,13 @@ def transposed_window(
     extra = per_axis(op, "output_padding", output_padding, axes, 0)
     pads = _padding(op, padding, axes)
     in_size, before, after = [], [], []
+    check_places(op, "x", out_size)
     for axis, (n, k, s, d, more) in enumerate(zip(out_size, kernel, stride, dilation, extra, strict=True)):
         if more >= max(s, d):
             raise ValueError(
                 f"{op}: output_padding must be less than stride or dilation, but along spatial axis {axis} "
                 f"it is {more}, with stride {s} and dilation {d}"
             )
-        if n < 1:
-            raise ValueError(f"{op}: x has no places along spatial axis {axis} (spatial shape {out_size})")
         whole = (n - 1) * s + _span(k, d) + more
         if isinstance(pads, str):
             lo, hi = _halves(0 if pads == "valid" else max(whole - n * s, 0), pads)
@@ -336,10 +342,9 @@ def _window(
     kernel_name: str,
 ) -> Window:
     before, after, out_size = [], [], []
+    check_places(op, "x", in_size)
     for axis, (n, k, s, d) in enumerate(zip(in_size, kernel, stride, dilation, strict=True)):
         span = _span(k, d)
-        if n < 1:
-            raise ValueError(f"{op}: x has no places along spatial axis {axis} (spatial shape {in_size})")
         if padding == "valid":
             lo = hi = 0
         elif isinstance(padding, str):

@@ -31,7 +31,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # this checkout, not another installed one
 
-from gpuconv.backends.cuda import columns, convolution, pooling, runtime  # noqa: E402
+from gpuconv.backends.cuda import adaptive, columns, convolution, pooling, runtime  # noqa: E402
 from gpuconv.backends.cuda.kernels import C_TYPES, Kernel  # noqa: E402
 from gpuconv.geometry import Window, sliding_window  # noqa: E402
 
@@ -205,6 +205,9 @@ def call_everything() -> None:
             _columns(window, 16, dtype, channels_last)
             if dtype.kind != "c":
                 _max_pool(window, 16, dtype, channels_last)
+                _adaptive(16, dtype, channels_last)
+        for dtype in DTYPES:
+            _adaptive(16, dtype, channels_last)
 
 
 def _lines(file: str) -> Iterator[dict[str, Any]]:
@@ -261,6 +264,17 @@ def _pool(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool) -> 
     x = _unmade(c, window.in_size, dtype, channels_last)
     dy = pooling.avg_pool(x, window, channels_last, True)
     pooling.avg_pool_backward(dy, x.shape, window, channels_last, True)
+
+
+def _adaptive(c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
+    x = _unmade(c, (16, 16), dtype, channels_last)
+    for out_size in ((1, 1), (7, 7)):  # a team of threads an output, and a thread
+        y, argmax = adaptive.max_pool(x, out_size, channels_last, True)
+        adaptive.max_pool(x, out_size, channels_last, False)
+        adaptive.max_pool_backward(y, argmax, x.shape, channels_last, "compile_report")
+        if dtype.kind == "f":
+            adaptive.avg_pool(x, out_size, channels_last)
+            adaptive.avg_pool_backward(y, x.shape, channels_last)
 
 
 def _max_pool(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool) -> None:

@@ -10,7 +10,8 @@ or padding, where i lies outside the input.
 """
 
 from dataclasses import dataclass
-from math import prod
+from fractions import Fraction
+from math import ceil, floor, prod
 
 import numpy as np
 
@@ -282,6 +283,61 @@ def max_unpool_backward(dy, argmax, sliding):
         place = sliding.place(o, np.unravel_index(argmax[n, c, *o], sliding.kernel))
         if writer[n, c, *place] == numbered[n, c, *o]:
             dx[n, c, *o] = dy[n, c, *place]
+    return dx
+
+
+def shares(in_size, out_size):
+    """Yield (o, slices) for the windows of adaptive pooling: what o's share of each axis touches."""
+    for o in np.ndindex(*out_size):
+        yield (
+            o,
+            tuple(
+                slice(floor(Fraction(at * size, out)), ceil(Fraction((at + 1) * size, out)))
+                for at, size, out in zip(o, in_size, out_size, strict=True)
+            ),
+        )
+
+
+def adaptive_avg_pool(x, out_size):
+    """y[n, c, o] = mean of x[n, c, i] over o's places i."""
+    y = np.zeros((*x.shape[:2], *out_size), x.dtype)
+    for n, c in np.ndindex(*x.shape[:2]):
+        for o, places in shares(x.shape[2:], out_size):
+            y[n, c, *o] = x[n, c, *places].mean()
+    return y
+
+
+def adaptive_avg_pool_backward(dy, in_size):
+    """dx[n, c, i] = sum over the windows o that have i of dy[n, c, o] / (number of their places)."""
+    dx = np.zeros((*dy.shape[:2], *in_size), dy.dtype)
+    for n, c in np.ndindex(*dy.shape[:2]):
+        for o, places in shares(in_size, dy.shape[2:]):
+            dx[n, c, *places] += dy[n, c, *o] / dx[n, c, *places].size
+    return dx
+
+
+def adaptive_max_pool(x, out_size):
+    """Return y, and where it is first, flat in the plane; NaN is above all numbers."""
+    shape = (*x.shape[:2], *out_size)
+    y, argmax, found = np.zeros(shape, x.dtype), np.zeros(shape, np.int64), np.zeros(shape, bool)
+    in_size = x.shape[2:]
+    for o, places in shares(in_size, out_size):
+        for i in np.ndindex(*in_size):  # in row-major order
+            if not all(part.start <= at < part.stop for at, part in zip(i, places, strict=True)):
+                continue
+            value, best = x[:, :, *i], y[:, :, *o]
+            wins = ~found[:, :, *o] | (value > best) | ((value != value) & (best == best))
+            y[:, :, *o] = np.where(wins, value, best)
+            argmax[:, :, *o] = np.where(wins, np.ravel_multi_index(i, in_size), argmax[:, :, *o])
+            found[:, :, *o] = True
+    return y, argmax
+
+
+def adaptive_max_pool_backward(dy, argmax, in_size):
+    """dx[n, c, i] = sum of dy[n, c, o] over the windows o whose maximum lies at i."""
+    dx = np.zeros((*dy.shape[:2], *in_size), dy.dtype)
+    for n, c, *o in np.ndindex(*dy.shape):
+        dx[n, c, *np.unravel_index(argmax[n, c, *o], in_size)] += dy[n, c, *o]
     return dx
 
 

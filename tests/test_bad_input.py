@@ -111,6 +111,8 @@ def test_the_good_arguments_are_good_and_every_public_function_is_here(op):
         for name in gpuconv.__all__
         if inspect.isfunction(value := getattr(gpuconv, name))
         and value.__module__.rpartition(".")[0] == "gpuconv"
+        # these have no sliding window: test_adaptive.py has their cases
+        and value.__module__ not in ("gpuconv.adaptive", "gpuconv.global_pool")
     }
     assert public == set(GOOD)
 

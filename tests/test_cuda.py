@@ -765,7 +765,7 @@ def test_the_device_of_an_array_is_entered_where_another_is_current(recording):
 
 
 def _primitives(package):
-    modules = {name: getattr(package, name) for name in ("columns", "convolution", "dense", "pooling")}
+    modules = {name: getattr(package, name) for name in PRIMITIVES}
     return {
         f"{name}.{function}": inspect.signature(getattr(module, function))
         for name, module in modules.items()
@@ -774,6 +774,7 @@ def _primitives(package):
 
 
 PRIMITIVES = {
+    "adaptive": ("avg_pool", "avg_pool_backward", "max_pool", "max_pool_backward"),
     "columns": ("im2col", "col2im"),
     "convolution": ("forward", "input_grad", "weight_grad", "bias_grad"),
     "dense": ("product",),
@@ -794,7 +795,7 @@ def test_both_backends_have_the_same_primitives_with_the_same_parameters():
 
 def test_public_functions_call_no_other_primitives():
     called = set()
-    for module in ("conv", "pool", "unpool", "columns", "nn/dense"):
+    for module in ("adaptive", "conv", "global_pool", "pool", "unpool", "columns", "nn/dense"):
         text = (Path(gpuconv.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
         called |= set(re.findall(r"backend\.(\w+\.\w+)", text))
         called |= {f"convolution.{name}" for name in re.findall(r"\bops\.(\w+)", text)}

@@ -33,8 +33,8 @@ def max_pool(
     x: Array, window: Window, channels_last: bool, return_argmax: bool
 ) -> tuple[Array, Array | None]:
     """Return each window's maximum, and the offset of the first place that holds it."""
-    y = _like(x, window.out_size, channels_last, x.dtype)
-    argmax = _like(x, window.out_size, channels_last, mask_dtype(window)) if return_argmax else None
+    y = like(x, window.out_size, channels_last, x.dtype)
+    argmax = like(x, window.out_size, channels_last, mask_dtype(window)) if return_argmax else None
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     mask = None if argmax is None else channels_first(argmax, channels_last)
     taps = _taps(window)
@@ -48,7 +48,7 @@ def max_pool(
         if mask is not None:
             _first_of_maxima(image, best, taps, mask[planes])
 
-    parallel(one, _plane_blocks(source, channels_last), x.size * window.taps)
+    parallel(one, plane_blocks(source, channels_last), x.size * window.taps)
     return y, argmax
 
 
@@ -83,7 +83,7 @@ def max_pool_backward(
     _check_offsets(f"max_pool{window.axes}d_backward", mask, window)
     dx = np.empty(x_shape, dy.dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
-    blocks = _plane_blocks(target, channels_last)
+    blocks = plane_blocks(target, channels_last)
     first, jumps = _flat_index(window)
     images, c = target[blocks[0]].shape[:2] if blocks else (0, 0)
     starts = np.arange(images * c).reshape(images, c, *(1,) * window.axes) * prod(window.in_size) + first
@@ -116,7 +116,7 @@ def max_unpool(
             here = (slice(None), slice(None), *taken)
             np.copyto(result[:, :, *places], values[here], where=names[here] == tap)
 
-    parallel(one, _plane_blocks(target, channels_last), x.size * window.taps)
+    parallel(one, plane_blocks(target, channels_last), x.size * window.taps)
     return y
 
 
@@ -124,7 +124,7 @@ def max_unpool_backward(dy: Array, argmax: Array, window: Window, channels_last:
     """Return dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
     mask = channels_first(argmax, channels_last)
     _check_offsets(f"max_unpool{window.axes}d_backward", mask, window)
-    dx = _like(dy, window.out_size, channels_last, dy.dtype)
+    dx = like(dy, window.out_size, channels_last, dy.dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     taps = list(enumerate(_taps(window)))
 
@@ -138,7 +138,7 @@ def max_unpool_backward(dy: Array, argmax: Array, window: Window, channels_last:
             np.copyto(result[here], gradient[there], where=named & ~written[there])
             written[there] |= named
 
-    parallel(one, _plane_blocks(source, channels_last), dx.size * window.taps)
+    parallel(one, plane_blocks(source, channels_last), dx.size * window.taps)
     return dx
 
 
@@ -204,7 +204,7 @@ def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Arr
 
 def avg_pool(x: Array, window: Window, channels_last: bool, count_include_pad: bool) -> Array:
     """Return each window's mean: sums axis by axis, then one division."""
-    y = _like(x, window.out_size, channels_last, x.dtype)
+    y = like(x, window.out_size, channels_last, x.dtype)
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     wide = accumulator(x.dtype)
     share = (1 / divisor(window, count_include_pad)).astype(wide)
@@ -215,18 +215,18 @@ def avg_pool(x: Array, window: Window, channels_last: bool, count_include_pad: b
             total = _sum_along(axis, total, window, wide, channels_last)
         np.multiply(total, share, out=target[planes], casting="same_kind")
 
-    parallel(one, _plane_blocks(source, channels_last), x.size * sum(window.kernel))
+    parallel(one, plane_blocks(source, channels_last), x.size * sum(window.kernel))
     return y
 
 
 def _sum_along(axis: int, x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
     """Sum the window's taps along one spatial axis; the others stay as they are."""
     sizes = (*x.shape[2 : 2 + axis], window.out_size[axis], *x.shape[3 + axis :])
-    total = _scratch(f"sum{axis}", x.shape[:2], sizes, channels_last, dtype)
+    total = scratch(f"sum{axis}", x.shape[:2], sizes, channels_last, dtype)
     total[...] = 0
     for j in range(window.kernel[axis]):
         places, taken = axis_slices(window, axis, j, 0, window.out_size[axis])
-        total[_at(axis, taken)] += x[_at(axis, places)]
+        total[along(axis, taken)] += x[along(axis, places)]
     return total
 
 
@@ -241,24 +241,24 @@ def avg_pool_backward(
 
     def one(planes: tuple[slice, slice]) -> None:
         part = source[planes]
-        spread = _scratch("shared", part.shape[:2], part.shape[2:], channels_last, wide)
+        spread = scratch("shared", part.shape[:2], part.shape[2:], channels_last, wide)
         np.multiply(part, share, out=spread)
         for axis in range(window.axes):
             spread = _spread_along(axis, spread, window, wide, channels_last)
         target[planes] = spread
 
-    parallel(one, _plane_blocks(target, channels_last), dx.size * sum(window.kernel))
+    parallel(one, plane_blocks(target, channels_last), dx.size * sum(window.kernel))
     return dx
 
 
 def _spread_along(axis: int, x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
     """Add every output place to the places of its window along one spatial axis."""
     sizes = (*x.shape[2 : 2 + axis], window.in_size[axis], *x.shape[3 + axis :])
-    total = _scratch(f"spread{axis}", x.shape[:2], sizes, channels_last, dtype)
+    total = scratch(f"spread{axis}", x.shape[:2], sizes, channels_last, dtype)
     total[...] = 0
     for j in range(window.kernel[axis]):
         places, taken = axis_slices(window, axis, j, 0, window.out_size[axis])
-        total[_at(axis, places)] += x[_at(axis, taken)]
+        total[along(axis, places)] += x[along(axis, taken)]
     return total
 
 
@@ -288,12 +288,13 @@ def _lowest(dtype: np.dtype[Any]) -> Any:
     return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
 
 
-def _like(x: Array, sizes: tuple[int, ...], channels_last: bool, dtype: Any) -> Array:
+def like(x: Array, sizes: tuple[int, ...], channels_last: bool, dtype: Any) -> Array:
+    """Return a new array of x's images and channels, with these places."""
     n, c = x.shape[0], x.shape[-1 if channels_last else 1]
     return np.empty((n, *sizes, c) if channels_last else (n, c, *sizes), dtype)
 
 
-def _scratch(
+def scratch(
     slot: str, planes: tuple[int, ...], sizes: tuple[int, ...], channels_last: bool, dtype: Any
 ) -> Array:
     """Return a canonical view [N, C, *sizes] of a buffer laid out like the arrays."""
@@ -303,11 +304,12 @@ def _scratch(
     )
 
 
-def _at(axis: int, where: slice) -> tuple[slice, ...]:
+def along(axis: int, where: slice) -> tuple[slice, ...]:
+    """Return the index of some places along one spatial axis."""
     return (slice(None),) * (2 + axis) + (where,)
 
 
-def _plane_blocks(x: Array, channels_last: bool) -> list[tuple[slice, slice]]:
+def plane_blocks(x: Array, channels_last: bool) -> list[tuple[slice, slice]]:
     """Cut [N, C, *in] into blocks of about BLOCK_BYTES: several small images, or some channels of one."""
     n, c = x.shape[:2]
     plane = max(1, prod(x.shape[2:]) * x.itemsize)

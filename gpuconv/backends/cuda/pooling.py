@@ -34,11 +34,11 @@ def max_pool(
 ) -> tuple[Array, Array | None]:
     """Return each window's maximum, and the offset of the first place that holds it."""
     runtime = runtimes.of(x)
-    shape = _shape(x, window.out_size, channels_last)
+    shape = shape_of(x, window.out_size, channels_last)
     y = runtime.empty(shape, x.dtype)
     argmax = runtime.empty(shape, mask_dtype(window)) if return_argmax else None
     if y.size:
-        n, c, source = _described(runtime, x, channels_last)
+        n, c, source = described(runtime, x, channels_last)
         program = _max_pool(window, n, c, source, x.dtype, channels_last, return_argmax)
         mask = 0 if argmax is None else runtime.address(argmax)
         run(runtime, program, [runtime.address(x), runtime.address(y), mask])
@@ -88,7 +88,7 @@ def _to_argmax(
     runtime = runtimes.of(dy)
     dx = runtime.empty(x_shape, dy.dtype)
     if dx.size:
-        n, c, source = _described(runtime, dy, channels_last)
+        n, c, source = described(runtime, dy, channels_last)
         mask = laid(argmax, runtime.address(argmax), channels_last)
         kinds = (dy.dtype, argmax.dtype)
         program = _max_pool_backward(window, n, c, source, mask, kinds, channels_last, last_only)
@@ -129,9 +129,9 @@ def _max_pool_backward(
 def max_unpool_backward(dy: Array, argmax: Array, window: Window, channels_last: bool) -> Array:
     """Return dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
     runtime = runtimes.of(dy)
-    dx = runtime.empty(_shape(dy, window.out_size, channels_last), dy.dtype)
+    dx = runtime.empty(shape_of(dy, window.out_size, channels_last), dy.dtype)
     if dx.size:
-        n, c, source = _described(runtime, dy, channels_last)
+        n, c, source = described(runtime, dy, channels_last)
         mask = laid(argmax, runtime.address(argmax), channels_last)
         kinds = (dy.dtype, argmax.dtype)
         program = _max_unpool_backward(window, n, c, source, mask, kinds, channels_last)
@@ -180,7 +180,7 @@ def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Arr
     runtime = runtimes.of(argmax)
     indices = runtime.empty(argmax.shape, np.dtype(np.int64))
     if indices.size:
-        n, c, source = _described(runtime, argmax, channels_last)
+        n, c, source = described(runtime, argmax, channels_last)
         program = _argmax_to_indices(window, n, c, source, argmax.dtype, channels_last)
         run(runtime, program, [runtime.address(argmax), runtime.address(indices)])
     return indices
@@ -212,9 +212,9 @@ def _argmax_to_indices(
 def avg_pool(x: Array, window: Window, channels_last: bool, count_include_pad: bool) -> Array:
     """Return each window's mean."""
     runtime = runtimes.of(x)
-    y = runtime.empty(_shape(x, window.out_size, channels_last), x.dtype)
+    y = runtime.empty(shape_of(x, window.out_size, channels_last), x.dtype)
     if y.size:
-        n, c, source = _described(runtime, x, channels_last)
+        n, c, source = described(runtime, x, channels_last)
         program = _avg_pool(window, n, c, source, x.dtype, channels_last, count_include_pad)
         run(runtime, program, [runtime.address(x), runtime.address(y)])
     return y
@@ -242,7 +242,7 @@ def avg_pool_backward(
     runtime = runtimes.of(dy)
     dx = runtime.empty(x_shape, dy.dtype)
     if dx.size:
-        n, c, source = _described(runtime, dy, channels_last)
+        n, c, source = described(runtime, dy, channels_last)
         program = _avg_pool_backward(window, n, c, source, dy.dtype, channels_last, count_include_pad)
         run(runtime, program, [runtime.address(dy), runtime.address(dx)])
     return dx
@@ -342,12 +342,13 @@ def _ends(window: Window, count_include_pad: bool) -> dict[str, Any]:
     return {"low": three([-b for b in before], 0), "high": three(high, 1)}
 
 
-def _described(runtime: runtimes.Runtime, x: Array, channels_last: bool) -> tuple[int, int, Laid]:
+def described(runtime: runtimes.Runtime, x: Array, channels_last: bool) -> tuple[int, int, Laid]:
     """Return an array's images, channels and how it lies."""
     c = x.shape[-1 if channels_last else 1]
     return x.shape[0], c, laid(x, runtime.address(x), channels_last)
 
 
-def _shape(x: Array, sizes: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+def shape_of(x: Array, sizes: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """Return the shape of an array of x's images and channels, with these places."""
     n, c = x.shape[0], x.shape[-1 if channels_last else 1]
     return (n, *sizes, c) if channels_last else (n, c, *sizes)

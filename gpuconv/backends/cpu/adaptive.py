@@ -1,0 +1,168 @@
+"""Adaptive pooling and its gradients (with one output: global pooling), axis by axis, a few planes at a time.
+
+Window o of an axis has the places floor(o*in / out) <= i < ceil((o+1)*in / out). A plane's windows are all
+pairs (or triples) of those of its axes, so sums and maxima are taken along one axis after the other.
+"""
+
+from functools import reduce
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backends.cpu.columns import channels_first
+from gpuconv.backends.cpu.pooling import along, like, plane_blocks, scratch
+from gpuconv.backends.cpu.threads import parallel
+from gpuconv.backends.dispatch import accumulator
+
+Array = np.ndarray[Any, Any]
+Sizes = tuple[int, ...]
+
+
+def avg_pool(x: Array, out_size: Sizes, channels_last: bool) -> Array:
+    """Return the mean of each window."""
+    y = like(x, out_size, channels_last, x.dtype)
+    source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    wide = accumulator(x.dtype)
+    in_size = source.shape[2:]
+    if not channels_last:  # there NumPy adds up one by one, so that short sums of sums are more exact
+        in_size, out_size = _merged(in_size, out_size)
+    shares = [_ends(size, out) for size, out in zip(in_size, out_size, strict=True)]
+    counts = _counts(shares).astype(wide)
+
+    def one(planes: tuple[slice, slice]) -> None:
+        total = source[planes]
+        total = total.reshape(*total.shape[:2], *in_size)
+        for axis in reversed(range(len(shares))):
+            sizes = (*total.shape[2 : 2 + axis], out_size[axis], *total.shape[3 + axis :])
+            sums = scratch(f"sum{axis}", total.shape[:2], sizes, channels_last, wide)
+            for o, (begin, end) in enumerate(shares[axis]):
+                part = total[along(axis, slice(begin, end))]
+                np.sum(part, 2 + axis, wide, sums[along(axis, slice(o, o + 1))], keepdims=True)
+            total = sums
+        result = target[planes]
+        result[...] = (total / counts).reshape(result.shape)
+
+    parallel(one, plane_blocks(source, channels_last), x.size)
+    return y
+
+
+def avg_pool_backward(dy: Array, x_shape: Sizes, channels_last: bool) -> Array:
+    """Return dx: each dy, divided, spread over its window."""
+    dx = np.empty(x_shape, dy.dtype)
+    source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    wide = accumulator(dy.dtype)
+    shares = [_ends(size, out) for size, out in zip(target.shape[2:], source.shape[2:], strict=True)]
+    counts = _counts(shares).astype(wide)
+
+    def one(planes: tuple[slice, slice]) -> None:
+        part = source[planes]
+        total = scratch("shared", part.shape[:2], part.shape[2:], channels_last, wide)
+        np.divide(part, counts, out=total)
+        for axis in range(len(shares)):
+            sizes = (*total.shape[2 : 2 + axis], target.shape[2 + axis], *total.shape[3 + axis :])
+            spread = scratch(f"spread{axis}", total.shape[:2], sizes, channels_last, wide)
+            spread[...] = 0
+            for o, (begin, end) in enumerate(shares[axis]):
+                spread[along(axis, slice(begin, end))] += total[along(axis, slice(o, o + 1))]
+            total = spread
+        target[planes] = total
+
+    parallel(one, plane_blocks(target, channels_last), dx.size)
+    return dx
+
+
+def max_pool(
+    x: Array, out_size: Sizes, channels_last: bool, return_argmax: bool
+) -> tuple[Array, Array | None]:
+    """Return each window's maximum, and the flat place of x where it is first, int64."""
+    y = like(x, out_size, channels_last, x.dtype)
+    argmax = like(x, out_size, channels_last, np.int64) if return_argmax else None
+    source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    mask = None if argmax is None else channels_first(argmax, channels_last)
+    in_size, out_size = _merged(source.shape[2:], out_size)
+    shares = [_ends(size, out) for size, out in zip(in_size, out_size, strict=True)]
+
+    def one(planes: tuple[slice, slice]) -> None:
+        best = source[planes]
+        best = best.reshape(*best.shape[:2], *in_size)
+        at: Array | None = None  # flat, along the axes that are done
+        for axis in reversed(range(len(shares))):
+            step = prod(in_size[axis + 1 :])
+            found: list[tuple[Array, ...]] = []
+            for begin, end in shares[axis]:
+                where = along(axis, slice(begin, end))
+                part = best[where]
+                if mask is None:
+                    found.append((part.max(2 + axis, keepdims=True),))
+                    continue
+                first = part.argmax(2 + axis, keepdims=True)
+                inner = 0 if at is None else np.take_along_axis(at[where], first, 2 + axis)
+                value = np.take_along_axis(part, first, 2 + axis)
+                found.append((value, (first + begin) * step + inner))
+            best, *flat = (np.concatenate(parts, 2 + axis) for parts in zip(*found, strict=True))
+            at = flat[0] if flat else None
+        result = target[planes]
+        result[...] = best.reshape(result.shape)
+        if mask is not None and at is not None:
+            mask[planes] = at.reshape(result.shape)
+
+    parallel(one, plane_blocks(source, channels_last), x.size)
+    return y, argmax
+
+
+def max_pool_backward(dy: Array, argmax: Array, x_shape: Sizes, channels_last: bool, op: str) -> Array:
+    """Return dx: each dy goes to the place that argmax names; those of several windows add up."""
+    dx = np.empty(x_shape, dy.dtype)
+    source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    mask = channels_first(argmax, channels_last)
+    in_size = target.shape[2:]
+    _check_places(op, mask, in_size)
+
+    def one(planes: tuple[slice, slice]) -> None:
+        part, values, plane = target[planes], source[planes], prod(in_size)
+        starts = np.arange(0, part.size, plane).reshape(*part.shape[:2], *(1,) * len(in_size))
+        index = (mask[planes].astype(np.int64) + starts).ravel()
+        flat: Array
+        if dy.dtype.kind == "f":
+            flat = np.bincount(index, values.ravel(), part.size)  # sums in float64
+        else:
+            flat = np.zeros(part.size, dy.dtype)
+            np.add.at(flat, index, values.ravel())
+        part[...] = flat.reshape(part.shape)
+
+    parallel(one, plane_blocks(target, channels_last), dx.size)
+    return dx
+
+
+def _check_places(op: str, argmax: Array, in_size: Sizes) -> None:
+    """Refuse flat places, [N, C, *out], that aren't in their window."""
+    if not argmax.size:
+        return
+    rest = argmax.astype(np.int64)
+    for axis in reversed(range(len(in_size))):
+        # the first axis takes what is left, so that what lies beyond the plane lies beyond it
+        place, rest = (rest % in_size[axis], rest // in_size[axis]) if axis else (rest, rest)
+        ends = np.array(_ends(in_size[axis], argmax.shape[2 + axis]))
+        begin, end = ends.T.reshape(2, -1, *(1,) * (len(in_size) - 1 - axis))
+        wrong = (place < begin) | (place >= end)
+        if wrong.any():
+            raise ValueError(
+                f"{op}: argmax holds {argmax[wrong][0]}, "
+                f"which is no place of its window in a plane of {in_size}"
+            )
+
+
+def _merged(in_size: Sizes, out_size: Sizes) -> tuple[Sizes, Sizes]:
+    """Return the sizes; where the plane is one window, those of all axes as one, which takes one pass."""
+    return ((prod(in_size),), (1,)) if prod(out_size) == 1 else (in_size, out_size)
+
+
+def _ends(size: int, out: int) -> list[tuple[int, int]]:
+    """Return where each window along an axis begins and ends."""
+    return [(o * size // out, -(-(o + 1) * size // out)) for o in range(out)]
+
+
+def _counts(shares: list[list[tuple[int, int]]]) -> Array:
+    """Return the number of each window's places, shaped like the output's places."""
+    return reduce(np.multiply.outer, [np.array([end - begin for begin, end in ends]) for ends in shares])

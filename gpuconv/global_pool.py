@@ -1,0 +1,221 @@
+"""Global pooling: the mean or the maximum of each whole plane, over one to three spatial axes.
+
+Each is an adaptive pooling with one output.
+"""
+
+from typing import Any
+
+from gpuconv import geometry
+from gpuconv.backends.dispatch import backend_of, check_kind, check_shape, float_result
+from gpuconv.trace import traced
+
+Array = Any
+
+
+@traced
+def global_avg_pool(x: Array, *, channels_last: bool = False, keepdims: bool = True) -> Array:
+    """Take the mean of every plane: ``y[n, c] = mean over i, j of x[n, c, i, j]``.
+
+    Parameters
+    ----------
+    x : array [N, C, H, W], or with one or three spatial axes
+        float16 (summed in float32), float32 or float64, any strides. ``channels_last``: [N, H, W, C].
+    channels_last : bool
+        The arrays' layout.
+    keepdims : bool
+        Whether y keeps the spatial axes, each with one place (as ONNX's GlobalAveragePool), or is [N, C].
+
+    Returns
+    -------
+    y : array [N, C, 1, 1], or [N, C]
+        Of x's dtype. ``channels_last``: [N, 1, 1, C], or [N, C].
+
+    Raises
+    ------
+    TypeError, ValueError
+        For wrong kinds, another number of axes, and planes of no places.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x = np.arange(8.0).reshape(1, 2, 2, 2)
+    >>> gpuconv.global_avg_pool(x, keepdims=False)
+    array([[1.5, 5.5]])
+    >>> gpuconv.global_avg_pool(x).shape
+    (1, 2, 1, 1)
+    """
+    op = "global_avg_pool"
+    backend = backend_of(op, x=x)
+    check_kind(op, "x", x, "f")
+    float_result(op, x=x)
+    ones = _ones(op, "x", x.shape, channels_last)
+    flat = not geometry.flag(op, "keepdims", keepdims)
+    y = backend.adaptive.avg_pool(x, ones, channels_last)
+    return _without_axes(y, channels_last) if flat else y
+
+
+@traced
+def global_avg_pool_backward(
+    dy: Array, x_shape: tuple[int, ...], *, channels_last: bool = False, keepdims: bool = True
+) -> Array:
+    """Spread each gradient evenly over its plane.
+
+    Parameters
+    ----------
+    dy : array [N, C, 1, 1], or [N, C]
+        Gradient of the loss by y, shaped like y.
+    x_shape : 4 ints (3 or 5 with another number of spatial axes)
+        Shape of x.
+    channels_last, keepdims
+        As given to `global_avg_pool`.
+
+    Returns
+    -------
+    dx : array of shape x_shape
+        Of dy's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `global_avg_pool`; and where dy is not shaped like y.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.global_avg_pool_backward(np.array([[4.0, 8.0]]), (1, 2, 2), keepdims=False)
+    array([[[2., 2.],
+            [4., 4.]]])
+    """
+    op = "global_avg_pool_backward"
+    backend = backend_of(op, dy=dy)
+    check_kind(op, "dy", dy, "f")
+    float_result(op, dy=dy)
+    x_shape, whole = _shapes(op, x_shape, channels_last, keepdims, dy=dy)
+    return backend.adaptive.avg_pool_backward(dy.reshape(whole), x_shape, channels_last)
+
+
+@traced
+def global_max_pool(
+    x: Array, *, channels_last: bool = False, keepdims: bool = True, return_argmax: bool = True
+) -> Any:
+    """Take the maximum of every plane, and remember where it was.
+
+    ``y[n, c] = max over i, j of x[n, c, i, j]``. Of equal maxima the first in row-major order counts; NaN is
+    greater than any number.
+
+    Parameters
+    ----------
+    x : array [N, C, H, W], or with one or three spatial axes
+        Integers or floats, any strides. ``channels_last``: [N, H, W, C].
+    channels_last, keepdims
+        As in `global_avg_pool`.
+    return_argmax : bool
+        Whether to return what `global_max_pool_backward` needs.
+
+    Returns
+    -------
+    y : array [N, C, 1, 1], or [N, C]
+        Of x's dtype. ``channels_last``: [N, 1, 1, C], or [N, C].
+    argmax : int64 array, shaped like y
+        Flat index ``i*W + j`` of the maximum in its plane. Left out where ``return_argmax`` is False: then y
+        alone is returned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `global_avg_pool`.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.global_max_pool(np.array([[[[1, 2], [9, 4]]]]), keepdims=False)
+    (array([[9]]), array([[2]]))
+    """
+    op = "global_max_pool"
+    backend = backend_of(op, x=x)
+    check_kind(op, "x", x, "iuf")
+    ones = _ones(op, "x", x.shape, channels_last)
+    flat = not geometry.flag(op, "keepdims", keepdims)
+    wanted = geometry.flag(op, "return_argmax", return_argmax)
+    y, argmax = backend.adaptive.max_pool(x, ones, channels_last, wanted)
+    y = _without_axes(y, channels_last) if flat else y
+    if not wanted:
+        return y
+    return y, _without_axes(argmax, channels_last) if flat else argmax
+
+
+@traced
+def global_max_pool_backward(
+    dy: Array,
+    argmax: Array,
+    x_shape: tuple[int, ...],
+    *,
+    channels_last: bool = False,
+    keepdims: bool = True,
+) -> Array:
+    """Send each gradient to the place its plane's maximum came from.
+
+    Parameters
+    ----------
+    dy : array [N, C, 1, 1], or [N, C]
+        Gradient of the loss by y, shaped like y.
+    argmax : array, shaped like y
+        What `global_max_pool` returned.
+    x_shape : 4 ints (3 or 5 with another number of spatial axes)
+        Shape of x.
+    channels_last, keepdims
+        As given to `global_max_pool`.
+
+    Returns
+    -------
+    dx : array of shape x_shape
+        Of dy's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `global_max_pool`; where dy or argmax is not shaped like y; and where a NumPy argmax names no place
+        of its plane. On a GPU such a gradient is left out: looking for it would make the GPU wait.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> gpuconv.global_max_pool_backward(np.array([[7.0]]), np.array([[2]]), (1, 1, 2, 2), keepdims=False)
+    array([[[[0., 0.],
+             [7., 0.]]]])
+    """
+    op = "global_max_pool_backward"
+    backend = backend_of(op, dy=dy, argmax=argmax)
+    check_kind(op, "dy", dy, "iuf")
+    check_kind(op, "argmax", argmax, "iu")
+    x_shape, whole = _shapes(op, x_shape, channels_last, keepdims, dy=dy, argmax=argmax)
+    dy, argmax = dy.reshape(whole), argmax.reshape(whole)
+    return backend.adaptive.max_pool_backward(dy, argmax, x_shape, channels_last, op)
+
+
+def _ones(op: str, name: str, shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """Check that these are the sizes of planes with places, and return the size of a global pooling."""
+    axes = geometry.spatial_axes(op, name, shape)
+    sizes = shape[1:-1] if geometry.flag(op, "channels_last", channels_last) else shape[2:]
+    geometry.check_places(op, "x", sizes)
+    return (1,) * axes
+
+
+def _without_axes(y: Array, channels_last: bool) -> Array:
+    """Return [N, C]."""
+    return y.reshape(y.shape[0], y.shape[-1 if channels_last else 1])
+
+
+def _shapes(
+    op: str, x_shape: Any, channels_last: bool, keepdims: bool, **like_y: Array
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Check x's shape, and the arrays that must be shaped like y; return x's and y's with all axes."""
+    axes = geometry.spatial_axes(op, "x_shape", x_shape)
+    x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
+    ones = _ones(op, "x_shape", x_shape, channels_last)
+    n, c = x_shape[0], x_shape[-1 if channels_last else 1]
+    whole = (n, *ones, c) if channels_last else (n, c, *ones)
+    must = whole if geometry.flag(op, "keepdims", keepdims) else (n, c)
+    for name, array in like_y.items():
+        check_shape(op, name, array.shape, must, f"for x_shape {x_shape}")
+    return x_shape, whole
