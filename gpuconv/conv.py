@@ -336,9 +336,10 @@ def gradients(
     by_x, by_w, by_b = float_result(op, dy=dy, w=w), float_result(op, dy=dy, x=x), float_result(op, dy=dy)
     w = flipped(op, w, axes, channels_last, flip)
     ops = backend.convolution
+    dx = ops.input_grad(dy, w, window, channels_last, by_x) if "x" in needs else None
     dw = ops.weight_grad(dy, x, window, channels_last, by_w) if "w" in needs else None
     return ConvGrads(
-        dx=ops.input_grad(dy, w, window, channels_last, by_x) if "x" in needs else None,
+        dx=dx,
         dw=flipped(op, dw, axes, channels_last, flip).copy() if flip and dw is not None else dw,
         db=ops.bias_grad(dy, channels_last, by_b) if "b" in needs else None,
     )
