@@ -4,8 +4,8 @@ Nothing is imported or asked of the driver before the first array on a GPU is se
 """
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Protocol, TypeVar
 
@@ -145,27 +145,34 @@ class CupyRuntime:
             compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
         else:
             compute = cublas.CUBLAS_COMPUTE_32F
-        mode = cublas.getMathMode(handle) if half else 0
-        if half:
-            cublas.setMathMode(handle, mode | NO_REDUCED_PRECISION)
-        cublas.gemmStridedBatchedEx(
-            handle,
-            *(cublas.CUBLAS_OP_T if flag else cublas.CUBLAS_OP_N for flag in transposed),
-            *sizes,
-            one.ctypes.data,
-            *(a[0], CUDA_TYPES[dtypes[0]], *a[1:]),
-            *(b[0], CUDA_TYPES[dtypes[0]], *b[1:]),
-            (one if accumulate else zero).ctypes.data,
-            *(c[0], CUDA_TYPES[dtypes[1]], *c[1:]),
-            batch,
-            compute,
-            cublas.CUBLAS_GEMM_DEFAULT,
-        )
-        if half:
-            cublas.setMathMode(handle, mode)
+        with _sums_in_float32(cublas, handle) if half else nullcontext():
+            cublas.gemmStridedBatchedEx(
+                handle,
+                *(cublas.CUBLAS_OP_T if flag else cublas.CUBLAS_OP_N for flag in transposed),
+                *sizes,
+                one.ctypes.data,
+                *(a[0], CUDA_TYPES[dtypes[0]], *a[1:]),
+                *(b[0], CUDA_TYPES[dtypes[0]], *b[1:]),
+                (one if accumulate else zero).ctypes.data,
+                *(c[0], CUDA_TYPES[dtypes[1]], *c[1:]),
+                batch,
+                compute,
+                cublas.CUBLAS_GEMM_DEFAULT,
+            )
 
 
-# CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: else cuBLAS may add parts of a float16 product in float16.
+@contextmanager
+def _sums_in_float32(cublas: Any, handle: int) -> Iterator[None]:
+    """Keep cuBLAS from adding parts of a float16 product in float16, as it else may."""
+    mode = cublas.getMathMode(handle)
+    cublas.setMathMode(handle, mode | NO_REDUCED_PRECISION)
+    try:
+        yield
+    finally:
+        cublas.setMathMode(handle, mode)
+
+
+# CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 NO_REDUCED_PRECISION = 16
 # The default workspace where the L2 is small (or its size unknown).
 LEAST_DEFAULT = 16 << 20
