@@ -15,7 +15,7 @@ Array = Any
 
 
 class Laid(NamedTuple):
-    """How an array of images lies in memory: strides in elements, and what its address is a multiple of."""
+    """How an array of images lies in memory, in elements: its strides, and what its address is a multiple of."""
 
     image: int
     channel: int
@@ -40,7 +40,7 @@ def laid(x: Array, address: int, channels_last: bool) -> Laid:
 
 
 def aligned(x: Array, address: int) -> int:
-    """Return what an array's address is a multiple of: a power of two up to 16.
+    """Return how many elements an array's address is a multiple of: a power of two, of up to 16 bytes.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def aligned(x: Array, address: int) -> int:
             f"an array of {x.dtype.name} lies at an address that is no multiple of its {x.itemsize} bytes, "
             "which a GPU can't read; copy it first"
         )
-    return min(16, address & -address) if address else 16
+    return min(16, address & -address) // x.itemsize if address else 16
 
 
 def steps(x: Array) -> list[int]:
@@ -248,7 +248,7 @@ def channel_lanes(itemsize: int, channels: int, *arrays: Laid) -> int:
     """Return the vector width over so many channels of a place; in each array they must lie side by side."""
     if any(x.channel != 1 for x in arrays):
         return 1
-    multiples = [n for x in arrays for n in (x.image, *x.place, x.alignment // itemsize)]
+    multiples = [n for x in arrays for n in (x.image, *x.place, x.alignment)]
     return lanes(itemsize, channels, *multiples)
 
 
@@ -256,7 +256,7 @@ def places_lanes(itemsize: int, sizes: tuple[int, ...], x: Laid) -> int:
     """Return the vector width over the places of a plane, which must lie in order."""
     if x.place != dense(1, sizes, False).place:
         return 1
-    return lanes(itemsize, prod(sizes), x.image, x.channel, x.alignment // itemsize)
+    return lanes(itemsize, prod(sizes), x.image, x.channel, x.alignment)
 
 
 COL, IM = 0, 1  # slots

@@ -19,7 +19,7 @@ from typing import Any
 
 from gpuconv.backends.cuda import bias
 from gpuconv.backends.cuda import runtime as runtimes
-from gpuconv.backends.cuda.columns import ColumnStrides, Laid, channel_lanes, laid
+from gpuconv.backends.cuda.columns import ColumnStrides, Laid, aligned, channel_lanes, laid
 from gpuconv.backends.cuda.input_grad import plan_input_grad
 from gpuconv.backends.cuda.problem import (
     LEFT,
@@ -53,9 +53,9 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: 
     n, c_in, c_out = x.shape[0], x.shape[-1 if channels_last else 1], w.shape[-1 if channels_last else 0]
     y = runtime.empty((n, *window.out_size, c_out) if channels_last else (n, c_out, *window.out_size), dtype)
     if n:
+        problem = _problem(window, n, c_in, c_out, dtype, channels_last)
         if b is not None:
             bias.fill(y, b.astype(dtype, copy=False), channels_last)
-        problem = _problem(window, n, c_in, c_out, dtype, channels_last)
         plan = partial(_plan_forward, problem, laid(x, runtime.address(x), channels_last), b is not None)
         run_within_limit("convolution", runtime, plan, _addresses(runtime, x, w, None, y))
     return y
@@ -77,8 +77,7 @@ def input_grad(
             b = _contiguous(b, dtype)
             if window.is_pointwise:
                 bias.fill(dx, b, channels_last)
-        alignment = laid(dy, runtime.address(dy), channels_last).alignment
-        plan = partial(plan_input_grad, problem, alignment, b is not None)
+        plan = partial(plan_input_grad, problem, aligned(dy, runtime.address(dy)), b is not None)
         run_within_limit("input gradient", runtime, plan, _addresses(runtime, dy, w, b, dx))
     return dx
 

@@ -65,7 +65,7 @@ ENOUGH_ROWS = 64
 
 @planned
 def plan_input_grad(problem: Problem, alignment: int, with_bias: bool, limit: int) -> Program:
-    """Return the program for dy (LEFT, at a multiple of `alignment` bytes), w (RIGHT), b (BIAS), dx."""
+    """Return the program for dy (LEFT, at a multiple of `alignment` elements), w (RIGHT), b (BIAS), dx."""
     if problem.window.is_pointwise:
         return Program(tuple(_pointwise_input_grad(problem, with_bias)))
     images, groups, channels, size = _piece_sizes(problem, limit)
@@ -233,7 +233,7 @@ def _copy(p: Problem, piece: Piece, tile: Tile, alignment: int) -> tuple[Launch,
     width, channel = piece.groups * p.og, piece.g0 * p.og
     if p.channels_last:
         strides = ColumnStrides(place=width)
-        vector = lanes(p.itemsize, width, p.c_out, channel, alignment // p.itemsize)
+        vector = lanes(p.itemsize, width, p.c_out, channel, alignment)
         gradient = Gradient(Matrix(to, width), 0, p.og)
     else:
         strides, vector = ColumnStrides(channel=pitch), lanes(p.itemsize)

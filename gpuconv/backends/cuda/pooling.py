@@ -109,14 +109,12 @@ def _max_pool_backward(
 ) -> Program:
     dtype, mask = dtypes
     constants = {"MASK": C_TYPES[mask.name], "LAST_ONLY": int(last_only)}
-    # Alignments count in elements, and those of the two arrays differ in size.
-    as_wide = argmax._replace(alignment=argmax.alignment * dtype.itemsize // mask.itemsize)
     launch = _backward(
         "max_pool_backward",
         window,
         n,
         c,
-        (dy, as_wide),
+        (dy, argmax),
         dtype,
         channels_last,
         constants,
