@@ -15,7 +15,7 @@ Array = Any
 
 
 class Laid(NamedTuple):
-    """How an array of images lies in memory, in elements: its strides, and what its address is a multiple of."""
+    """How an array of images lies in memory, in elements: strides, and what its address is a multiple of."""
 
     image: int
     channel: int
