@@ -2,8 +2,19 @@
 
 from typing import Any
 
+import numpy as np
+
 from gpuconv import geometry
-from gpuconv.backends.dispatch import backend_of, check_kind, check_rank, check_shape, float_result
+from gpuconv.backends.dispatch import (
+    backend_of,
+    check_inexact,
+    check_kind,
+    check_rank,
+    check_shape,
+    result,
+)
+from gpuconv.geometry import array_shape
+from gpuconv.pool import maxima
 from gpuconv.trace import traced
 
 Array = Any
@@ -11,7 +22,9 @@ OutputSize = int | tuple[int | None, ...] | None
 
 
 @traced
-def adaptive_avg_pool2d(x: Array, output_size: OutputSize, *, channels_last: bool = False) -> Array:
+def adaptive_avg_pool2d(
+    x: Array, output_size: OutputSize, *, channels_last: bool = False, out: Array | None = None
+) -> Array:
     """Take the mean of each of so many windows, whatever the image's size.
 
     Along each axis output p is the mean of the places ``floor(p*size / out) <= i < ceil((p+1)*size / out)``:
@@ -44,15 +57,15 @@ def adaptive_avg_pool2d(x: Array, output_size: OutputSize, *, channels_last: boo
     """
     op = "adaptive_avg_pool2d"
     backend = backend_of(op, x=x)
-    check_kind(op, "x", x, "f")
-    float_result(op, x=x)
-    out_size = _output_size(op, output_size, _in_size(op, "x", x, channels_last))
-    return backend.adaptive.avg_pool(x, out_size, channels_last)
+    check_inexact(op, "x", x)
+    y = result(op, backend, out, _y_shape(op, x, output_size, channels_last), x.dtype, x=x)
+    backend.adaptive.avg_pool(x, y, channels_last)
+    return y
 
 
 @traced
 def adaptive_avg_pool2d_backward(
-    dy: Array, x_shape: tuple[int, ...], *, channels_last: bool = False
+    dy: Array, x_shape: tuple[int, ...], *, channels_last: bool = False, out: Array | None = None
 ) -> Array:
     """Spread each gradient evenly over its window; where windows share places, they add up.
 
@@ -83,15 +96,20 @@ def adaptive_avg_pool2d_backward(
     """
     op = "adaptive_avg_pool2d_backward"
     backend = backend_of(op, dy=dy)
-    check_kind(op, "dy", dy, "f")
-    float_result(op, dy=dy)
-    x_shape = _x_shape(op, dy, x_shape, channels_last)
-    return backend.adaptive.avg_pool_backward(dy, x_shape, channels_last)
+    check_inexact(op, "dy", dy)
+    dx = result(op, backend, out, _x_shape(op, dy, x_shape, channels_last), dy.dtype, dy=dy)
+    backend.adaptive.avg_pool_backward(dy, dx, channels_last)
+    return dx
 
 
 @traced
 def adaptive_max_pool2d(
-    x: Array, output_size: OutputSize, *, channels_last: bool = False, return_argmax: bool = True
+    x: Array,
+    output_size: OutputSize,
+    *,
+    channels_last: bool = False,
+    return_argmax: bool = True,
+    out: Any = None,
 ) -> Any:
     """Take the maximum of each of so many windows, whatever the image's size, and remember where it was.
 
@@ -130,15 +148,20 @@ def adaptive_max_pool2d(
     op = "adaptive_max_pool2d"
     backend = backend_of(op, x=x)
     check_kind(op, "x", x, "iuf")
-    out_size = _output_size(op, output_size, _in_size(op, "x", x, channels_last))
-    wanted = geometry.flag(op, "return_argmax", return_argmax)
-    y, argmax = backend.adaptive.max_pool(x, out_size, channels_last, wanted)
-    return (y, argmax) if wanted else y
+    shape = _y_shape(op, x, output_size, channels_last)
+    y, argmax = maxima(op, backend, x, shape, np.dtype(np.int64), return_argmax, out)
+    backend.adaptive.max_pool(x, y, argmax, channels_last)
+    return y if argmax is None else (y, argmax)
 
 
 @traced
 def adaptive_max_pool2d_backward(
-    dy: Array, argmax: Array, x_shape: tuple[int, ...], *, channels_last: bool = False
+    dy: Array,
+    argmax: Array,
+    x_shape: tuple[int, ...],
+    *,
+    channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Send each gradient to the place its window's maximum came from; those of several windows add up.
 
@@ -178,7 +201,9 @@ def adaptive_max_pool2d_backward(
     check_kind(op, "argmax", argmax, "iu")
     x_shape = _x_shape(op, dy, x_shape, channels_last)
     check_shape(op, "argmax", argmax.shape, dy.shape, f"for dy of shape {dy.shape}")
-    return backend.adaptive.max_pool_backward(dy, argmax, x_shape, channels_last, op)
+    dx = result(op, backend, out, x_shape, dy.dtype, dy=dy, argmax=argmax)
+    backend.adaptive.max_pool_backward(dy, argmax, dx, channels_last, op)
+    return dx
 
 
 def _in_size(op: str, name: str, x: Array, channels_last: bool) -> tuple[int, ...]:
@@ -189,6 +214,12 @@ def _in_size(op: str, name: str, x: Array, channels_last: bool) -> tuple[int, ..
     sizes: tuple[int, ...] = x.shape[1:-1] if channels_last else x.shape[2:]
     geometry.check_places(op, name, sizes)
     return sizes
+
+
+def _y_shape(op: str, x: Array, output_size: Any, channels_last: bool) -> tuple[int, ...]:
+    """Check x and the wanted size, and return the result's shape."""
+    out_size = _output_size(op, output_size, _in_size(op, "x", x, channels_last))
+    return array_shape(x.shape[0], x.shape[-1 if channels_last else 1], out_size, channels_last)
 
 
 def _output_size(op: str, value: Any, in_size: tuple[int, ...]) -> tuple[int, ...]:
@@ -205,7 +236,6 @@ def _x_shape(op: str, dy: Array, x_shape: Any, channels_last: bool) -> tuple[int
     out_size = _in_size(op, "dy", dy, channels_last)
     shape = geometry.shape(op, "x_shape", x_shape, dy.ndim)
     geometry.check_places(op, "x", shape[1:-1] if channels_last else shape[2:])
-    n, c = shape[0], shape[-1 if channels_last else 1]
-    must = (n, *out_size, c) if channels_last else (n, c, *out_size)
+    must = array_shape(shape[0], shape[-1 if channels_last else 1], out_size, channels_last)
     check_shape(op, "dy", dy.shape, must, f"for x_shape {shape}")
     return shape

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gpuconv import geometry
-from gpuconv.backends.dispatch import backend_of, check_kind, check_shape
+from gpuconv.backends.dispatch import backend_of, check_kind, check_shape, result
 from gpuconv.geometry import Ints, Padding, Window
 from gpuconv.trace import traced
 
@@ -19,6 +19,7 @@ def im2col(
     padding: Padding = 0,
     dilation: Ints = 1,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Lay out what each place of a convolution's output reads as one column.
 
@@ -66,7 +67,9 @@ def im2col(
     geometry.flag(op, "channels_last", channels_last)
     check_kind(op, "x", x, "biufc")
     window = _window(op, x.shape, "x", kernel_size, stride, padding, dilation, channels_last)
-    return backend.columns.im2col(x, window, channels_last)
+    col = result(op, backend, out, _col_shape(x.shape, window, channels_last), x.dtype, x=x)
+    backend.columns.im2col(x, col, window, channels_last)
+    return col
 
 
 @traced
@@ -79,6 +82,7 @@ def col2im(
     padding: Padding = 0,
     dilation: Ints = 1,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Add every column entry to the place of x that `im2col` copied it from: its adjoint, not its inverse.
 
@@ -117,10 +121,16 @@ def col2im(
     check_kind(op, "col", col, "iufc")
     x_shape = geometry.shape(op, "x_shape", x_shape, geometry.spatial_axes(op, "x_shape", x_shape) + 2)
     window = _window(op, x_shape, "x_shape", kernel_size, stride, padding, dilation, channels_last)
-    rows = x_shape[-1 if channels_last else 1] * window.taps
-    must = (x_shape[0], window.places, rows) if channels_last else (x_shape[0], rows, window.places)
+    must = _col_shape(x_shape, window, channels_last)
     check_shape(op, "col", col.shape, must, f"for x_shape {x_shape} and kernel_size {window.kernel}")
-    return backend.columns.col2im(col, x_shape, window, channels_last)
+    x = result(op, backend, out, x_shape, col.dtype, col=col)
+    backend.columns.col2im(col, x, window, channels_last)
+    return x
+
+
+def _col_shape(x_shape: tuple[int, ...], window: Window, channels_last: bool) -> tuple[int, ...]:
+    rows = x_shape[-1 if channels_last else 1] * window.taps
+    return (x_shape[0], window.places, rows) if channels_last else (x_shape[0], rows, window.places)
 
 
 def _window(

@@ -8,13 +8,23 @@ and with the channels c of o's group,
 which is what neural networks call convolution: the kernel is not flipped.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpuconv import geometry
-from gpuconv.backends.dispatch import backend_of, check_rank, check_shape, float_result, given
-from gpuconv.geometry import Ints, Padding, Window
+from gpuconv.backends.dispatch import (
+    backend_of,
+    check_rank,
+    check_shape,
+    given,
+    inexact_result,
+    result,
+    several,
+)
+from gpuconv.geometry import Ints, Padding, Window, array_shape
 from gpuconv.trace import traced
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -26,6 +36,9 @@ class ConvGrads(NamedTuple):
     dx: Array | None
     dw: Array | None
     db: Array | None
+
+
+Outs = tuple[Array | None, ...] | None
 
 
 @traced
@@ -40,6 +53,7 @@ def conv2d(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Convolve a batch of images with a bank of kernels.
 
@@ -98,7 +112,7 @@ def conv2d(
     >>> gpuconv.conv2d(x, w, stride=2, padding="same").shape
     (1, 1, 2, 2)
     """
-    return convolve("conv2d", 2, x, w, b, stride, padding, dilation, groups, channels_last, flip)
+    return convolve("conv2d", 2, x, w, b, stride, padding, dilation, groups, channels_last, flip, out)
 
 
 @traced
@@ -114,6 +128,7 @@ def conv2d_backward(
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
     flip: bool = False,
+    out: Outs = None,
 ) -> ConvGrads:
     """Return the gradients of `conv2d` by its three inputs.
 
@@ -156,7 +171,7 @@ def conv2d_backward(
            [4., 4.]]), array([4.]))
     """
     op = "conv2d_backward"
-    return gradients(op, 2, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip)
+    return gradients(op, 2, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip, out)
 
 
 @traced
@@ -171,6 +186,7 @@ def conv2d_input_grad(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Return the gradient of `conv2d` by x: the convolution's adjoint, applied to dy.
 
@@ -205,7 +221,7 @@ def conv2d_input_grad(
     array([[[[ 1., 11., 10.]]]])
     """
     op = "conv2d_input_grad"
-    return input_grad(op, 2, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip)
+    return input_grad(op, 2, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip, out)
 
 
 @traced
@@ -220,6 +236,7 @@ def conv2d_weight_grad(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Return the gradient of `conv2d` by w.
 
@@ -253,11 +270,11 @@ def conv2d_weight_grad(
     array([[[[3., 6.]]]])
     """
     op = "conv2d_weight_grad"
-    return weight_grad(op, 2, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip)
+    return weight_grad(op, 2, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip, out)
 
 
 @traced
-def conv2d_bias_grad(dy: Array, *, channels_last: bool = False) -> Array:
+def conv2d_bias_grad(dy: Array, *, channels_last: bool = False, out: Array | None = None) -> Array:
     """Return the gradient of `conv2d` by b: ``db[f] = sum over n, p, q of dy[n, f, p, q]``.
 
     Parameters
@@ -283,7 +300,7 @@ def conv2d_bias_grad(dy: Array, *, channels_last: bool = False) -> Array:
     >>> gpuconv.conv2d_bias_grad(np.ones((2, 3, 4, 4)))
     array([32., 32., 32.])
     """
-    return bias_grad("conv2d_bias_grad", 2, dy, channels_last)
+    return bias_grad("conv2d_bias_grad", 2, dy, channels_last, out)
 
 
 # What the public functions of every rank do: `axes` is the number of spatial axes, `op` the public name.
@@ -301,16 +318,20 @@ def convolve(
     groups: int,
     channels_last: bool,
     flip: bool,
+    out: Array | None,
 ) -> Array:
     """Check, describe the window, and convolve."""
     backend = backend_of(op, x=x, w=w, **given(b=b))
     window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
+    c_out = _c_out(w, channels_last)
     if b is not None:
-        c_out = _c_out(w, channels_last)
         check_shape(op, "b", b.shape, (c_out,), f"w has {c_out} output channels (shape {w.shape}), so")
-    dtype = float_result(op, x=x, w=w, **given(b=b))
-    w = flipped(op, w, axes, channels_last, flip)
-    return backend.convolution.forward(x, w, b, window, channels_last, dtype)
+    kernels = flipped(op, w, axes, channels_last, flip)
+    dtype = inexact_result(op, x=x, w=w, **given(b=b))
+    shape = array_shape(x.shape[0], c_out, window.out_size, channels_last)
+    y = result(op, backend, out, shape, dtype, x=x, w=w, b=b)
+    backend.convolution.forward(x, kernels, b, y, window, channels_last)
+    return y
 
 
 def gradients(
@@ -326,23 +347,75 @@ def gradients(
     channels_last: bool,
     needs: Collection[str],
     flip: bool,
+    out: Outs,
 ) -> ConvGrads:
     """Check, describe the window, and compute what `needs` names."""
-    flip = geometry.flag(op, "flip", flip)
-    backend: ModuleType = backend_of(op, dy=dy, x=x, w=w)
-    check_needs(op, needs)
+    backend = backend_of(op, dy=dy, x=x, w=w)
     window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
-    _check_dy(op, dy, x.shape[0], _c_out(w, channels_last), window, channels_last)
-    by_x, by_w, by_b = float_result(op, dy=dy, w=w), float_result(op, dy=dy, x=x), float_result(op, dy=dy)
-    w = flipped(op, w, axes, channels_last, flip)
+    c_out = _c_out(w, channels_last)
+    _check_dy(op, dy, x.shape[0], c_out, window, channels_last)
+    kernels = flipped(op, w, axes, channels_last, flip)
     ops = backend.convolution
-    dx = ops.input_grad(dy, w, window, channels_last, by_x) if "x" in needs else None
-    dw = ops.weight_grad(dy, x, window, channels_last, by_w) if "w" in needs else None
-    return ConvGrads(
-        dx=dx,
-        dw=flipped(op, dw, axes, channels_last, flip).copy() if flip and dw is not None else dw,
-        db=ops.bias_grad(dy, channels_last, by_b) if "b" in needs else None,
+
+    def by_w(dw: Array) -> None:
+        turned = flipped(op, dw, axes, channels_last, flip)
+        ops.weight_grad(dy, conjugate(x), turned, window, channels_last)
+
+    return collect(
+        *(op, backend, needs, out, dy, x, w, c_out),
+        lambda dx: ops.input_grad(dy, conjugate(kernels), None, dx, window, channels_last),
+        by_w,
+        lambda db: ops.bias_grad(dy, db, channels_last),
     )
+
+
+def collect(
+    op: str,
+    backend: ModuleType,
+    needs: Collection[str],
+    out: Outs,
+    dy: Array,
+    x: Array,
+    w: Array,
+    c_out: int,
+    *compute: Callable[[Array], None],
+) -> ConvGrads:
+    """Let functions write the gradients by x, w and b that `needs` names to new arrays, or to the user's.
+
+    A real array's gradient is real: where the others are complex, the real part of what is computed.
+    """
+    named = isinstance(needs, Collection) and not isinstance(needs, str)
+    if not named or not all(n in ("x", "w", "b") for n in needs):
+        raise ValueError(f'{op}: needs must be a tuple of "x", "w" and "b", not {needs!r}')
+    inputs = {"dy": dy, "x": x, "w": w}
+    exact = [inexact_result(op, dy=dy, w=w), inexact_result(op, dy=dy, x=x), inexact_result(op, dy=dy)]
+    grads: list[Array | None] = []
+    outs = several(op, out, "dx", "dw", "db")
+    for i, (name, like, shape) in enumerate((("x", x, x.shape), ("w", w, w.shape), ("b", dy, (c_out,)))):
+        if name not in needs:
+            grads.append(None)
+            continue
+        dtype = exact[i] if like.dtype.kind == "c" else REAL.get(exact[i], exact[i])
+        written = {f"out[{j}]": grad for j, grad in enumerate(grads) if out is not None}
+        grads.append(result(op, backend, outs[i], shape, dtype, name=f"out[{i}]", **inputs, **written))
+    for grad, dtype, write in zip(grads, exact, compute, strict=True):
+        if grad is None:
+            continue
+        if grad.dtype == dtype:
+            write(grad)
+        else:
+            whole = backend.arrays.empty(grad.shape, dtype, grad)
+            write(whole)
+            grad[...] = whole.real
+    return ConvGrads(*grads)
+
+
+REAL = {np.dtype(np.complex64): np.dtype(np.float32), np.dtype(np.complex128): np.dtype(np.float64)}
+
+
+def conjugate(x: Array) -> Array:
+    """Return x itself where it is real."""
+    return x.conj() if x.dtype.kind == "c" else x
 
 
 def flipped(op: str, w: Array, axes: int, channels_last: bool, flip: bool) -> Array:
@@ -351,13 +424,6 @@ def flipped(op: str, w: Array, axes: int, channels_last: bool, flip: bool) -> Ar
         return w
     turned = (slice(None, None, -1),) * axes
     return w[turned] if channels_last else w[:, :, *turned]
-
-
-def check_needs(op: str, needs: Any) -> None:
-    """Check the names of the gradients that are wanted."""
-    named = isinstance(needs, Collection) and not isinstance(needs, str)
-    if not named or not all(n in ("x", "w", "b") for n in needs):
-        raise ValueError(f'{op}: needs must be a tuple of "x", "w" and "b", not {needs!r}')
 
 
 def input_grad(
@@ -372,15 +438,17 @@ def input_grad(
     groups: int,
     channels_last: bool,
     flip: bool,
+    out: Array | None,
 ) -> Array:
     """Check, describe the window over x, and compute dx."""
     backend = backend_of(op, dy=dy, w=w)
     x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
     window = _describe(op, axes, x_shape, w, stride, padding, dilation, groups, channels_last)
     _check_dy(op, dy, x_shape[0], _c_out(w, channels_last), window, channels_last)
-    dtype = float_result(op, dy=dy, w=w)
-    w = flipped(op, w, axes, channels_last, flip)
-    return backend.convolution.input_grad(dy, w, window, channels_last, dtype)
+    kernels = flipped(op, w, axes, channels_last, flip)
+    dx = result(op, backend, out, x_shape, inexact_result(op, dy=dy, w=w), dy=dy, w=w)
+    backend.convolution.input_grad(dy, conjugate(kernels), None, dx, window, channels_last)
+    return dx
 
 
 def weight_grad(
@@ -395,28 +463,36 @@ def weight_grad(
     groups: int,
     channels_last: bool,
     flip: bool,
+    out: Array | None,
 ) -> Array:
     """Check, describe the window over x, and compute dw."""
-    flip = geometry.flag(op, "flip", flip)
     backend = backend_of(op, dy=dy, x=x)
     _check_layout(op, axes, "x", x, channels_last)
     check_rank(op, "dy", dy, _layout(axes, channels_last))
     groups = geometry.integer(op, "groups", groups, 1)
-    _check_groups(op, "dy", _channels(dy, channels_last), groups)
-    _check_groups(op, "x", _channels(x, channels_last), groups)
+    c_in, c_out = _channels(x, channels_last), _channels(dy, channels_last)
+    _check_groups(op, "dy", c_out, groups)
+    _check_groups(op, "x", c_in, groups)
     sizes = _spatial(x.shape, channels_last)
     window = geometry.sliding_window(op, sizes, kernel_size, stride, padding, dilation, groups=groups)
-    _check_dy(op, dy, x.shape[0], _channels(dy, channels_last), window, channels_last)
-    dtype = float_result(op, dy=dy, x=x)
-    dw = backend.convolution.weight_grad(dy, x, window, channels_last, dtype)
-    return flipped(op, dw, axes, channels_last, flip).copy() if flip else dw
+    _check_dy(op, dy, x.shape[0], c_out, window, channels_last)
+    cg = c_in // groups
+    shape = (*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel)
+    geometry.flag(op, "flip", flip)
+    dw = result(op, backend, out, shape, inexact_result(op, dy=dy, x=x), dy=dy, x=x)
+    turned = flipped(op, dw, axes, channels_last, flip)
+    backend.convolution.weight_grad(dy, conjugate(x), turned, window, channels_last)
+    return dw
 
 
-def bias_grad(op: str, axes: int, dy: Array, channels_last: bool) -> Array:
+def bias_grad(op: str, axes: int, dy: Array, channels_last: bool, out: Array | None) -> Array:
     """Check, and compute db."""
     backend = backend_of(op, dy=dy)
     _check_layout(op, axes, "dy", dy, channels_last)
-    return backend.convolution.bias_grad(dy, channels_last, float_result(op, dy=dy))
+    dtype = inexact_result(op, dy=dy)
+    db = result(op, backend, out, (_channels(dy, channels_last),), dtype, dy=dy)
+    backend.convolution.bias_grad(dy, db, channels_last)
+    return db
 
 
 def _check(
@@ -482,7 +558,7 @@ def _check_groups(op: str, name: str, channels: int, groups: int, what: str = "c
 
 def _check_dy(op: str, dy: Array, n: int, c_out: int, window: Window, channels_last: bool) -> None:
     check_rank(op, "dy", dy, _layout(window.axes, channels_last))
-    must = (n, *window.out_size, c_out) if channels_last else (n, c_out, *window.out_size)
+    must = array_shape(n, c_out, window.out_size, channels_last)
     check_shape(op, "dy", dy.shape, must, "as the gradient of y")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from gpuconv.conv import Array, ConvGrads, bias_grad, convolve, gradients, input_grad, weight_grad
+from gpuconv.conv import Array, ConvGrads, Outs, bias_grad, convolve, gradients, input_grad, weight_grad
 from gpuconv.geometry import Ints, Padding
 from gpuconv.trace import traced
 
@@ -19,6 +19,7 @@ def conv1d(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Convolve a batch of signals with a bank of kernels.
 
@@ -53,7 +54,7 @@ def conv1d(
     >>> gpuconv.conv1d(x, np.array([[[-1.0, 1.0]]]))
     array([[[1., 2., 4.]]])
     """
-    return convolve("conv1d", 1, x, w, b, stride, padding, dilation, groups, channels_last, flip)
+    return convolve("conv1d", 1, x, w, b, stride, padding, dilation, groups, channels_last, flip, out)
 
 
 @traced
@@ -69,6 +70,7 @@ def conv1d_backward(
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
     flip: bool = False,
+    out: Outs = None,
 ) -> ConvGrads:
     """Return the gradients of `conv1d` by its three inputs, summed over the batch.
 
@@ -99,7 +101,7 @@ def conv1d_backward(
     ConvGrads(dx=array([[[ 1., 11., 10.]]]), dw=array([[[3., 6.]]]), db=array([2.]))
     """
     op = "conv1d_backward"
-    return gradients(op, 1, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip)
+    return gradients(op, 1, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip, out)
 
 
 @traced
@@ -114,6 +116,7 @@ def conv1d_input_grad(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Return the gradient of `conv1d` by x, for an x of shape `x_shape`; as `conv2d_input_grad`.
 
@@ -143,7 +146,7 @@ def conv1d_input_grad(
     array([[[ 1., 11., 10.]]])
     """
     op = "conv1d_input_grad"
-    return input_grad(op, 1, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip)
+    return input_grad(op, 1, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip, out)
 
 
 @traced
@@ -158,6 +161,7 @@ def conv1d_weight_grad(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Return the gradient of `conv1d` by w, for kernels of `kernel_size`; as `conv2d_weight_grad`.
 
@@ -187,11 +191,11 @@ def conv1d_weight_grad(
     array([[[3., 6.]]])
     """
     op = "conv1d_weight_grad"
-    return weight_grad(op, 1, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip)
+    return weight_grad(op, 1, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip, out)
 
 
 @traced
-def conv1d_bias_grad(dy: Array, *, channels_last: bool = False) -> Array:
+def conv1d_bias_grad(dy: Array, *, channels_last: bool = False, out: Array | None = None) -> Array:
     """Return the gradient of `conv1d` by b: dy summed over images and places.
 
     Parameters
@@ -217,4 +221,4 @@ def conv1d_bias_grad(dy: Array, *, channels_last: bool = False) -> Array:
     >>> gpuconv.conv1d_bias_grad(np.ones((2, 3, 4)))
     array([8., 8., 8.])
     """
-    return bias_grad("conv1d_bias_grad", 1, dy, channels_last)
+    return bias_grad("conv1d_bias_grad", 1, dy, channels_last, out)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from gpuconv.conv import Array, ConvGrads, bias_grad, convolve, gradients, input_grad, weight_grad
+from gpuconv.conv import Array, ConvGrads, Outs, bias_grad, convolve, gradients, input_grad, weight_grad
 from gpuconv.geometry import Ints, Padding
 from gpuconv.trace import traced
 
@@ -19,6 +19,7 @@ def conv3d(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Convolve a batch of volumes with a bank of kernels.
 
@@ -56,7 +57,7 @@ def conv3d(
     >>> gpuconv.conv3d(x, w, stride=2, padding="same").shape
     (1, 1, 2, 2, 2)
     """
-    return convolve("conv3d", 3, x, w, b, stride, padding, dilation, groups, channels_last, flip)
+    return convolve("conv3d", 3, x, w, b, stride, padding, dilation, groups, channels_last, flip, out)
 
 
 @traced
@@ -72,6 +73,7 @@ def conv3d_backward(
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
     flip: bool = False,
+    out: Outs = None,
 ) -> ConvGrads:
     """Return the gradients of `conv3d` by its three inputs, summed over the batch.
 
@@ -107,7 +109,7 @@ def conv3d_backward(
     (array([8., 8., 8., 8., 8., 8., 8., 8.]), array([8.]))
     """
     op = "conv3d_backward"
-    return gradients(op, 3, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip)
+    return gradients(op, 3, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip, out)
 
 
 @traced
@@ -122,6 +124,7 @@ def conv3d_input_grad(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Return the gradient of `conv3d` by x, for an x of shape `x_shape`; as `conv2d_input_grad`.
 
@@ -152,7 +155,7 @@ def conv3d_input_grad(
     array([ 1., 11., 10.])
     """
     op = "conv3d_input_grad"
-    return input_grad(op, 3, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip)
+    return input_grad(op, 3, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip, out)
 
 
 @traced
@@ -167,6 +170,7 @@ def conv3d_weight_grad(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Return the gradient of `conv3d` by w, for kernels of `kernel_size`; as `conv2d_weight_grad`.
 
@@ -197,11 +201,11 @@ def conv3d_weight_grad(
     array([3., 6.])
     """
     op = "conv3d_weight_grad"
-    return weight_grad(op, 3, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip)
+    return weight_grad(op, 3, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip, out)
 
 
 @traced
-def conv3d_bias_grad(dy: Array, *, channels_last: bool = False) -> Array:
+def conv3d_bias_grad(dy: Array, *, channels_last: bool = False, out: Array | None = None) -> Array:
     """Return the gradient of `conv3d` by b: dy summed over images and places.
 
     Parameters
@@ -227,4 +231,4 @@ def conv3d_bias_grad(dy: Array, *, channels_last: bool = False) -> Array:
     >>> gpuconv.conv3d_bias_grad(np.ones((2, 3, 2, 2, 2)))
     array([16., 16., 16.])
     """
-    return bias_grad("conv3d_bias_grad", 3, dy, channels_last)
+    return bias_grad("conv3d_bias_grad", 3, dy, channels_last, out)

@@ -12,9 +12,9 @@ from collections.abc import Collection
 from typing import Any
 
 from gpuconv import geometry
-from gpuconv.backends.dispatch import backend_of, check_rank, check_shape, float_result, given
-from gpuconv.conv import ConvGrads, check_needs
-from gpuconv.geometry import Ints, Padding, Window
+from gpuconv.backends.dispatch import backend_of, check_rank, check_shape, given, inexact_result, result
+from gpuconv.conv import ConvGrads, Outs, collect, conjugate, flipped
+from gpuconv.geometry import Ints, Padding, Window, array_shape
 from gpuconv.trace import traced
 
 Array = Any
@@ -32,6 +32,8 @@ def conv_transpose2d(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Spread every place of x over a window of the result: the adjoint of `conv2d` with the same w [1]_.
 
@@ -80,7 +82,7 @@ def conv_transpose2d(
     array([[[[  1.,  10., 102.,  20., 200.]]]])
     """
     options = (stride, padding, output_padding, dilation, groups, channels_last)
-    return _transpose("conv_transpose2d", 2, x, w, b, *options)
+    return _transpose("conv_transpose2d", 2, x, w, b, flip, out, *options)
 
 
 @traced
@@ -96,6 +98,8 @@ def conv_transpose2d_backward(
     groups: int = 1,
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
+    flip: bool = False,
+    out: Outs = None,
 ) -> ConvGrads:
     """Return the gradients of `conv_transpose2d` by its three inputs, summed over the batch.
 
@@ -129,7 +133,7 @@ def conv_transpose2d_backward(
     (array([[[[111., 111.]]]]), array([[[[3., 3., 3.]]]]), array([5.]))
     """
     options = (stride, padding, output_padding, dilation, groups, channels_last)
-    return _gradients("conv_transpose2d_backward", 2, dy, x, w, needs, *options)
+    return _gradients("conv_transpose2d_backward", 2, dy, x, w, needs, flip, out, *options)
 
 
 @traced
@@ -144,6 +148,8 @@ def conv_transpose1d(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Spread every place of a signal over a window of the result; as `conv_transpose2d`.
 
@@ -175,7 +181,7 @@ def conv_transpose1d(
     array([[[  1.,  10., 102.,  20., 200.]]])
     """
     options = (stride, padding, output_padding, dilation, groups, channels_last)
-    return _transpose("conv_transpose1d", 1, x, w, b, *options)
+    return _transpose("conv_transpose1d", 1, x, w, b, flip, out, *options)
 
 
 @traced
@@ -191,6 +197,8 @@ def conv_transpose1d_backward(
     groups: int = 1,
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
+    flip: bool = False,
+    out: Outs = None,
 ) -> ConvGrads:
     """Return the gradients of `conv_transpose1d`; as `conv_transpose2d_backward`.
 
@@ -221,7 +229,7 @@ def conv_transpose1d_backward(
     ConvGrads(dx=array([[[11., 11.]]]), dw=array([[[3., 3.]]]), db=array([4.]))
     """
     options = (stride, padding, output_padding, dilation, groups, channels_last)
-    return _gradients("conv_transpose1d_backward", 1, dy, x, w, needs, *options)
+    return _gradients("conv_transpose1d_backward", 1, dy, x, w, needs, flip, out, *options)
 
 
 @traced
@@ -236,6 +244,8 @@ def conv_transpose3d(
     dilation: Ints = 1,
     groups: int = 1,
     channels_last: bool = False,
+    flip: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Spread every place of a volume over a window of the result; as `conv_transpose2d`.
 
@@ -270,7 +280,7 @@ def conv_transpose3d(
            [2., 4., 2.]])
     """
     options = (stride, padding, output_padding, dilation, groups, channels_last)
-    return _transpose("conv_transpose3d", 3, x, w, b, *options)
+    return _transpose("conv_transpose3d", 3, x, w, b, flip, out, *options)
 
 
 @traced
@@ -286,6 +296,8 @@ def conv_transpose3d_backward(
     groups: int = 1,
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
+    flip: bool = False,
+    out: Outs = None,
 ) -> ConvGrads:
     """Return the gradients of `conv_transpose3d`; as `conv_transpose2d_backward`.
 
@@ -317,33 +329,51 @@ def conv_transpose3d_backward(
     (array([8., 8., 8., 8., 8., 8., 8., 8.]), array([8., 8., 8., 8., 8., 8., 8., 8.]), array([27.]))
     """
     options = (stride, padding, output_padding, dilation, groups, channels_last)
-    return _gradients("conv_transpose3d_backward", 3, dy, x, w, needs, *options)
+    return _gradients("conv_transpose3d_backward", 3, dy, x, w, needs, flip, out, *options)
 
 
-def _transpose(op: str, axes: int, x: Array, w: Array, b: Array | None, *options: Any) -> Array:
+def _transpose(
+    op: str, axes: int, x: Array, w: Array, b: Array | None, flip: bool, out: Array | None, *options: Any
+) -> Array:
     backend = backend_of(op, x=x, w=w, **given(b=b))
     window, c_out, channels_last = _describe(op, axes, x, w, *options)
     if b is not None:
         check_shape(op, "b", b.shape, (c_out,), f"w gives {c_out} output channels (shape {w.shape}), so")
-    dtype = float_result(op, x=x, w=w, **given(b=b))
-    return backend.convolution.input_grad(x, w, window, channels_last, dtype, b)
+    kernels = flipped(op, w, axes, channels_last, flip)
+    dtype = inexact_result(op, x=x, w=w, **given(b=b))
+    shape = array_shape(x.shape[0], c_out, window.in_size, channels_last)
+    y = result(op, backend, out, shape, dtype, x=x, w=w, b=b)
+    backend.convolution.input_grad(x, kernels, b, y, window, channels_last)
+    return y
 
 
 def _gradients(
-    op: str, axes: int, dy: Array, x: Array, w: Array, needs: Collection[str], *options: Any
+    op: str,
+    axes: int,
+    dy: Array,
+    x: Array,
+    w: Array,
+    needs: Collection[str],
+    flip: bool,
+    out: Outs,
+    *options: Any,
 ) -> ConvGrads:
     backend = backend_of(op, dy=dy, x=x, w=w)
-    check_needs(op, needs)
     window, c_out, channels_last = _describe(op, axes, x, w, *options)
-    n = x.shape[0]
-    must = (n, *window.in_size, c_out) if channels_last else (n, c_out, *window.in_size)
+    must = array_shape(x.shape[0], c_out, window.in_size, channels_last)
     check_shape(op, "dy", dy.shape, must, "as the gradient of y")
-    by_x, by_w, by_b = float_result(op, dy=dy, w=w), float_result(op, dy=dy, x=x), float_result(op, dy=dy)
+    kernels = flipped(op, w, axes, channels_last, flip)
     ops = backend.convolution
-    return ConvGrads(
-        dx=ops.forward(dy, w, None, window, channels_last, by_x) if "x" in needs else None,
-        dw=ops.weight_grad(x, dy, window, channels_last, by_w) if "w" in needs else None,
-        db=ops.bias_grad(dy, channels_last, by_b) if "b" in needs else None,
+
+    def by_w(dw: Array) -> None:
+        turned = flipped(op, dw, axes, channels_last, flip)
+        ops.weight_grad(conjugate(x), dy, turned, window, channels_last)
+
+    return collect(
+        *(op, backend, needs, out, dy, x, w, c_out),
+        lambda dx: ops.forward(dy, conjugate(kernels), None, dx, window, channels_last),
+        by_w,
+        lambda db: ops.bias_grad(dy, db, channels_last),
     )
 
 

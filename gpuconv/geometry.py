@@ -60,6 +60,11 @@ class Window:
         return tuple(_span(k, d) for k, d in zip(self.kernel, self.dilation, strict=True))
 
     @property
+    def mask(self) -> str:
+        """Name of the smallest dtype that holds the offset of a place in the kernel, and one more."""
+        return "uint8" if self.taps <= 255 else "int32"
+
+    @property
     def is_pointwise(self) -> bool:
         """True where each output place reads just the input place with the same index."""
         ones = (1,) * self.axes
@@ -155,6 +160,11 @@ def shape(op: str, name: str, value: Any, ndim: int) -> tuple[int, ...]:
     if not _is_sequence(value) or len(value) != ndim:
         raise ValueError(f"{op}: {name} must be the {ndim} sizes of an array's shape, not {value!r}")
     return tuple(integer(op, f"{name}[{i}]", v, 0) for i, v in enumerate(value))
+
+
+def array_shape(n: int, c: int, sizes: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """Return the shape of an array of images."""
+    return (n, *sizes, c) if channels_last else (n, c, *sizes)
 
 
 def spatial_axes(op: str, name: str, value: Any) -> int:

@@ -5,15 +5,21 @@ Each is an adaptive pooling with one output.
 
 from typing import Any
 
+import numpy as np
+
 from gpuconv import geometry
-from gpuconv.backends.dispatch import backend_of, check_kind, check_shape, float_result
+from gpuconv.backends.dispatch import backend_of, check_inexact, check_kind, check_shape, result
+from gpuconv.geometry import array_shape
+from gpuconv.pool import maxima
 from gpuconv.trace import traced
 
 Array = Any
 
 
 @traced
-def global_avg_pool(x: Array, *, channels_last: bool = False, keepdims: bool = True) -> Array:
+def global_avg_pool(
+    x: Array, *, channels_last: bool = False, keepdims: bool = True, out: Array | None = None
+) -> Array:
     """Take the mean of every plane: ``y[n, c] = mean over i, j of x[n, c, i, j]``.
 
     Parameters
@@ -46,17 +52,21 @@ def global_avg_pool(x: Array, *, channels_last: bool = False, keepdims: bool = T
     """
     op = "global_avg_pool"
     backend = backend_of(op, x=x)
-    check_kind(op, "x", x, "f")
-    float_result(op, x=x)
-    ones = _ones(op, "x", x.shape, channels_last)
-    flat = not geometry.flag(op, "keepdims", keepdims)
-    y = backend.adaptive.avg_pool(x, ones, channels_last)
-    return _without_axes(y, channels_last) if flat else y
+    check_inexact(op, "x", x)
+    whole, shape = _y_shapes(op, "x", x.shape, channels_last, keepdims)
+    y = result(op, backend, out, shape, x.dtype, x=x)
+    backend.adaptive.avg_pool(x, y.reshape(whole), channels_last)
+    return y
 
 
 @traced
 def global_avg_pool_backward(
-    dy: Array, x_shape: tuple[int, ...], *, channels_last: bool = False, keepdims: bool = True
+    dy: Array,
+    x_shape: tuple[int, ...],
+    *,
+    channels_last: bool = False,
+    keepdims: bool = True,
+    out: Array | None = None,
 ) -> Array:
     """Spread each gradient evenly over its plane.
 
@@ -88,15 +98,21 @@ def global_avg_pool_backward(
     """
     op = "global_avg_pool_backward"
     backend = backend_of(op, dy=dy)
-    check_kind(op, "dy", dy, "f")
-    float_result(op, dy=dy)
+    check_inexact(op, "dy", dy)
     x_shape, whole = _shapes(op, x_shape, channels_last, keepdims, dy=dy)
-    return backend.adaptive.avg_pool_backward(dy.reshape(whole), x_shape, channels_last)
+    dx = result(op, backend, out, x_shape, dy.dtype, dy=dy)
+    backend.adaptive.avg_pool_backward(dy.reshape(whole), dx, channels_last)
+    return dx
 
 
 @traced
 def global_max_pool(
-    x: Array, *, channels_last: bool = False, keepdims: bool = True, return_argmax: bool = True
+    x: Array,
+    *,
+    channels_last: bool = False,
+    keepdims: bool = True,
+    return_argmax: bool = True,
+    out: Any = None,
 ) -> Any:
     """Take the maximum of every plane, and remember where it was.
 
@@ -134,14 +150,11 @@ def global_max_pool(
     op = "global_max_pool"
     backend = backend_of(op, x=x)
     check_kind(op, "x", x, "iuf")
-    ones = _ones(op, "x", x.shape, channels_last)
-    flat = not geometry.flag(op, "keepdims", keepdims)
-    wanted = geometry.flag(op, "return_argmax", return_argmax)
-    y, argmax = backend.adaptive.max_pool(x, ones, channels_last, wanted)
-    y = _without_axes(y, channels_last) if flat else y
-    if not wanted:
-        return y
-    return y, _without_axes(argmax, channels_last) if flat else argmax
+    whole, shape = _y_shapes(op, "x", x.shape, channels_last, keepdims)
+    y, argmax = maxima(op, backend, x, shape, np.dtype(np.int64), return_argmax, out)
+    mask = None if argmax is None else argmax.reshape(whole)
+    backend.adaptive.max_pool(x, y.reshape(whole), mask, channels_last)
+    return y if argmax is None else (y, argmax)
 
 
 @traced
@@ -152,6 +165,7 @@ def global_max_pool_backward(
     *,
     channels_last: bool = False,
     keepdims: bool = True,
+    out: Array | None = None,
 ) -> Array:
     """Send each gradient to the place its plane's maximum came from.
 
@@ -189,21 +203,21 @@ def global_max_pool_backward(
     check_kind(op, "dy", dy, "iuf")
     check_kind(op, "argmax", argmax, "iu")
     x_shape, whole = _shapes(op, x_shape, channels_last, keepdims, dy=dy, argmax=argmax)
-    dy, argmax = dy.reshape(whole), argmax.reshape(whole)
-    return backend.adaptive.max_pool_backward(dy, argmax, x_shape, channels_last, op)
+    dx = result(op, backend, out, x_shape, dy.dtype, dy=dy, argmax=argmax)
+    backend.adaptive.max_pool_backward(dy.reshape(whole), argmax.reshape(whole), dx, channels_last, op)
+    return dx
 
 
-def _ones(op: str, name: str, shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
-    """Check that these are the sizes of planes with places, and return the size of a global pooling."""
-    axes = geometry.spatial_axes(op, name, shape)
-    sizes = shape[1:-1] if geometry.flag(op, "channels_last", channels_last) else shape[2:]
+def _y_shapes(
+    op: str, name: str, x_shape: tuple[int, ...], channels_last: bool, keepdims: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Check that x has planes with places; return the result's shape with all axes, and as it is wanted."""
+    axes = geometry.spatial_axes(op, name, x_shape)
+    sizes = x_shape[1:-1] if geometry.flag(op, "channels_last", channels_last) else x_shape[2:]
     geometry.check_places(op, "x", sizes)
-    return (1,) * axes
-
-
-def _without_axes(y: Array, channels_last: bool) -> Array:
-    """Return [N, C]."""
-    return y.reshape(y.shape[0], y.shape[-1 if channels_last else 1])
+    n, c = x_shape[0], x_shape[-1 if channels_last else 1]
+    whole = array_shape(n, c, (1,) * axes, channels_last)
+    return whole, whole if geometry.flag(op, "keepdims", keepdims) else (n, c)
 
 
 def _shapes(
@@ -212,10 +226,7 @@ def _shapes(
     """Check x's shape, and the arrays that must be shaped like y; return x's and y's with all axes."""
     axes = geometry.spatial_axes(op, "x_shape", x_shape)
     x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
-    ones = _ones(op, "x_shape", x_shape, channels_last)
-    n, c = x_shape[0], x_shape[-1 if channels_last else 1]
-    whole = (n, *ones, c) if channels_last else (n, c, *ones)
-    must = whole if geometry.flag(op, "keepdims", keepdims) else (n, c)
+    whole, must = _y_shapes(op, "x_shape", x_shape, channels_last, keepdims)
     for name, array in like_y.items():
         check_shape(op, name, array.shape, must, f"for x_shape {x_shape}")
     return x_shape, whole

@@ -1,10 +1,13 @@
 """Max and average pooling and their gradients: the public functions. Each checks, describes, dispatches."""
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpuconv import geometry
-from gpuconv.backends.dispatch import backend_of, check_kind, check_shape, float_result
-from gpuconv.geometry import Ints, Padding, Window
+from gpuconv.backends.dispatch import backend_of, check_inexact, check_kind, check_shape, result, several
+from gpuconv.geometry import Ints, Padding, Window, array_shape
 from gpuconv.trace import traced
 
 Array = Any
@@ -21,6 +24,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     channels_last: bool = False,
     return_argmax: bool = True,
+    out: Any = None,
 ) -> Any:
     """Take the maximum of every window, and remember where it was.
 
@@ -72,7 +76,7 @@ def max_pool2d(
     array([[[[3, 3]]]], dtype=uint8)
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return max_pool("max_pool2d", 2, x, options, return_argmax)
+    return max_pool("max_pool2d", 2, x, options, return_argmax, out)
 
 
 @traced
@@ -87,6 +91,7 @@ def max_pool2d_backward(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Send each gradient to the place its window's maximum came from; where windows overlap, they add up.
 
@@ -121,7 +126,7 @@ def max_pool2d_backward(
              [0., 5., 0., 0.]]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return max_pool_backward("max_pool2d_backward", 2, dy, argmax, x_shape, options)
+    return max_pool_backward("max_pool2d_backward", 2, dy, argmax, x_shape, options, out)
 
 
 @traced
@@ -135,6 +140,7 @@ def argmax_to_indices(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Turn a max pooling's mask into flat indices into the H*W plane, which PyTorch and ONNX return.
 
@@ -175,7 +181,9 @@ def argmax_to_indices(
     window = describe(op, axes, x_shape, "x_shape", options)
     must = y_shape(x_shape, window, channels_last)
     check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
-    return backend.pooling.argmax_to_indices(argmax, window, channels_last)
+    indices = result(op, backend, out, must, np.dtype(np.int64), argmax=argmax)
+    backend.pooling.argmax_to_indices(argmax, indices, window, channels_last)
+    return indices
 
 
 @traced
@@ -189,6 +197,8 @@ def avg_pool2d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     channels_last: bool = False,
+    divisor_override: int | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Take the mean of every window.
 
@@ -222,7 +232,8 @@ def avg_pool2d(
     array([[[[2.5, 4.5]]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return avg_pool("avg_pool2d", 2, x, options, count_include_pad)
+    counts = (count_include_pad, divisor_override)
+    return avg_pool("avg_pool2d", 2, x, options, *counts, out)
 
 
 @traced
@@ -237,6 +248,8 @@ def avg_pool2d_backward(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     channels_last: bool = False,
+    divisor_override: int | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Spread each gradient evenly over its window; where windows overlap, they add up.
 
@@ -267,7 +280,9 @@ def avg_pool2d_backward(
              [1., 1., 2., 2.]]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return avg_pool_backward("avg_pool2d_backward", 2, dy, x_shape, options, count_include_pad)
+    return avg_pool_backward(
+        "avg_pool2d_backward", 2, dy, x_shape, options, count_include_pad, divisor_override, out
+    )
 
 
 # What the public functions of every rank do: `axes` is the number of spatial axes, `op` the public name.
@@ -284,18 +299,37 @@ class Options(NamedTuple):
     channels_last: bool
 
 
-def max_pool(op: str, axes: int, x: Array, options: Options, return_argmax: bool) -> Any:
+def max_pool(op: str, axes: int, x: Array, options: Options, return_argmax: bool, out: Any) -> Any:
     """Check, describe the window, and take the maxima."""
     backend = backend_of(op, x=x)
     check_kind(op, "x", x, "iuf")
     window = describe(op, axes, x.shape, "x", options)
-    wanted = geometry.flag(op, "return_argmax", return_argmax)
-    y, argmax = backend.pooling.max_pool(x, window, options.channels_last, wanted)
-    return (y, argmax) if wanted else y
+    shape = y_shape(x.shape, window, options.channels_last)
+    y, argmax = maxima(op, backend, x, shape, window.mask, return_argmax, out)
+    backend.pooling.max_pool(x, y, argmax, window, options.channels_last)
+    return y if argmax is None else (y, argmax)
+
+
+def maxima(
+    op: str, backend: ModuleType, x: Array, shape: tuple[int, ...], mask: Any, return_argmax: bool, out: Any
+) -> tuple[Array, Array | None]:
+    """Return arrays for a max pooling's result and, where it is wanted, its mask."""
+    if not geometry.flag(op, "return_argmax", return_argmax):
+        return result(op, backend, out, shape, x.dtype, x=x), None
+    outs = several(op, out, "y", "argmax")
+    y = result(op, backend, outs[0], shape, x.dtype, name="out[0]", x=x)
+    written = {} if outs[1] is None else {"out[0]": y}
+    return y, result(op, backend, outs[1], shape, mask, name="out[1]", x=x, **written)
 
 
 def max_pool_backward(
-    op: str, axes: int, dy: Array, argmax: Array, x_shape: tuple[int, ...], options: Options
+    op: str,
+    axes: int,
+    dy: Array,
+    argmax: Array,
+    x_shape: tuple[int, ...],
+    options: Options,
+    out: Array | None,
 ) -> Array:
     """Check, describe the window, and send dy where argmax says."""
     backend = backend_of(op, dy=dy, argmax=argmax)
@@ -306,30 +340,58 @@ def max_pool_backward(
     must = y_shape(x_shape, window, options.channels_last)
     check_shape(op, "dy", dy.shape, must, f"for x_shape {x_shape}")
     check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
-    return backend.pooling.max_pool_backward(dy, argmax, x_shape, window, options.channels_last)
+    dx = result(op, backend, out, x_shape, dy.dtype, dy=dy, argmax=argmax)
+    backend.pooling.max_pool_backward(dy, argmax, dx, window, options.channels_last)
+    return dx
 
 
-def avg_pool(op: str, axes: int, x: Array, options: Options, count_include_pad: bool) -> Array:
+def avg_pool(
+    op: str,
+    axes: int,
+    x: Array,
+    options: Options,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    out: Array | None,
+) -> Array:
     """Check, describe the window, and take the means."""
     backend = backend_of(op, x=x)
-    float_result(op, x=_floating(op, "x", x))
+    check_inexact(op, "x", x)
     window = describe(op, axes, x.shape, "x", options)
-    counted = geometry.flag(op, "count_include_pad", count_include_pad)
-    return backend.pooling.avg_pool(x, window, options.channels_last, counted)
+    divisor = _divisor(op, count_include_pad, divisor_override)
+    y = result(op, backend, out, y_shape(x.shape, window, options.channels_last), x.dtype, x=x)
+    backend.pooling.avg_pool(x, y, window, options.channels_last, *divisor)
+    return y
 
 
 def avg_pool_backward(
-    op: str, axes: int, dy: Array, x_shape: tuple[int, ...], options: Options, count_include_pad: bool
+    op: str,
+    axes: int,
+    dy: Array,
+    x_shape: tuple[int, ...],
+    options: Options,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    out: Array | None,
 ) -> Array:
     """Check, describe the window, and spread dy."""
     backend = backend_of(op, dy=dy)
-    float_result(op, dy=_floating(op, "dy", dy))
+    check_inexact(op, "dy", dy)
     x_shape = geometry.shape(op, "x_shape", x_shape, axes + 2)
     window = describe(op, axes, x_shape, "x_shape", options)
-    counted = geometry.flag(op, "count_include_pad", count_include_pad)
+    divisor = _divisor(op, count_include_pad, divisor_override)
     must = y_shape(x_shape, window, options.channels_last)
     check_shape(op, "dy", dy.shape, must, f"for x_shape {x_shape}")
-    return backend.pooling.avg_pool_backward(dy, x_shape, window, options.channels_last, counted)
+    dx = result(op, backend, out, x_shape, dy.dtype, dy=dy)
+    backend.pooling.avg_pool_backward(dy, dx, window, options.channels_last, *divisor)
+    return dx
+
+
+def _divisor(op: str, count_include_pad: bool, divisor_override: int | None) -> tuple[bool, int | None]:
+    counted = geometry.flag(op, "count_include_pad", count_include_pad)
+    if divisor_override is None:
+        return counted, None
+    return counted, geometry.integer(op, "divisor_override", divisor_override, 1)
 
 
 def describe(op: str, axes: int, shape: tuple[int, ...], name: str, options: Options) -> Window:
@@ -354,10 +416,4 @@ def describe(op: str, axes: int, shape: tuple[int, ...], name: str, options: Opt
 
 def y_shape(x_shape: tuple[int, ...], window: Window, channels_last: bool) -> tuple[int, ...]:
     """Return the shape of what a pooling of x gives."""
-    n, c = x_shape[0], x_shape[-1 if channels_last else 1]
-    return (n, *window.out_size, c) if channels_last else (n, c, *window.out_size)
-
-
-def _floating(op: str, name: str, x: Array) -> Array:
-    check_kind(op, name, x, "f")
-    return x
+    return array_shape(x_shape[0], x_shape[-1 if channels_last else 1], window.out_size, channels_last)

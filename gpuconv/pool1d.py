@@ -18,6 +18,7 @@ def max_pool1d(
     ceil_mode: bool = False,
     channels_last: bool = False,
     return_argmax: bool = True,
+    out: Any = None,
 ) -> Any:
     """Take the maximum of every window of signals, and remember where it was; as `max_pool2d`.
 
@@ -49,7 +50,7 @@ def max_pool1d(
     (array([[[5, 4]]]), array([[[1, 0]]], dtype=uint8))
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return max_pool("max_pool1d", 1, x, options, return_argmax)
+    return max_pool("max_pool1d", 1, x, options, return_argmax, out)
 
 
 @traced
@@ -64,6 +65,7 @@ def max_pool1d_backward(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Send each gradient to the place its window's maximum came from; as `max_pool2d_backward`.
 
@@ -96,7 +98,7 @@ def max_pool1d_backward(
     array([[[0., 7., 8., 0.]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return max_pool_backward("max_pool1d_backward", 1, dy, argmax, x_shape, options)
+    return max_pool_backward("max_pool1d_backward", 1, dy, argmax, x_shape, options, out)
 
 
 @traced
@@ -110,6 +112,8 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     channels_last: bool = False,
+    divisor_override: int | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Take the mean of every window of signals; as `avg_pool2d`.
 
@@ -137,7 +141,8 @@ def avg_pool1d(
     array([[[2., 6.]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return avg_pool("avg_pool1d", 1, x, options, count_include_pad)
+    counts = (count_include_pad, divisor_override)
+    return avg_pool("avg_pool1d", 1, x, options, *counts, out)
 
 
 @traced
@@ -152,6 +157,8 @@ def avg_pool1d_backward(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     channels_last: bool = False,
+    divisor_override: int | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Spread each gradient evenly over its window; as `avg_pool2d_backward`.
 
@@ -181,4 +188,6 @@ def avg_pool1d_backward(
     array([[[1., 1., 2., 2.]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return avg_pool_backward("avg_pool1d_backward", 1, dy, x_shape, options, count_include_pad)
+    return avg_pool_backward(
+        "avg_pool1d_backward", 1, dy, x_shape, options, count_include_pad, divisor_override, out
+    )

@@ -18,6 +18,7 @@ def max_pool3d(
     ceil_mode: bool = False,
     channels_last: bool = False,
     return_argmax: bool = True,
+    out: Any = None,
 ) -> Any:
     """Take the maximum of every window of volumes, and remember where it was; as `max_pool2d`.
 
@@ -50,7 +51,7 @@ def max_pool3d(
     (7, 7)
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return max_pool("max_pool3d", 3, x, options, return_argmax)
+    return max_pool("max_pool3d", 3, x, options, return_argmax, out)
 
 
 @traced
@@ -65,6 +66,7 @@ def max_pool3d_backward(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Send each gradient to the place its window's maximum came from; as `max_pool2d_backward`.
 
@@ -98,7 +100,7 @@ def max_pool3d_backward(
            [3., 0.]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return max_pool_backward("max_pool3d_backward", 3, dy, argmax, x_shape, options)
+    return max_pool_backward("max_pool3d_backward", 3, dy, argmax, x_shape, options, out)
 
 
 @traced
@@ -112,6 +114,8 @@ def avg_pool3d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     channels_last: bool = False,
+    divisor_override: int | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Take the mean of every window of volumes; as `avg_pool2d`.
 
@@ -139,7 +143,8 @@ def avg_pool3d(
     3.5
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return avg_pool("avg_pool3d", 3, x, options, count_include_pad)
+    counts = (count_include_pad, divisor_override)
+    return avg_pool("avg_pool3d", 3, x, options, *counts, out)
 
 
 @traced
@@ -154,6 +159,8 @@ def avg_pool3d_backward(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     channels_last: bool = False,
+    divisor_override: int | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Spread each gradient evenly over its window; as `avg_pool2d_backward`.
 
@@ -184,4 +191,6 @@ def avg_pool3d_backward(
            [1., 1.]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return avg_pool_backward("avg_pool3d_backward", 3, dy, x_shape, options, count_include_pad)
+    return avg_pool_backward(
+        "avg_pool3d_backward", 3, dy, x_shape, options, count_include_pad, divisor_override, out
+    )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gpuconv import geometry
-from gpuconv.backends.dispatch import backend_of, check_kind, check_shape
+from gpuconv.backends.dispatch import backend_of, check_kind, check_shape, result
 from gpuconv.geometry import Ints, Padding
 from gpuconv.pool import Options, describe, y_shape
 from gpuconv.trace import traced
@@ -23,6 +23,7 @@ def max_unpool2d(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Put each value at the place its window's maximum came from, zeros elsewhere.
 
@@ -62,7 +63,7 @@ def max_unpool2d(
              [0., 4., 0., 9.]]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return _max_unpool("max_unpool2d", 2, x, argmax, x_shape, options)
+    return _max_unpool("max_unpool2d", 2, x, argmax, x_shape, options, out)
 
 
 @traced
@@ -76,6 +77,7 @@ def max_unpool2d_backward(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Give each value the gradient of the place it was written to.
 
@@ -109,7 +111,7 @@ def max_unpool2d_backward(
     array([[[[5., 2.]]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return _max_unpool_backward("max_unpool2d_backward", 2, dy, argmax, options)
+    return _max_unpool_backward("max_unpool2d_backward", 2, dy, argmax, options, out)
 
 
 @traced
@@ -124,6 +126,7 @@ def max_unpool1d(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Put each value at the place its window's maximum came from, zeros elsewhere; as `max_unpool2d`.
 
@@ -156,7 +159,7 @@ def max_unpool1d(
     array([[[0., 7., 8., 0.]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return _max_unpool("max_unpool1d", 1, x, argmax, x_shape, options)
+    return _max_unpool("max_unpool1d", 1, x, argmax, x_shape, options, out)
 
 
 @traced
@@ -170,6 +173,7 @@ def max_unpool1d_backward(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Give each value the gradient of the place it was written to; as `max_unpool2d_backward`.
 
@@ -200,7 +204,7 @@ def max_unpool1d_backward(
     array([[[2., 3.]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return _max_unpool_backward("max_unpool1d_backward", 1, dy, argmax, options)
+    return _max_unpool_backward("max_unpool1d_backward", 1, dy, argmax, options, out)
 
 
 @traced
@@ -215,6 +219,7 @@ def max_unpool3d(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Put each value at the place its window's maximum came from, zeros elsewhere; as `max_unpool2d`.
 
@@ -251,7 +256,7 @@ def max_unpool3d(
               [0., 0.]]]]])
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return _max_unpool("max_unpool3d", 3, x, argmax, x_shape, options)
+    return _max_unpool("max_unpool3d", 3, x, argmax, x_shape, options, out)
 
 
 @traced
@@ -265,6 +270,7 @@ def max_unpool3d_backward(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """Give each value the gradient of the place it was written to; as `max_unpool2d_backward`.
 
@@ -295,11 +301,11 @@ def max_unpool3d_backward(
     5.0
     """
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return _max_unpool_backward("max_unpool3d_backward", 3, dy, argmax, options)
+    return _max_unpool_backward("max_unpool3d_backward", 3, dy, argmax, options, out)
 
 
 def _max_unpool(
-    op: str, axes: int, x: Array, argmax: Array, x_shape: tuple[int, ...], options: Options
+    op: str, axes: int, x: Array, argmax: Array, x_shape: tuple[int, ...], options: Options, out: Array | None
 ) -> Array:
     backend = backend_of(op, x=x, argmax=argmax)
     check_kind(op, "x", x, "iuf")
@@ -309,14 +315,20 @@ def _max_unpool(
     must = y_shape(x_shape, window, options.channels_last)
     check_shape(op, "x", x.shape, must, f"for x_shape {x_shape}")
     check_shape(op, "argmax", argmax.shape, must, f"for x_shape {x_shape}")
-    return backend.pooling.max_unpool(x, argmax, x_shape, window, options.channels_last)
+    y = result(op, backend, out, x_shape, x.dtype, x=x, argmax=argmax)
+    backend.pooling.max_unpool(x, argmax, y, window, options.channels_last)
+    return y
 
 
-def _max_unpool_backward(op: str, axes: int, dy: Array, argmax: Array, options: Options) -> Array:
+def _max_unpool_backward(
+    op: str, axes: int, dy: Array, argmax: Array, options: Options, out: Array | None
+) -> Array:
     backend = backend_of(op, dy=dy, argmax=argmax)
     check_kind(op, "dy", dy, "iuf")
     check_kind(op, "argmax", argmax, "iu")
     window = describe(op, axes, dy.shape, "dy", options)
     must = y_shape(dy.shape, window, options.channels_last)
     check_shape(op, "argmax", argmax.shape, must, f"for dy of shape {dy.shape}")
-    return backend.pooling.max_unpool_backward(dy, argmax, window, options.channels_last)
+    dx = result(op, backend, out, must, dy.dtype, dy=dy, argmax=argmax)
+    backend.pooling.max_unpool_backward(dy, argmax, dx, window, options.channels_last)
+    return dx

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+INEXACT = (*FLOATS, np.dtype(np.complex64), np.dtype(np.complex128))
 
 
 def backend_of(op: str, **arrays: Any) -> ModuleType:
@@ -84,22 +85,121 @@ def check_kind(op: str, name: str, x: Any, kinds: str) -> None:
 
 def float_result(op: str, **arrays: Any) -> np.dtype[Any]:
     """Return the dtype that NumPy promotes these arrays to; it must be float16, float32 or float64."""
+    return _result(op, FLOATS, arrays)
+
+
+def inexact_result(op: str, **arrays: Any) -> np.dtype[Any]:
+    """Return the dtype that NumPy promotes these arrays to; it must be one of `float_result`, or complex."""
+    return _result(op, INEXACT, arrays)
+
+
+def _result(op: str, allowed: tuple[np.dtype[Any], ...], arrays: dict[str, Any]) -> np.dtype[Any]:
     dtypes: set[np.dtype[Any]] = {x.dtype for x in arrays.values()}
-    if len(dtypes) == 1 and (same := dtypes.pop()) in FLOATS:
+    if len(dtypes) == 1 and (same := dtypes.pop()) in allowed:
         return same  # the usual case; naming a dtype, below, takes microseconds
+    must = ", ".join(dtype.name for dtype in allowed[:-1]) + f" or {allowed[-1].name}"
     for name, x in arrays.items():
         if x.dtype.name == "bfloat16":
             raise TypeError(f"{op}: {name} is bfloat16, which is not supported; {name}.astype(numpy.float32)")
-        if x.dtype.kind not in "biuf":
-            raise TypeError(f"{op}: {name} has dtype {x.dtype.name}; it must be float16, float32 or float64")
+        if x.dtype.kind not in ("biufc" if allowed is INEXACT else "biuf"):
+            raise TypeError(f"{op}: {name} has dtype {x.dtype.name}; it must be {must}")
     result = np.result_type(*(x.dtype for x in arrays.values())).newbyteorder("=")
-    if result not in FLOATS:
+    if result not in allowed:
         listed = ", ".join(f"{name} is {x.dtype.name}" for name, x in arrays.items())
         raise TypeError(
             f"{op}: the arrays promote to {result.name} ({listed}), "
-            "but the result must be float16, float32 or float64; convert one with .astype(numpy.float32)"
+            f"but the result must be {must}; convert one with .astype(numpy.float32)"
         )
     return result
+
+
+def check_inexact(op: str, name: str, x: Any) -> None:
+    """Check that x is of a dtype that `inexact_result` allows, integers excepted: what a mean keeps."""
+    if x.dtype not in INEXACT:
+        check_kind(op, name, x, "fc")
+        inexact_result(op, **{name: x})
+
+
+def result(
+    op: str,
+    backend: ModuleType,
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: Any,
+    *,
+    name: str = "out",
+    **inputs: Any,
+) -> Any:
+    """Return the array that a result is written to: the user's `out`, or a new one where the inputs lie.
+
+    Parameters
+    ----------
+    op
+        The public function's name, for the messages.
+    backend
+        That of the inputs.
+    out
+        What the user gave, or None.
+    shape, dtype
+        Those of the result.
+    name
+        What the user knows `out` by.
+    **inputs
+        The arrays that are read (or written besides), None for one not given; `out` must share no element
+        with them.
+
+    Raises
+    ------
+    TypeError
+        Where out is no array, one of another kind than the inputs, or of another dtype.
+    ValueError
+        Where its shape is wrong, it is read-only, on another GPU, or shares memory with an input.
+    """
+    inputs = given(**inputs)
+    if out is None:
+        return backend.arrays.empty(shape, dtype, next(iter(inputs.values())))
+    if backend_of(op, **inputs, **{name: out}) is not backend:
+        raise TypeError(f"{op}: {name} must be an array of the inputs' kind")
+    if out.dtype != dtype:
+        raise TypeError(f"{op}: {name} has dtype {out.dtype.name}, but the result is {np.dtype(dtype).name}")
+    check_shape(op, name, out.shape, shape, "to hold the result")
+    if not getattr(out.flags, "writeable", True):  # CuPy's are always
+        raise ValueError(f"{op}: {name} is read-only")
+    for other, x in inputs.items():
+        if _overlap(backend, out, x):
+            raise ValueError(f"{op}: {name} shares memory with {other}; it must have its own")
+    return out
+
+
+# Steps until the search for a shared element is given up; a slice of channels beside another takes a few.
+SEARCH = 10_000
+
+
+def _overlap(backend: ModuleType, a: Any, b: Any) -> bool:
+    """Tell whether two arrays share an element; where that takes too long to find out, say that they do."""
+    if not (a.size and b.size):
+        return False
+    here, there = backend.arrays.extent(a), backend.arrays.extent(b)
+    try:
+        return np.shares_memory(here, there, SEARCH)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def several(op: str, out: Any, *names: str) -> tuple[Any, ...]:
+    """Return the user's `out` of a function with several results, a tuple; None for what is not given.
+
+    Raises
+    ------
+    TypeError
+        Where it is no tuple of so many.
+    """
+    if out is None:
+        return (None,) * len(names)
+    if not isinstance(out, tuple) or len(out) != len(names):
+        listed = ", ".join(names)
+        raise TypeError(f"{op}: out must be a tuple ({listed}), with None for what is not given")
+    return out
 
 
 def accumulator(dtype: Any) -> np.dtype[Any]:

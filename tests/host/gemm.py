@@ -14,6 +14,8 @@ COMPUTE = {
         (np.float16, np.float32, np.float32),
         (np.float32, np.float32, np.float32),
         (np.float64, np.float64, np.float64),
+        (np.complex64, np.complex64, np.complex64),
+        (np.complex128, np.complex128, np.complex128),
     )
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cpu.columns import channels_first
-from gpuconv.backends.cpu.pooling import along, like, plane_blocks, scratch
+from gpuconv.backends.cpu.pooling import along, plane_blocks, scratch
 from gpuconv.backends.cpu.threads import parallel
 from gpuconv.backends.dispatch import accumulator
 
@@ -19,12 +19,11 @@ Array = np.ndarray[Any, Any]
 Sizes = tuple[int, ...]
 
 
-def avg_pool(x: Array, out_size: Sizes, channels_last: bool) -> Array:
-    """Return the mean of each window."""
-    y = like(x, out_size, channels_last, x.dtype)
+def avg_pool(x: Array, y: Array, channels_last: bool) -> None:
+    """Write the mean of each window."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     wide = accumulator(x.dtype)
-    in_size = source.shape[2:]
+    in_size, out_size = source.shape[2:], target.shape[2:]
     if not channels_last:  # there NumPy adds up one by one, so that short sums of sums are more exact
         in_size, out_size = _merged(in_size, out_size)
     shares = [_ends(size, out) for size, out in zip(in_size, out_size, strict=True)]
@@ -44,12 +43,10 @@ def avg_pool(x: Array, out_size: Sizes, channels_last: bool) -> Array:
         result[...] = (total / counts).reshape(result.shape)
 
     parallel(one, plane_blocks(source, channels_last), x.size)
-    return y
 
 
-def avg_pool_backward(dy: Array, x_shape: Sizes, channels_last: bool) -> Array:
-    """Return dx: each dy, divided, spread over its window."""
-    dx = np.empty(x_shape, dy.dtype)
+def avg_pool_backward(dy: Array, dx: Array, channels_last: bool) -> None:
+    """Write dx: each dy, divided, spread over its window."""
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     wide = accumulator(dy.dtype)
     shares = [_ends(size, out) for size, out in zip(target.shape[2:], source.shape[2:], strict=True)]
@@ -69,18 +66,13 @@ def avg_pool_backward(dy: Array, x_shape: Sizes, channels_last: bool) -> Array:
         target[planes] = total
 
     parallel(one, plane_blocks(target, channels_last), dx.size)
-    return dx
 
 
-def max_pool(
-    x: Array, out_size: Sizes, channels_last: bool, return_argmax: bool
-) -> tuple[Array, Array | None]:
-    """Return each window's maximum, and the flat place of x where it is first, int64."""
-    y = like(x, out_size, channels_last, x.dtype)
-    argmax = like(x, out_size, channels_last, np.int64) if return_argmax else None
+def max_pool(x: Array, y: Array, argmax: Array | None, channels_last: bool) -> None:
+    """Write each window's maximum to y, and to argmax the flat place of x where it is first."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     mask = None if argmax is None else channels_first(argmax, channels_last)
-    in_size, out_size = _merged(source.shape[2:], out_size)
+    in_size, out_size = _merged(source.shape[2:], target.shape[2:])
     shares = [_ends(size, out) for size, out in zip(in_size, out_size, strict=True)]
 
     def one(planes: tuple[slice, slice]) -> None:
@@ -108,12 +100,10 @@ def max_pool(
             mask[planes] = at.reshape(result.shape)
 
     parallel(one, plane_blocks(source, channels_last), x.size)
-    return y, argmax
 
 
-def max_pool_backward(dy: Array, argmax: Array, x_shape: Sizes, channels_last: bool, op: str) -> Array:
-    """Return dx: each dy goes to the place that argmax names; those of several windows add up."""
-    dx = np.empty(x_shape, dy.dtype)
+def max_pool_backward(dy: Array, argmax: Array, dx: Array, channels_last: bool, op: str) -> None:
+    """Write dx: each dy goes to the place that argmax names; those of several windows add up."""
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     mask = channels_first(argmax, channels_last)
     in_size = target.shape[2:]
@@ -132,7 +122,6 @@ def max_pool_backward(dy: Array, argmax: Array, x_shape: Sizes, channels_last: b
         part[...] = flat.reshape(part.shape)
 
     parallel(one, plane_blocks(target, channels_last), dx.size)
-    return dx
 
 
 def _check_places(op: str, argmax: Array, in_size: Sizes) -> None:

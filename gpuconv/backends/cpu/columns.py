@@ -22,34 +22,21 @@ def channels_first(x: Array, channels_last: bool) -> Array:
     return np.moveaxis(x, -1, 1) if channels_last else x
 
 
-def im2col(x: Array, window: Window, channels_last: bool) -> Array:
-    """Return each output place's window as a column: [N, C*taps, places], or [N, places, taps*C]."""
-    n, c = x.shape[0], x.shape[-1 if channels_last else 1]
-    if channels_last:
-        col = np.empty((n, *window.out_size, *window.kernel, c), x.dtype)
-    else:
-        col = np.empty((n, c, *window.kernel, *window.out_size), x.dtype)
+def im2col(x: Array, col: Array, window: Window, channels_last: bool) -> None:
+    """Write each output place's window as a column: [N, C*taps, places], or [N, places, taps*C]."""
     canonical = _canonical(col, window, channels_last)
     source = channels_first(x, channels_last)
 
     def one(i: int) -> None:
         unfold(source[i : i + 1], window, 0, window.out_size[0], canonical[i : i + 1])
 
-    parallel(one, range(n), col.size)
-    height = c * window.taps
-    return col.reshape((n, window.places, height) if channels_last else (n, height, window.places))
+    parallel(one, range(len(x)), col.size)
 
 
-def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool) -> Array:
-    """Return the adjoint of im2col: every place of x gets the sum of its copies in the columns."""
-    n, c = x_shape[0], x_shape[-1 if channels_last else 1]
-    x = np.empty(x_shape, col.dtype)
+def col2im(col: Array, x: Array, window: Window, channels_last: bool) -> None:
+    """Write the adjoint of im2col: every place of x gets the sum of its copies in the columns."""
     wide = accumulator(col.dtype) if col.dtype == np.float16 else col.dtype
-    if channels_last:
-        full = col.reshape(n, *window.out_size, *window.kernel, c)
-    else:
-        full = col.reshape(n, c, *window.kernel, *window.out_size)
-    canonical = _canonical(full, window, channels_last)
+    canonical = _canonical(col, window, channels_last)
     target = channels_first(x, channels_last)
 
     def one(i: int) -> None:
@@ -57,16 +44,22 @@ def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: 
         fold(canonical[i : i + 1], window, 0, total)
         target[i : i + 1] = total
 
-    parallel(one, range(n), col.size)
-    return x
+    parallel(one, range(len(x)), col.size)
 
 
 def _canonical(col: Array, window: Window, channels_last: bool) -> Array:
-    """View columns as [N, C, *kernel, *out]."""
+    """View columns, of whatever strides, as [N, C, *kernel, *out]."""
+    c = col.shape[2 if channels_last else 1] // window.taps
     if not channels_last:
-        return col
+        return _split(_split(col, 2, window.out_size), 1, (c, *window.kernel))
     d = window.axes
-    return col.transpose(0, 2 * d + 1, *range(d + 1, 2 * d + 1), *range(1, d + 1))
+    split = _split(_split(col, 2, (*window.kernel, c)), 1, window.out_size)
+    return split.transpose(0, 2 * d + 1, *range(d + 1, 2 * d + 1), *range(1, d + 1))
+
+
+def _split(x: Array, axis: int, sizes: tuple[int, ...]) -> Array:
+    """View one axis as several."""
+    return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :], copy=False)
 
 
 # Below, x is [..., *in] and columns are [..., *kernel, rows, *rest of out], with any axes before.

@@ -31,26 +31,15 @@ Array = np.ndarray[Any, Any]
 BLOCK_BYTES = 4 << 20
 
 
-def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: bool, dtype: Any) -> Array:
-    """Return y = conv(x, w) + b."""
-    y = _empty(x.shape[0], w.shape[-1 if channels_last else 0], window.out_size, channels_last, dtype)
-    _forward(
-        channels_first(x, channels_last),
-        _weights_first(w, channels_last),
-        b,
-        window,
-        channels_first(y, channels_last),
-        channels_last,
-    )
-    return y
+def forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, channels_last: bool) -> None:
+    """Write conv(x, w) + b to y."""
+    source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    _forward(source, _weights_first(w, channels_last), b, window, target, channels_last)
 
 
-def input_grad(
-    dy: Array, w: Array, window: Window, channels_last: bool, dtype: Any, b: Array | None = None
-) -> Array:
-    """Return dx, the gradient by x of sum(dy * conv(x, w)); plus b, as a transposed convolution has it."""
+def input_grad(dy: Array, w: Array, b: Array | None, dx: Array, window: Window, channels_last: bool) -> None:
+    """Write dx, the gradient by x of sum(dy * conv(x, w)); plus b, as a transposed convolution has it."""
     weights = _weights_first(w, channels_last)
-    dx = _empty(dy.shape[0], weights.shape[1] * window.groups, window.in_size, channels_last, dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     # The columns of dy are C_out high, those of dx C_in; col2im reads and writes, im2col only writes.
     og, cg = weights.shape[0] // window.groups, weights.shape[1]
@@ -58,27 +47,24 @@ def input_grad(
         _input_grad_by_rotation(source, weights, b, window, target, channels_last)
     else:
         _input_grad_by_columns(source, weights, b, window, target, channels_last)
-    return dx
 
 
 # How many times more columns the rotated kernel may need until col2im is faster.
 ROTATED_COST = 3
 
 
-def weight_grad(dy: Array, x: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
-    """Return dw, the gradient by w of sum(dy * conv(x, w)): summed over the batch, never averaged."""
-    c_in, c_out = (a.shape[-1 if channels_last else 1] for a in (x, dy))
-    cg = c_in // window.groups
-    shape = (*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel)
-    dw = np.zeros(shape, accumulator(dtype))
-    source, target = channels_first(x, channels_last), _weights_first(dw, channels_last)
-    _weight_grad(channels_first(dy, channels_last), source, window, target, channels_last)
-    return dw.astype(dtype, copy=False)
+def weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_last: bool) -> None:
+    """Write dw, the gradient by w of sum(dy * conv(x, w)): summed over the batch, never averaged."""
+    total = np.zeros(dw.shape, accumulator(dw.dtype))
+    target = _weights_first(total, channels_last)
+    gradient, source = channels_first(dy, channels_last), channels_first(x, channels_last)
+    _weight_grad(gradient, source, window, target, channels_last)
+    dw[...] = total
 
 
-def bias_grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
-    """Return db: dy summed over images and places, first within an image, then over images."""
-    wide = accumulator(dtype)
+def bias_grad(dy: Array, db: Array, channels_last: bool) -> None:
+    """Write db: dy summed over images and places, first within an image, then over images."""
+    wide = accumulator(db.dtype)
     source = channels_first(dy, channels_last)
     partial = np.empty(source.shape[:2], wide)
 
@@ -90,8 +76,7 @@ def bias_grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
         partial[n] = image
 
     parallel(one, range(dy.shape[0]), dy.size)
-    db: Array = partial.sum(axis=0).astype(dtype, copy=False)
-    return db
+    db[...] = partial.sum(axis=0)
 
 
 def _forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
@@ -251,10 +236,6 @@ def rotated(w: Array, groups: int) -> Array:
     og, cg, kernel = w.shape[0] // groups, w.shape[1], w.shape[2:]
     swapped = w.reshape(groups, og, cg, *kernel).swapaxes(1, 2)
     return np.flip(swapped, axis=tuple(range(3, swapped.ndim))).reshape(groups * cg, og, *kernel)
-
-
-def _empty(n: int, c: int, sizes: tuple[int, ...], channels_last: bool, dtype: Any) -> Array:
-    return np.empty((n, *sizes, c) if channels_last else (n, c, *sizes), dtype)
 
 
 def _weights_first(w: Array, channels_last: bool) -> Array:

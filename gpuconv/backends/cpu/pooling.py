@@ -24,17 +24,8 @@ Array = np.ndarray[Any, Any]
 BLOCK_BYTES = 2 << 20
 
 
-def mask_dtype(window: Window) -> type[np.unsignedinteger[Any]] | type[np.signedinteger[Any]]:
-    """Return the smallest dtype that holds a window's offsets, and one number more for "not yet found"."""
-    return np.uint8 if window.taps <= 255 else np.int32
-
-
-def max_pool(
-    x: Array, window: Window, channels_last: bool, return_argmax: bool
-) -> tuple[Array, Array | None]:
-    """Return each window's maximum, and the offset of the first place that holds it."""
-    y = like(x, window.out_size, channels_last, x.dtype)
-    argmax = like(x, window.out_size, channels_last, mask_dtype(window)) if return_argmax else None
+def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_last: bool) -> None:
+    """Write each window's maximum to y, and to argmax the offset of the first place that holds it."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     mask = None if argmax is None else channels_first(argmax, channels_last)
     taps = _taps(window)
@@ -49,7 +40,6 @@ def max_pool(
             _first_of_maxima(image, best, taps, mask[planes])
 
     parallel(one, plane_blocks(source, channels_last), x.size * window.taps)
-    return y, argmax
 
 
 def _first_of_maxima(image: Array, best: Array, taps: "Taps", mask: Array) -> None:
@@ -75,13 +65,10 @@ def _count_misses(image: Array, best: Array, taps: "Taps", mask: Array, differs:
         np.add(mask, missing.view(np.uint8), out=mask)
 
 
-def max_pool_backward(
-    dy: Array, argmax: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool
-) -> Array:
-    """Return dx: each dy goes to the place its window's argmax names; overlapping windows add up."""
+def max_pool_backward(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool) -> None:
+    """Write dx: each dy goes to the place its window's argmax names; overlapping windows add up."""
     mask = channels_first(argmax, channels_last)
     _check_offsets(f"max_pool{window.axes}d_backward", mask, window)
-    dx = np.empty(x_shape, dy.dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     blocks = plane_blocks(target, channels_last)
     first, jumps = _flat_index(window)
@@ -95,16 +82,12 @@ def max_pool_backward(
         part[...] = _scatter(index, source[planes], part.size, window).reshape(part.shape)
 
     parallel(one, blocks, dx.size * window.taps)
-    return dx
 
 
-def max_unpool(
-    x: Array, argmax: Array, y_shape: tuple[int, ...], window: Window, channels_last: bool
-) -> Array:
-    """Return y: each x at the place its window's argmax names, of several the last; zeros elsewhere."""
+def max_unpool(x: Array, argmax: Array, y: Array, window: Window, channels_last: bool) -> None:
+    """Write y: each x at the place its window's argmax names, of several the last; zeros elsewhere."""
     mask = channels_first(argmax, channels_last)
     _check_offsets(f"max_unpool{window.axes}d", mask, window)
-    y = np.empty(y_shape, x.dtype)
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     # Of the windows that read a place, a later one does so with an earlier tap; that is written last.
     taps = list(enumerate(_taps(window)))[::-1]
@@ -117,14 +100,12 @@ def max_unpool(
             np.copyto(result[:, :, *places], values[here], where=names[here] == tap)
 
     parallel(one, plane_blocks(target, channels_last), x.size * window.taps)
-    return y
 
 
-def max_unpool_backward(dy: Array, argmax: Array, window: Window, channels_last: bool) -> Array:
-    """Return dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
+def max_unpool_backward(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool) -> None:
+    """Write dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
     mask = channels_first(argmax, channels_last)
     _check_offsets(f"max_unpool{window.axes}d_backward", mask, window)
-    dx = like(dy, window.out_size, channels_last, dy.dtype)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     taps = list(enumerate(_taps(window)))
 
@@ -139,7 +120,6 @@ def max_unpool_backward(dy: Array, argmax: Array, window: Window, channels_last:
             written[there] |= named
 
     parallel(one, plane_blocks(source, channels_last), dx.size * window.taps)
-    return dx
 
 
 def _scatter(index: Array, values: Array, size: int, window: Window) -> Array:
@@ -192,22 +172,26 @@ def _check_offsets(op: str, argmax: Array, window: Window) -> None:
             )
 
 
-def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Array:
-    """Return the flat index into the input's plane of each window's maximum, int64."""
-    _check_offsets("argmax_to_indices", channels_first(argmax, channels_last), window)
+def argmax_to_indices(argmax: Array, indices: Array, window: Window, channels_last: bool) -> None:
+    """Write the flat index into the input's plane of each window's maximum, int64."""
+    mask = channels_first(argmax, channels_last)
+    _check_offsets("argmax_to_indices", mask, window)
     first, jumps = _flat_index(window)
-    indices = jumps.take(argmax)
-    canonical = channels_first(indices, channels_last)
-    canonical += first
-    return indices
+    np.add(jumps.take(mask), first, out=channels_first(indices, channels_last))
 
 
-def avg_pool(x: Array, window: Window, channels_last: bool, count_include_pad: bool) -> Array:
-    """Return each window's mean: sums axis by axis, then one division."""
-    y = like(x, window.out_size, channels_last, x.dtype)
+def avg_pool(
+    x: Array,
+    y: Array,
+    window: Window,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> None:
+    """Write each window's mean: sums axis by axis, then one division."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     wide = accumulator(x.dtype)
-    share = (1 / divisor(window, count_include_pad)).astype(wide)
+    share = (1 / divisor(window, count_include_pad, divisor_override)).astype(wide)
 
     def one(planes: tuple[slice, slice]) -> None:
         total = source[planes]
@@ -216,7 +200,6 @@ def avg_pool(x: Array, window: Window, channels_last: bool, count_include_pad: b
         np.multiply(total, share, out=target[planes], casting="same_kind")
 
     parallel(one, plane_blocks(source, channels_last), x.size * sum(window.kernel))
-    return y
 
 
 def _sum_along(axis: int, x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
@@ -231,13 +214,17 @@ def _sum_along(axis: int, x: Array, window: Window, dtype: Any, channels_last: b
 
 
 def avg_pool_backward(
-    dy: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool, count_include_pad: bool
-) -> Array:
-    """Return dx: each dy, divided, spread over its window, axis by axis."""
-    dx = np.empty(x_shape, dy.dtype)
+    dy: Array,
+    dx: Array,
+    window: Window,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> None:
+    """Write dx: each dy, divided, spread over its window, axis by axis."""
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     wide = accumulator(dy.dtype)
-    share = (1 / divisor(window, count_include_pad)).astype(wide)
+    share = (1 / divisor(window, count_include_pad, divisor_override)).astype(wide)
 
     def one(planes: tuple[slice, slice]) -> None:
         part = source[planes]
@@ -248,7 +235,6 @@ def avg_pool_backward(
         target[planes] = spread
 
     parallel(one, plane_blocks(target, channels_last), dx.size * sum(window.kernel))
-    return dx
 
 
 def _spread_along(axis: int, x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
@@ -262,11 +248,13 @@ def _spread_along(axis: int, x: Array, window: Window, dtype: Any, channels_last
     return total
 
 
-def divisor(window: Window, count_include_pad: bool) -> Array:
-    """Return the number of places that each window's sum is divided by, shaped like the output's places.
+def divisor(window: Window, count_include_pad: bool, override: int | None = None) -> Array:
+    """Return what each window's sum is divided by, shaped like the output's places: how many it has.
 
     With padding counted, a window still ends where the padding does: in ceil mode the last may be cut short.
     """
+    if override is not None:
+        return np.array(float(override))
     counts = np.ones((), np.float64)
     for axis in range(window.axes):
         before, after = (window.before[axis], window.after[axis]) if count_include_pad else (0, 0)
@@ -286,12 +274,6 @@ def _taps(window: Window) -> Taps:
 
 def _lowest(dtype: np.dtype[Any]) -> Any:
     return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
-
-
-def like(x: Array, sizes: tuple[int, ...], channels_last: bool, dtype: Any) -> Array:
-    """Return a new array of x's images and channels, with these places."""
-    n, c = x.shape[0], x.shape[-1 if channels_last else 1]
-    return np.empty((n, *sizes, c) if channels_last else (n, c, *sizes), dtype)
 
 
 def scratch(

@@ -8,7 +8,7 @@ import numpy as np
 from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.columns import Laid, channel_lanes, inner_divisors, laid, three
 from gpuconv.backends.cuda.kernels import C_TYPES, THREADS, divisor, grid, needs_wide, specialise
-from gpuconv.backends.cuda.pooling import described, shape_of
+from gpuconv.backends.cuda.pooling import described
 from gpuconv.backends.cuda.program import At, Launch, Program, kernel_launch, planned, run
 from gpuconv.backends.dispatch import accumulator
 
@@ -21,35 +21,27 @@ TEAM = 32
 PART, MOST_PARTS = 16, 4
 
 
-@runtimes.on_device
-def avg_pool(x: Array, out_size: Sizes, channels_last: bool) -> Array:
-    """Return the mean of each window."""
+@runtimes.on_device("y")
+def avg_pool(x: Array, y: Array, channels_last: bool) -> None:
+    """Write the mean of each window."""
     runtime = runtimes.of(x)
-    y = runtime.empty(shape_of(x, out_size, channels_last), x.dtype)
     if y.size:
-        sizes = _places(x.shape, channels_last), out_size
+        sizes = _places(x.shape, channels_last), _places(y.shape, channels_last)
         n, c, source = described(runtime, x, channels_last)
         program = _forward(*sizes, n, c, source, x.dtype, channels_last, None)
         run(runtime, program, [runtime.address(x), runtime.address(y), 0])
-    return y
 
 
-@runtimes.on_device
-def max_pool(
-    x: Array, out_size: Sizes, channels_last: bool, return_argmax: bool
-) -> tuple[Array, Array | None]:
-    """Return each window's maximum, and the flat place of x where it is first, int64."""
+@runtimes.on_device("y", "argmax")
+def max_pool(x: Array, y: Array, argmax: Array | None, channels_last: bool) -> None:
+    """Write each window's maximum to y, and to argmax the flat place of x where it is first."""
     runtime = runtimes.of(x)
-    shape = shape_of(x, out_size, channels_last)
-    y = runtime.empty(shape, x.dtype)
-    argmax = runtime.empty(shape, np.dtype(np.int64)) if return_argmax else None
     if y.size:
-        sizes = _places(x.shape, channels_last), out_size
+        sizes = _places(x.shape, channels_last), _places(y.shape, channels_last)
         n, c, source = described(runtime, x, channels_last)
-        program = _forward(*sizes, n, c, source, x.dtype, channels_last, return_argmax)
+        program = _forward(*sizes, n, c, source, x.dtype, channels_last, argmax is not None)
         mask = 0 if argmax is None else runtime.address(argmax)
         run(runtime, program, [runtime.address(x), runtime.address(y), mask])
-    return y, argmax
 
 
 @planned
@@ -95,27 +87,26 @@ def _forward(
     return Program((Launch(kernel, grid(items * team), (At(0), At(1), At(2)), struct, shared),))
 
 
-@runtimes.on_device
-def avg_pool_backward(dy: Array, x_shape: Sizes, channels_last: bool) -> Array:
-    """Return dx: each dy, divided, spread over its window."""
-    return _gradient(dy, None, x_shape, channels_last)
+@runtimes.on_device("dx")
+def avg_pool_backward(dy: Array, dx: Array, channels_last: bool) -> None:
+    """Write dx: each dy, divided, spread over its window."""
+    _gradient(dy, None, dx, channels_last)
 
 
-@runtimes.on_device
-def max_pool_backward(dy: Array, argmax: Array, x_shape: Sizes, channels_last: bool, op: str) -> Array:
-    """Return dx: each dy goes to the place that argmax names; those of several windows add up.
+@runtimes.on_device("dx")
+def max_pool_backward(dy: Array, argmax: Array, dx: Array, channels_last: bool, op: str) -> None:
+    """Write dx: each dy goes to the place that argmax names; those of several windows add up.
 
     `op` has nothing to complain of: to look for places that aren't in their window would make the GPU wait.
     They get nothing.
     """
-    return _gradient(dy, argmax, x_shape, channels_last)
+    _gradient(dy, argmax, dx, channels_last)
 
 
-def _gradient(dy: Array, argmax: Array | None, x_shape: Sizes, channels_last: bool) -> Array:
+def _gradient(dy: Array, argmax: Array | None, dx: Array, channels_last: bool) -> None:
     runtime = runtimes.of(dy)
-    dx = runtime.empty(x_shape, dy.dtype)
     if dx.size:
-        sizes = _places(x_shape, channels_last), _places(dy.shape, channels_last)
+        sizes = _places(dx.shape, channels_last), _places(dy.shape, channels_last)
         n, c, source = described(runtime, dy, channels_last)
         address, mask, kind = 0, None, None
         if argmax is not None:
@@ -123,7 +114,6 @@ def _gradient(dy: Array, argmax: Array | None, x_shape: Sizes, channels_last: bo
             mask = laid(argmax, address, channels_last)
         program = _backward(*sizes, n, c, source, mask, dy.dtype, kind, channels_last)
         run(runtime, program, [runtime.address(dy), address, runtime.address(dx)])
-    return dx
 
 
 @planned

@@ -60,14 +60,13 @@ def _fill(
     return Program((launch,))
 
 
-@runtimes.on_device
-def grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
-    """Return db: dy summed over images and places."""
-    runtime = runtimes.of(dy)
+@runtimes.on_device("db")
+def grad(dy: Array, db: Array, channels_last: bool) -> None:
+    """Write db: dy summed over images and places."""
+    runtime, dtype = runtimes.of(dy), db.dtype
     dy = dy.astype(dtype, copy=False)
     n, *sizes = dy.shape
     c = sizes.pop(-1 if channels_last else 0)
-    db = runtime.empty((c,), dtype)
     if dy.size:
         source = laid(dy, runtime.address(dy), channels_last)
 
@@ -77,7 +76,6 @@ def grad(dy: Array, channels_last: bool, dtype: Any) -> Array:
         run_within_limit("bias gradient", runtime, plan, [runtime.address(dy), runtime.address(db)])
     else:
         db[...] = 0
-    return db
 
 
 # A part of the batch that a block sums: at least so many places, so that the second stage stays small, and no

@@ -262,17 +262,14 @@ def places_lanes(itemsize: int, sizes: tuple[int, ...], x: Laid) -> int:
 COL, IM = 0, 1  # slots
 
 
-@runtimes.on_device
-def im2col(x: Array, window: Window, channels_last: bool) -> Array:
-    """Return each output place's window as a column: [N, C*taps, places], or [N, places, taps*C]."""
+@runtimes.on_device("col")
+def im2col(x: Array, col: Array, window: Window, channels_last: bool) -> None:
+    """Write each output place's window as a column: [N, C*taps, places], or [N, places, taps*C]."""
     runtime = runtimes.of(x)
-    n, c = x.shape[0], x.shape[-1 if channels_last else 1]
-    rows, places = c * window.taps, window.places
-    col = runtime.empty((n, places, rows) if channels_last else (n, rows, places), x.dtype)
     if col.size:
+        n, c = x.shape[0], x.shape[-1 if channels_last else 1]
         source = laid(x, runtime.address(x), channels_last)
         run(runtime, _im2col(window, n, c, source, x.itemsize, channels_last), _addresses(runtime, col, x))
-    return col
 
 
 @planned
@@ -302,16 +299,14 @@ def _im2col(window: Window, n: int, c: int, x: Laid, itemsize: int, channels_las
     return Program((launch,))
 
 
-@runtimes.on_device
-def col2im(col: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool) -> Array:
-    """Return the adjoint of im2col: every place of x gets the sum of its copies in the columns."""
+@runtimes.on_device("x")
+def col2im(col: Array, x: Array, window: Window, channels_last: bool) -> None:
+    """Write the adjoint of im2col: every place of x gets the sum of its copies in the columns."""
     runtime = runtimes.of(col)
-    x = runtime.empty(x_shape, col.dtype)
     if x.size:
         address = runtime.address(col)
-        program = _col2im(window, x_shape, tuple(steps(col)), aligned(col, address), col.dtype, channels_last)
+        program = _col2im(window, x.shape, tuple(steps(col)), aligned(col, address), col.dtype, channels_last)
         run(runtime, program, _addresses(runtime, col, x))
-    return x
 
 
 @planned

@@ -45,58 +45,45 @@ from gpuconv.geometry import Window
 Array = Any
 
 
-@runtimes.on_device
-def forward(x: Array, w: Array, b: Array | None, window: Window, channels_last: bool, dtype: Any) -> Array:
-    """Return y = conv(x, w) + b."""
-    runtime = runtimes.of(x)
+@runtimes.on_device("y")
+def forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, channels_last: bool) -> None:
+    """Write conv(x, w) + b to y."""
+    runtime, dtype = runtimes.of(x), y.dtype
     x, w = x.astype(dtype, copy=False), _contiguous(w, dtype)
-    n, c_in, c_out = x.shape[0], x.shape[-1 if channels_last else 1], w.shape[-1 if channels_last else 0]
-    y = runtime.empty((n, *window.out_size, c_out) if channels_last else (n, c_out, *window.out_size), dtype)
-    if n:
-        problem = _problem(window, n, c_in, c_out, dtype, channels_last)
+    if y.size:
+        problem = _problem(window, x, y, channels_last)
         if b is not None:
             bias.fill(y, b.astype(dtype, copy=False), channels_last)
         plan = partial(_plan_forward, problem, laid(x, runtime.address(x), channels_last), b is not None)
         run_within_limit("convolution", runtime, plan, _addresses(runtime, x, w, None, y))
-    return y
 
 
-@runtimes.on_device
-def input_grad(
-    dy: Array, w: Array, window: Window, channels_last: bool, dtype: Any, b: Array | None = None
-) -> Array:
-    """Return dx, the gradient by x of sum(dy * conv(x, w)); plus b, as a transposed convolution has it."""
-    runtime = runtimes.of(dy)
+@runtimes.on_device("dx")
+def input_grad(dy: Array, w: Array, b: Array | None, dx: Array, window: Window, channels_last: bool) -> None:
+    """Write dx, the gradient by x of sum(dy * conv(x, w)); plus b, as a transposed convolution has it."""
+    runtime, dtype = runtimes.of(dy), dx.dtype
     dy, w = _contiguous(dy, dtype), _contiguous(w, dtype)
-    n, c_out = dy.shape[0], w.shape[-1 if channels_last else 0]
-    c_in = w.shape[-2 if channels_last else 1] * window.groups
-    dx = runtime.empty((n, *window.in_size, c_in) if channels_last else (n, c_in, *window.in_size), dtype)
-    if n:
-        problem = _problem(window, n, c_in, c_out, dtype, channels_last)
+    if dx.size:
+        problem = _problem(window, dx, dy, channels_last)
         if b is not None:
             b = _contiguous(b, dtype)
             if window.is_pointwise:
                 bias.fill(dx, b, channels_last)
         plan = partial(plan_input_grad, problem, aligned(dy, runtime.address(dy)), b is not None)
         run_within_limit("input gradient", runtime, plan, _addresses(runtime, dy, w, b, dx))
-    return dx
 
 
-@runtimes.on_device
-def weight_grad(dy: Array, x: Array, window: Window, channels_last: bool, dtype: Any) -> Array:
-    """Return dw, the gradient by w of sum(dy * conv(x, w)): summed over the batch, never averaged."""
-    runtime = runtimes.of(dy)
+@runtimes.on_device("dw")
+def weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_last: bool) -> None:
+    """Write dw, the gradient by w of sum(dy * conv(x, w)): summed over the batch, never averaged."""
+    runtime, dtype = runtimes.of(dy), dw.dtype
     dy, x = _contiguous(dy, dtype), x.astype(dtype, copy=False)
-    n, c_in, c_out = x.shape[0], x.shape[-1 if channels_last else 1], dy.shape[-1 if channels_last else 1]
-    cg = c_in // window.groups
-    dw = runtime.empty((*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel), dtype)
-    if n:
-        problem = _problem(window, n, c_in, c_out, dtype, channels_last)
+    if len(x):
+        problem = _problem(window, x, dy, channels_last)
         plan = partial(plan_weight_grad, problem, laid(x, runtime.address(x), channels_last))
         run_within_limit("weight gradient", runtime, plan, _addresses(runtime, dy, x, None, dw))
     else:
         dw[...] = 0
-    return dw
 
 
 bias_grad = bias.grad
@@ -109,13 +96,15 @@ def _addresses(
     return [0 if array is None else runtime.address(array) for array in (left, right, b, result)]
 
 
-def _problem(window: Window, n: int, c_in: int, c_out: int, dtype: Any, channels_last: bool) -> Problem:
+def _problem(window: Window, x: Array, y: Array, channels_last: bool) -> Problem:
+    """Describe a convolution of x to y, or its gradients: x may be dx, y may be dy."""
     if not channels_last and max(prod(window.in_size), window.places) >= 2**31:
         raise ValueError(
             f"channels first, a plane must have fewer than 2^31 places on a GPU (cuBLAS), but x has "
             f"{window.in_size} and y {window.out_size}"
         )
-    return Problem(window, n, c_in, c_out, dtype, channels_last, config.fp32_precision)
+    c_in, c_out = (a.shape[-1 if channels_last else 1] for a in (x, y))
+    return Problem(window, len(x), c_in, c_out, x.dtype, channels_last, config.fp32_precision)
 
 
 def _contiguous(x: Array, dtype: Any) -> Array:

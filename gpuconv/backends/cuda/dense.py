@@ -11,7 +11,7 @@ from gpuconv.config import config
 Array = Any
 
 
-@runtimes.on_device
+@runtimes.on_device()
 def product(a: Array, b: Array, dtype: np.dtype[Any], bias: Array | None = None) -> Array:
     """Return a @ b + bias for matrices of any float dtypes; float16 is multiplied and summed in float32."""
     runtime = runtimes.of(a)

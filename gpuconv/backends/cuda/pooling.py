@@ -23,77 +23,54 @@ from gpuconv.geometry import Window
 Array = Any
 
 
-def mask_dtype(window: Window) -> np.dtype[Any]:
-    """Return the mask's dtype: the smallest that holds a window's offsets."""
-    return np.dtype(np.uint8 if window.taps <= 255 else np.int32)
-
-
-@runtimes.on_device
-def max_pool(
-    x: Array, window: Window, channels_last: bool, return_argmax: bool
-) -> tuple[Array, Array | None]:
-    """Return each window's maximum, and the offset of the first place that holds it."""
+@runtimes.on_device("y", "argmax")
+def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_last: bool) -> None:
+    """Write each window's maximum to y, and to argmax the offset of the first place that holds it."""
     runtime = runtimes.of(x)
-    shape = shape_of(x, window.out_size, channels_last)
-    y = runtime.empty(shape, x.dtype)
-    argmax = runtime.empty(shape, mask_dtype(window)) if return_argmax else None
     if y.size:
         n, c, source = described(runtime, x, channels_last)
-        program = _max_pool(window, n, c, source, x.dtype, channels_last, return_argmax)
+        program = _max_pool(window, n, c, source, x.dtype, channels_last, argmax is not None)
         mask = 0 if argmax is None else runtime.address(argmax)
         run(runtime, program, [runtime.address(x), runtime.address(y), mask])
-    return y, argmax
 
 
 @planned
 def _max_pool(
     window: Window, n: int, c: int, x: Laid, dtype: np.dtype[Any], channels_last: bool, return_argmax: bool
 ) -> Program:
-    constants = {"MASK": C_TYPES[mask_dtype(window).name], "WITH_MASK": int(return_argmax)}
+    constants = {"MASK": C_TYPES[window.mask], "WITH_MASK": int(return_argmax)}
     return _forward("max_pool", window, n, c, x, dtype, channels_last, 3, constants, {})
 
 
-@runtimes.on_device
-def max_pool_backward(
-    dy: Array, argmax: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool
-) -> Array:
-    """Return dx: each dy goes to the place its window's argmax names; overlapping windows add up.
+@runtimes.on_device("dx")
+def max_pool_backward(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool) -> None:
+    """Write dx: each dy goes to the place its window's argmax names; overlapping windows add up.
 
     What argmax holds is not checked, since that would make the GPU wait: an offset that names no place of x
     counts for none.
     """
-    return _to_argmax(dy, argmax, x_shape, window, channels_last, last_only=False)
+    _to_argmax(dy, argmax, dx, window, channels_last, last_only=False)
 
 
-@runtimes.on_device
-def max_unpool(
-    x: Array, argmax: Array, y_shape: tuple[int, ...], window: Window, channels_last: bool
-) -> Array:
-    """Return y: each x at the place its window's argmax names, of several the last; zeros elsewhere.
+@runtimes.on_device("y")
+def max_unpool(x: Array, argmax: Array, y: Array, window: Window, channels_last: bool) -> None:
+    """Write y: each x at the place its window's argmax names, of several the last; zeros elsewhere.
 
     An offset that names no place of y is not written, as in `max_pool_backward`.
     """
-    return _to_argmax(x, argmax, y_shape, window, channels_last, last_only=True)
+    _to_argmax(x, argmax, y, window, channels_last, last_only=True)
 
 
 def _to_argmax(
-    dy: Array,
-    argmax: Array,
-    x_shape: tuple[int, ...],
-    window: Window,
-    channels_last: bool,
-    *,
-    last_only: bool,
-) -> Array:
+    dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool, *, last_only: bool
+) -> None:
     runtime = runtimes.of(dy)
-    dx = runtime.empty(x_shape, dy.dtype)
     if dx.size:
         n, c, source = described(runtime, dy, channels_last)
         mask = laid(argmax, runtime.address(argmax), channels_last)
         kinds = (dy.dtype, argmax.dtype)
         program = _max_pool_backward(window, n, c, source, mask, kinds, channels_last, last_only)
         run(runtime, program, [runtime.address(a) for a in (dy, argmax, dx)])
-    return dx
 
 
 @planned
@@ -123,18 +100,16 @@ def _max_pool_backward(
     return Program((launch,))
 
 
-@runtimes.on_device
-def max_unpool_backward(dy: Array, argmax: Array, window: Window, channels_last: bool) -> Array:
-    """Return dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
+@runtimes.on_device("dx")
+def max_unpool_backward(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool) -> None:
+    """Write dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
     runtime = runtimes.of(dy)
-    dx = runtime.empty(shape_of(dy, window.out_size, channels_last), dy.dtype)
     if dx.size:
         n, c, source = described(runtime, dy, channels_last)
         mask = laid(argmax, runtime.address(argmax), channels_last)
         kinds = (dy.dtype, argmax.dtype)
         program = _max_unpool_backward(window, n, c, source, mask, kinds, channels_last)
         run(runtime, program, [runtime.address(a) for a in (dy, argmax, dx)])
-    return dx
 
 
 @planned
@@ -172,16 +147,14 @@ def _max_unpool_backward(
     return Program((launch,))
 
 
-@runtimes.on_device
-def argmax_to_indices(argmax: Array, window: Window, channels_last: bool) -> Array:
-    """Return the flat index into the input's plane of each window's maximum, int64; -1 for none."""
+@runtimes.on_device("indices")
+def argmax_to_indices(argmax: Array, indices: Array, window: Window, channels_last: bool) -> None:
+    """Write the flat index into the input's plane of each window's maximum, int64; -1 for none."""
     runtime = runtimes.of(argmax)
-    indices = runtime.empty(argmax.shape, np.dtype(np.int64))
     if indices.size:
         n, c, source = described(runtime, argmax, channels_last)
         program = _argmax_to_indices(window, n, c, source, argmax.dtype, channels_last)
         run(runtime, program, [runtime.address(argmax), runtime.address(indices)])
-    return indices
 
 
 @planned
@@ -206,16 +179,21 @@ def _argmax_to_indices(
     return Program((launch,))
 
 
-@runtimes.on_device
-def avg_pool(x: Array, window: Window, channels_last: bool, count_include_pad: bool) -> Array:
-    """Return each window's mean."""
+@runtimes.on_device("y")
+def avg_pool(
+    x: Array,
+    y: Array,
+    window: Window,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> None:
+    """Write each window's mean."""
     runtime = runtimes.of(x)
-    y = runtime.empty(shape_of(x, window.out_size, channels_last), x.dtype)
     if y.size:
         n, c, source = described(runtime, x, channels_last)
         program = _avg_pool(window, n, c, source, x.dtype, channels_last, count_include_pad)
         run(runtime, program, [runtime.address(x), runtime.address(y)])
-    return y
 
 
 @planned
@@ -232,18 +210,21 @@ def _avg_pool(
     return _forward("avg_pool", window, n, c, x, dtype, channels_last, 2, {}, ends)
 
 
-@runtimes.on_device
+@runtimes.on_device("dx")
 def avg_pool_backward(
-    dy: Array, x_shape: tuple[int, ...], window: Window, channels_last: bool, count_include_pad: bool
-) -> Array:
-    """Return dx: each dy, divided, spread over its window."""
+    dy: Array,
+    dx: Array,
+    window: Window,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> None:
+    """Write dx: each dy, divided, spread over its window."""
     runtime = runtimes.of(dy)
-    dx = runtime.empty(x_shape, dy.dtype)
     if dx.size:
         n, c, source = described(runtime, dy, channels_last)
         program = _avg_pool_backward(window, n, c, source, dy.dtype, channels_last, count_include_pad)
         run(runtime, program, [runtime.address(dy), runtime.address(dx)])
-    return dx
 
 
 @planned
@@ -344,9 +325,3 @@ def described(runtime: runtimes.Runtime, x: Array, channels_last: bool) -> tuple
     """Return an array's images, channels and how it lies."""
     c = x.shape[-1 if channels_last else 1]
     return x.shape[0], c, laid(x, runtime.address(x), channels_last)
-
-
-def shape_of(x: Array, sizes: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
-    """Return the shape of an array of x's images and channels, with these places."""
-    n, c = x.shape[0], x.shape[-1 if channels_last else 1]
-    return (n, *sizes, c) if channels_last else (n, c, *sizes)

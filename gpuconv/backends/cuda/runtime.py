@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
+from inspect import signature
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from gpuconv.backends.cuda.kernels import THREADS, Kernel
+from gpuconv.backends.dispatch import accumulator
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,9 +76,7 @@ class CupyRuntime:
         self._workspace: dict[int, int] = {}
         self._cublas: Any = None  # imported when first needed: pooling does without
         # The products of a chunk are many and small: their scalars lie ready, by the dtype of the sums.
-        self._scalars = {
-            dtype: tuple(np.array(value, dtype) for value in (0, 1)) for dtype in (np.float32, np.float64)
-        }
+        self._scalars = {dtype: tuple(np.array(value, dtype) for value in (0, 1)) for dtype in CUDA_TYPES}
 
     def elsewhere(self, array: Array) -> AbstractContextManager[Any] | None:
         """Return the array's device where it isn't the current one."""
@@ -137,8 +137,9 @@ class CupyRuntime:
         """Call gemmStridedBatchedEx on the current stream."""
         cublas = self._cublas = self._cublas or _import_cublas()
         handle = self._cupy.cuda.device.get_cublas_handle()
-        double, half = dtypes[0] == np.float64, dtypes[0] == np.float16
-        zero, one = self._scalars[np.float64 if double else np.float32]
+        sums = accumulator(dtypes[0])
+        double, half = sums in DOUBLES, dtypes[0] == np.float16
+        zero, one = self._scalars[sums]
         if double:
             compute = cublas.CUBLAS_COMPUTE_64F
         elif precision == "tf32" and not half:
@@ -178,7 +179,14 @@ NO_REDUCED_PRECISION = 16
 LEAST_DEFAULT = 16 << 20
 OPTIONS = ("--std=c++17",)
 # cudaDataType_t
-CUDA_TYPES = {np.dtype(np.float16): 2, np.dtype(np.float32): 0, np.dtype(np.float64): 1}
+CUDA_TYPES: dict[np.dtype[Any], int] = {
+    np.dtype(np.float16): 2,
+    np.dtype(np.float32): 0,
+    np.dtype(np.float64): 1,
+    np.dtype(np.complex64): 4,
+    np.dtype(np.complex128): 5,
+}
+DOUBLES = (np.dtype(np.float64), np.dtype(np.complex128))
 
 INSTALL = (
     "pip install 'gpuconv[cuda13]' (driver 580 or newer) or 'gpuconv[cuda12]' (driver 525 or newer) brings it"
@@ -248,18 +256,42 @@ def of(array: Array) -> Runtime:
     return runtime
 
 
-def on_device(operation: F) -> F:
-    """Let an operation run on the device of its first argument, and on the current stream there."""
+def on_device(*results: str) -> Callable[[F], F]:
+    """Let an operation run on the device of its first argument, and on the current stream there.
 
-    @wraps(operation)
-    def wrapper(array: Array, *more: Any, **named: Any) -> Any:
-        elsewhere = of(array).elsewhere(array)
-        if elsewhere is None:
-            return operation(array, *more, **named)
-        with elsewhere:
-            return operation(array, *more, **named)
+    `results` are the parameters that it writes to, as kernels do: in row-major order and 16 bytes at a time.
+    One that lies otherwise is written elsewhere and then copied.
+    """
 
-    return wrapper  # type: ignore[return-value]
+    def decorate(operation: F) -> F:
+        names = list(signature(operation).parameters)
+        written = [names.index(name) for name in results]
+
+        @wraps(operation)
+        def wrapper(*arguments: Any) -> Any:
+            runtime = of(arguments[0])
+            elsewhere = runtime.elsewhere(arguments[0])
+            with nullcontext() if elsewhere is None else elsewhere:
+                copied = [
+                    (i, y) for i in written if (y := arguments[i]) is not None and not _in_order(runtime, y)
+                ]
+                if not copied:
+                    return operation(*arguments)
+                replaced = list(arguments)
+                for i, y in copied:
+                    replaced[i] = runtime.empty(y.shape, y.dtype)
+                operation(*replaced)
+                for i, y in copied:
+                    y[...] = replaced[i]
+                return None
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def _in_order(runtime: Runtime, y: Array) -> bool:
+    return bool(y.flags.c_contiguous) and runtime.address(y) % 16 == 0
 
 
 def register(array_type: type, runtime: Runtime) -> None:
