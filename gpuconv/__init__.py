@@ -39,6 +39,7 @@ from gpuconv.global_pool import (
     global_max_pool,
     global_max_pool_backward,
 )
+from gpuconv.lp_pool import lp_pool2d, lp_pool2d_backward
 from gpuconv.nn import (
     MSE,
     SGD,
@@ -83,6 +84,7 @@ from gpuconv.unpool import (
     max_unpool3d,
     max_unpool3d_backward,
 )
+from gpuconv.upsample import upsample, upsample_backward
 
 __version__ = "0.1.0"
 
@@ -153,6 +155,8 @@ __all__ = [
     "global_max_pool",
     "global_max_pool_backward",
     "im2col",
+    "lp_pool2d",
+    "lp_pool2d_backward",
     "max_pool1d",
     "max_pool1d_backward",
     "max_pool2d",
@@ -167,4 +171,6 @@ __all__ = [
     "max_unpool3d_backward",
     "nn",
     "testing",
+    "upsample",
+    "upsample_backward",
 ]

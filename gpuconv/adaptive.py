@@ -33,11 +33,13 @@ def adaptive_avg_pool2d(
     Parameters
     ----------
     x : array [N, C, H, W]
-        float16 (summed in float32), float32 or float64, any strides. ``channels_last``: [N, H, W, C].
+        Floats (float16 is summed in float32) or complex, any strides. ``channels_last``: [N, H, W, C].
     output_size : int or (int, int)
         The result's size (OH, OW); None in its place keeps an axis as it is. It may exceed x's.
     channels_last : bool
         The arrays' layout.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
@@ -77,6 +79,8 @@ def adaptive_avg_pool2d_backward(
         Shape of x.
     channels_last : bool
         As given to `adaptive_avg_pool2d`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------
@@ -124,6 +128,8 @@ def adaptive_max_pool2d(
         As in `adaptive_avg_pool2d`.
     return_argmax : bool
         Whether to return what `adaptive_max_pool2d_backward` needs.
+    out : array or (array, array), optional
+        Where to write y, or y and argmax (None in place of one makes a new array), as in `conv2d`.
 
     Returns
     -------
@@ -175,6 +181,8 @@ def adaptive_max_pool2d_backward(
         Shape of x.
     channels_last : bool
         As given to `adaptive_max_pool2d`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------

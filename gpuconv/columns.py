@@ -36,6 +36,8 @@ def im2col(
         As in `conv2d`.
     channels_last : bool
         The layout of x, and of the columns.
+    out : array, optional
+        Where to write col, as in `conv2d`.
 
     Returns
     -------
@@ -96,6 +98,8 @@ def col2im(
         Shape of x.
     kernel_size, stride, padding, dilation, channels_last
         As given to `im2col`.
+    out : array, optional
+        Where to write x, as in `conv2d`.
 
     Returns
     -------

@@ -12,8 +12,6 @@ from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from gpuconv import geometry
 from gpuconv.backends.dispatch import (
     backend_of,
@@ -21,6 +19,7 @@ from gpuconv.backends.dispatch import (
     check_shape,
     given,
     inexact_result,
+    real_dtype,
     result,
     several,
 )
@@ -82,11 +81,14 @@ def conv2d(
     flip : bool
         Turn the kernels round along their spatial axes: the convolution of mathematics and signal processing,
         where tap j reads ``x[... - j]``. Networks leave it out, as they would learn turned kernels.
+    out : array, optional
+        Where to write y: an array of its shape and dtype that shares no memory with the others. Any strides;
+        in order, nothing is copied.
 
     Returns
     -------
     y : array [N, C_out, OH, OW] ([N, OH, OW, C_out])
-        Of the dtype that NumPy promotes x, w and b to: float16, float32 or float64.
+        Of the dtype that NumPy promotes x, w and b to: float16 to float64, complex64 or complex128.
         ``OH = (H + before + after - ((kh-1)*dilation + 1)) // stride + 1``.
 
     Raises
@@ -94,7 +96,7 @@ def conv2d(
     TypeError
         For an argument that is not an array or not an integer, or for any other dtype.
     ValueError
-        For shapes that don't fit each other, or a kernel larger than the padded image.
+        For shapes that don't fit each other, a kernel larger than the padded image, or an unsuitable ``out``.
 
     References
     ----------
@@ -132,7 +134,9 @@ def conv2d_backward(
 ) -> ConvGrads:
     """Return the gradients of `conv2d` by its three inputs.
 
-    They are sums over the batch: where a loss is a mean, its own gradient ``dy`` carries the 1/N.
+    They are sums over the batch: where a loss is a mean, its own gradient ``dy`` carries the 1/N. Of complex
+    arrays they are the adjoints (conjugated where they must be, as PyTorch has it), and of a real one among
+    complex ones the real part: what descends.
 
     Parameters
     ----------
@@ -142,6 +146,8 @@ def conv2d_backward(
         As given to `conv2d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute; a first layer needs no dx.
+    out : (array, array, array), optional
+        Where to write dx, dw and db, as in `conv2d`; None in place of one makes a new array.
 
     Returns
     -------
@@ -192,7 +198,7 @@ def conv2d_input_grad(
 
     ``dx[n, c, i] = sum of w[f, c, j] * dy[n, f, o]`` over all f, o, j with ``i = o*s + j*d - before``;
     as matrices, ``dx = col2im(W^T dY)``, which at stride 1 is the convolution of the padded dy with the
-    kernels turned by 180 degrees.
+    kernels turned by 180 degrees. Complex kernels are conjugated: ``<conv2d(x, w), dy> = <x, dx>``.
 
     Parameters
     ----------
@@ -202,6 +208,8 @@ def conv2d_input_grad(
         As given to `conv2d`.
     x_shape : 4 ints
         Shape of x: with a stride, several sizes of x give the same dy.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------
@@ -241,7 +249,8 @@ def conv2d_weight_grad(
     """Return the gradient of `conv2d` by w.
 
     ``dw[f, c, j] = sum over n, o of dy[n, f, o] * x[n, c, o*s + j*d - before]``: the correlation of x with
-    dy, not rotated, and summed over the batch; as matrices ``dW = dY im2col(x)^T``.
+    dy, not rotated, and summed over the batch; as matrices ``dW = dY im2col(x)^T``. A complex x is
+    conjugated.
 
     Parameters
     ----------
@@ -251,6 +260,8 @@ def conv2d_weight_grad(
         As given to `conv2d`.
     kernel_size : int or (int, int)
         (kh, kw): with a stride, several kernel sizes give the same dy.
+    out : array, optional
+        Where to write dw, as in `conv2d`.
 
     Returns
     -------
@@ -283,6 +294,8 @@ def conv2d_bias_grad(dy: Array, *, channels_last: bool = False, out: Array | Non
         Gradient of the loss by y. ``channels_last``: [N, OH, OW, C_out].
     channels_last : bool
         The layout of dy.
+    out : array, optional
+        Where to write db, as in `conv2d`.
 
     Returns
     -------
@@ -395,7 +408,7 @@ def collect(
         if name not in needs:
             grads.append(None)
             continue
-        dtype = exact[i] if like.dtype.kind == "c" else REAL.get(exact[i], exact[i])
+        dtype = exact[i] if like.dtype.kind == "c" else real_dtype(exact[i])
         written = {f"out[{j}]": grad for j, grad in enumerate(grads) if out is not None}
         grads.append(result(op, backend, outs[i], shape, dtype, name=f"out[{i}]", **inputs, **written))
     for grad, dtype, write in zip(grads, exact, compute, strict=True):
@@ -408,9 +421,6 @@ def collect(
             write(whole)
             grad[...] = whole.real
     return ConvGrads(*grads)
-
-
-REAL = {np.dtype(np.complex64): np.dtype(np.float32), np.dtype(np.complex128): np.dtype(np.float64)}
 
 
 def conjugate(x: Array) -> Array:

@@ -36,11 +36,13 @@ def conv1d(
         Bias.
     stride, padding, dilation, groups, channels_last, flip
         As in `conv2d`, with one spatial axis: padding also ``((before, after),)``.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
     y : array [N, C_out, OL] ([N, OL, C_out])
-        Of the dtype that NumPy promotes x, w and b to: float16, float32 or float64.
+        Of the dtype that NumPy promotes x, w and b to: float16 to float64, complex64 or complex128.
 
     Raises
     ------
@@ -82,6 +84,8 @@ def conv1d_backward(
         As given to `conv1d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute.
+    out : (array, array, array), optional
+        Where to write dx, dw and db, as in `conv2d`; None in place of one makes a new array.
 
     Returns
     -------
@@ -128,6 +132,8 @@ def conv1d_input_grad(
         As given to `conv1d`.
     x_shape : 3 ints
         Shape of x: with a stride, several sizes of x give the same dy.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------
@@ -173,6 +179,8 @@ def conv1d_weight_grad(
         As given to `conv1d`.
     kernel_size : int or (int,)
         k: with a stride, several kernel sizes give the same dy.
+    out : array, optional
+        Where to write dw, as in `conv2d`.
 
     Returns
     -------
@@ -204,6 +212,8 @@ def conv1d_bias_grad(dy: Array, *, channels_last: bool = False, out: Array | Non
         Gradient of the loss by y. ``channels_last``: [N, OL, C_out].
     channels_last : bool
         The layout of dy.
+    out : array, optional
+        Where to write db, as in `conv2d`.
 
     Returns
     -------

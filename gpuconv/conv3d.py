@@ -36,11 +36,13 @@ def conv3d(
         Bias.
     stride, padding, dilation, groups, channels_last, flip
         As in `conv2d`, with three spatial axes: an int or one per axis.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
     y : array [N, C_out, OD, OH, OW] ([N, OD, OH, OW, C_out])
-        Of the dtype that NumPy promotes x, w and b to: float16, float32 or float64.
+        Of the dtype that NumPy promotes x, w and b to: float16 to float64, complex64 or complex128.
 
     Raises
     ------
@@ -85,6 +87,8 @@ def conv3d_backward(
         As given to `conv3d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute.
+    out : (array, array, array), optional
+        Where to write dx, dw and db, as in `conv2d`; None in place of one makes a new array.
 
     Returns
     -------
@@ -136,6 +140,8 @@ def conv3d_input_grad(
         As given to `conv3d`.
     x_shape : 5 ints
         Shape of x: with a stride, several sizes of x give the same dy.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------
@@ -182,6 +188,8 @@ def conv3d_weight_grad(
         As given to `conv3d`.
     kernel_size : int or (int, int, int)
         (kd, kh, kw): with a stride, several kernel sizes give the same dy.
+    out : array, optional
+        Where to write dw, as in `conv2d`.
 
     Returns
     -------
@@ -214,6 +222,8 @@ def conv3d_bias_grad(dy: Array, *, channels_last: bool = False, out: Array | Non
         Gradient of the loss by y. ``channels_last``: [N, OD, OH, OW, C_out].
     channels_last : bool
         The layout of dy.
+    out : array, optional
+        Where to write db, as in `conv2d`.
 
     Returns
     -------

@@ -35,7 +35,7 @@ def conv_transpose2d(
     flip: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Spread every place of x over a window of the result: the adjoint of `conv2d` with the same w [1]_.
+    """Spread every place of x over a window of the result: the transpose of `conv2d` with the same w [1]_.
 
     ``y[n, f, i] = b[f] + sum of w[c, f, j] * x[n, c, o]`` over all c of f's group, o, j with
     ``i = o*s + j*d - before``. It is also known as deconvolution, or fractionally strided convolution.
@@ -56,11 +56,15 @@ def conv_transpose2d(
         Places beyond the last window's end, less than stride or dilation: several sizes of y give one of x.
     dilation, groups, channels_last
         As in `conv2d`.
+    flip : bool
+        Turn the kernels round along their spatial axes, as in `conv2d`: the adjoint of the flipped one.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
     y : array [N, C_out, OH, OW] ([N, OH, OW, C_out])
-        Of the dtype that NumPy promotes x, w and b to: float16, float32 or float64.
+        Of the dtype that NumPy promotes x, w and b to: float16 to float64, complex64 or complex128.
         ``OH = (H-1)*stride - before - after + dilation*(kh-1) + output_padding + 1``.
 
     Raises
@@ -103,16 +107,19 @@ def conv_transpose2d_backward(
 ) -> ConvGrads:
     """Return the gradients of `conv_transpose2d` by its three inputs, summed over the batch.
 
-    ``dx = conv2d(dy, w)``, ``dw = conv2d_weight_grad(x, dy)``, and db sums dy.
+    ``dx = conv2d(dy, w)``, ``dw = conv2d_weight_grad(x, dy)``, and db sums dy; complex w and x are
+    conjugated, as in `conv2d_backward`.
 
     Parameters
     ----------
     dy : array [N, C_out, OH, OW]
         Gradient of the loss by y. ``channels_last``: [N, OH, OW, C_out].
-    x, w, stride, padding, output_padding, dilation, groups, channels_last
+    x, w, stride, padding, output_padding, dilation, groups, channels_last, flip
         As given to `conv_transpose2d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute.
+    out : (array, array, array), optional
+        Where to write dx, dw and db, as in `conv2d`; None in place of one makes a new array.
 
     Returns
     -------
@@ -161,8 +168,10 @@ def conv_transpose1d(
         Kernels. ``channels_last``: [k, C_out/groups, C_in].
     b : array [C_out], optional
         Bias.
-    stride, padding, output_padding, dilation, groups, channels_last
+    stride, padding, output_padding, dilation, groups, channels_last, flip
         As in `conv_transpose2d`, with one spatial axis.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
@@ -206,10 +215,12 @@ def conv_transpose1d_backward(
     ----------
     dy : array [N, C_out, OL]
         Gradient of the loss by y. ``channels_last``: [N, OL, C_out].
-    x, w, stride, padding, output_padding, dilation, groups, channels_last
+    x, w, stride, padding, output_padding, dilation, groups, channels_last, flip
         As given to `conv_transpose1d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute.
+    out : (array, array, array), optional
+        Where to write dx, dw and db, as in `conv2d`; None in place of one makes a new array.
 
     Returns
     -------
@@ -257,8 +268,10 @@ def conv_transpose3d(
         Kernels. ``channels_last``: [kd, kh, kw, C_out/groups, C_in].
     b : array [C_out], optional
         Bias.
-    stride, padding, output_padding, dilation, groups, channels_last
+    stride, padding, output_padding, dilation, groups, channels_last, flip
         As in `conv_transpose2d`, with three spatial axes.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
@@ -305,10 +318,12 @@ def conv_transpose3d_backward(
     ----------
     dy : array [N, C_out, OD, OH, OW]
         Gradient of the loss by y. ``channels_last``: [N, OD, OH, OW, C_out].
-    x, w, stride, padding, output_padding, dilation, groups, channels_last
+    x, w, stride, padding, output_padding, dilation, groups, channels_last, flip
         As given to `conv_transpose3d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute.
+    out : (array, array, array), optional
+        Where to write dx, dw and db, as in `conv2d`; None in place of one makes a new array.
 
     Returns
     -------

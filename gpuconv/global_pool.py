@@ -25,11 +25,13 @@ def global_avg_pool(
     Parameters
     ----------
     x : array [N, C, H, W], or with one or three spatial axes
-        float16 (summed in float32), float32 or float64, any strides. ``channels_last``: [N, H, W, C].
+        Floats (float16 is summed in float32) or complex, any strides. ``channels_last``: [N, H, W, C].
     channels_last : bool
         The arrays' layout.
     keepdims : bool
         Whether y keeps the spatial axes, each with one place (as ONNX's GlobalAveragePool), or is [N, C].
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
@@ -78,6 +80,8 @@ def global_avg_pool_backward(
         Shape of x.
     channels_last, keepdims
         As given to `global_avg_pool`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------
@@ -127,6 +131,8 @@ def global_max_pool(
         As in `global_avg_pool`.
     return_argmax : bool
         Whether to return what `global_max_pool_backward` needs.
+    out : array or (array, array), optional
+        Where to write y, or y and argmax (None in place of one makes a new array), as in `conv2d`.
 
     Returns
     -------
@@ -179,6 +185,8 @@ def global_max_pool_backward(
         Shape of x.
     channels_last, keepdims
         As given to `global_max_pool`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------

@@ -47,6 +47,8 @@ def max_pool2d(
         The arrays' layout.
     return_argmax : bool
         Whether to return the mask that `max_pool2d_backward` needs.
+    out : array or (array, array), optional
+        Where to write y, or y and argmax (None in place of one makes a new array), as in `conv2d`.
 
     Returns
     -------
@@ -105,6 +107,8 @@ def max_pool2d_backward(
         Shape of x.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_pool2d`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------
@@ -154,6 +158,8 @@ def argmax_to_indices(
         Shape of x.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_pool2d`.
+    out : array, optional
+        Where to write indices, as in `conv2d`.
 
     Returns
     -------
@@ -208,11 +214,15 @@ def avg_pool2d(
     Parameters
     ----------
     x : array [N, C, H, W]
-        float16 (summed in float32), float32 or float64. ``channels_last``: [N, H, W, C].
+        Floats (float16 is summed in float32) or complex. ``channels_last``: [N, H, W, C].
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As in `max_pool2d`.
     count_include_pad : bool
         Whether padding counts in the divisor; True as in PyTorch.
+    divisor_override : int, optional
+        Divide every sum by this number instead; 1 makes sums.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
@@ -259,8 +269,10 @@ def avg_pool2d_backward(
         Gradient of the loss by y.
     x_shape : 4 ints
         Shape of x.
-    kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, channels_last
+    kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, channels_last, divisor_override
         As given to `avg_pool2d`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------

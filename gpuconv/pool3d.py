@@ -28,6 +28,8 @@ def max_pool3d(
         Integers or floats, any strides. ``channels_last``: [N, D, H, W, C].
     kernel_size, stride, padding, dilation, ceil_mode, channels_last, return_argmax
         As in `max_pool2d`, with three spatial axes.
+    out : array or (array, array), optional
+        Where to write y, or y and argmax (None in place of one makes a new array), as in `conv2d`.
 
     Returns
     -------
@@ -80,6 +82,8 @@ def max_pool3d_backward(
         Shape of x.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_pool3d`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------
@@ -122,9 +126,11 @@ def avg_pool3d(
     Parameters
     ----------
     x : array [N, C, D, H, W]
-        float16 (summed in float32), float32 or float64. ``channels_last``: [N, D, H, W, C].
-    kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, channels_last
+        Floats (float16 is summed in float32) or complex. ``channels_last``: [N, D, H, W, C].
+    kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, channels_last, divisor_override
         As in `avg_pool2d`, with three spatial axes.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
@@ -170,8 +176,10 @@ def avg_pool3d_backward(
         Gradient of the loss by y.
     x_shape : 5 ints
         Shape of x.
-    kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, channels_last
+    kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, channels_last, divisor_override
         As given to `avg_pool3d`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------

@@ -41,6 +41,8 @@ def max_unpool2d(
         Shape of what `max_pool2d` was given, and of the result here.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_pool2d`.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
@@ -92,6 +94,8 @@ def max_unpool2d_backward(
         As given to `max_unpool2d`.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_unpool2d`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------
@@ -140,6 +144,8 @@ def max_unpool1d(
         Shape of what `max_pool1d` was given, and of the result here.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_pool1d`.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
@@ -185,6 +191,8 @@ def max_unpool1d_backward(
         As given to `max_unpool1d`.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_unpool1d`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------
@@ -233,6 +241,8 @@ def max_unpool3d(
         Shape of what `max_pool3d` was given, and of the result here.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_pool3d`.
+    out : array, optional
+        Where to write y, as in `conv2d`.
 
     Returns
     -------
@@ -282,6 +292,8 @@ def max_unpool3d_backward(
         As given to `max_unpool3d`.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As given to `max_unpool3d`.
+    out : array, optional
+        Where to write dx, as in `conv2d`.
 
     Returns
     -------

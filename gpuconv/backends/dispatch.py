@@ -202,6 +202,14 @@ def several(op: str, out: Any, *names: str) -> tuple[Any, ...]:
     return out
 
 
+def real_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype of a number's magnitude: that of a complex number's parts, else the same."""
+    return REAL.get(dtype, dtype)
+
+
+REAL = {np.dtype(np.complex64): np.dtype(np.float32), np.dtype(np.complex128): np.dtype(np.float64)}
+
+
 def accumulator(dtype: Any) -> np.dtype[Any]:
     """Return the dtype to sum in: float16 is summed in float32."""
     return np.promote_types(dtype, np.float32)

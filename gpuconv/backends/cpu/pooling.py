@@ -194,12 +194,17 @@ def avg_pool(
     share = (1 / divisor(window, count_include_pad, divisor_override)).astype(wide)
 
     def one(planes: tuple[slice, slice]) -> None:
-        total = source[planes]
-        for axis in reversed(range(window.axes)):
-            total = _sum_along(axis, total, window, wide, channels_last)
+        total = _sums(source[planes], window, wide, channels_last)
         np.multiply(total, share, out=target[planes], casting="same_kind")
 
     parallel(one, plane_blocks(source, channels_last), x.size * sum(window.kernel))
+
+
+def _sums(x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
+    """Return the sum of every window, axis by axis."""
+    for axis in reversed(range(window.axes)):
+        x = _sum_along(axis, x, window, dtype, channels_last)
+    return x
 
 
 def _sum_along(axis: int, x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
@@ -228,13 +233,18 @@ def avg_pool_backward(
 
     def one(planes: tuple[slice, slice]) -> None:
         part = source[planes]
-        spread = scratch("shared", part.shape[:2], part.shape[2:], channels_last, wide)
-        np.multiply(part, share, out=spread)
-        for axis in range(window.axes):
-            spread = _spread_along(axis, spread, window, wide, channels_last)
-        target[planes] = spread
+        shared = scratch("shared", part.shape[:2], part.shape[2:], channels_last, wide)
+        np.multiply(part, share, out=shared)
+        target[planes] = _spread(shared, window, wide, channels_last)
 
     parallel(one, plane_blocks(target, channels_last), dx.size * sum(window.kernel))
+
+
+def _spread(x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
+    """Return every place's sum over the windows that read it, axis by axis."""
+    for axis in range(window.axes):
+        x = _spread_along(axis, x, window, dtype, channels_last)
+    return x
 
 
 def _spread_along(axis: int, x: Array, window: Window, dtype: Any, channels_last: bool) -> Array:
@@ -246,6 +256,45 @@ def _spread_along(axis: int, x: Array, window: Window, dtype: Any, channels_last
         places, taken = axis_slices(window, axis, j, 0, window.out_size[axis])
         total[along(axis, places)] += x[along(axis, taken)]
     return total
+
+
+def lp_pool(x: Array, y: Array, window: Window, channels_last: bool, norm: float) -> None:
+    """Write each window's norm: magnitudes to a power, sums axis by axis, then the root."""
+    source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    wide = accumulator(y.dtype)
+
+    def one(planes: tuple[slice, slice]) -> None:
+        powers = _power(np.abs(source[planes]).astype(wide, copy=False), norm)
+        sums = _sums(powers, window, wide, channels_last)
+        target[planes] = np.sqrt(sums) if norm == 2 else _power(sums, 1 / norm)
+
+    parallel(one, plane_blocks(source, channels_last), x.size * sum(window.kernel))
+
+
+def lp_pool_backward(
+    dy: Array, x: Array, y: Array, dx: Array, window: Window, channels_last: bool, norm: float
+) -> None:
+    """Write dx: each dy by its norm's power, spread over its window, by each x's share in it."""
+    values, target = channels_first(x, channels_last), channels_first(dx, channels_last)
+    gradient, norms = channels_first(dy, channels_last), channels_first(y, channels_last)
+    wide = accumulator(y.dtype)
+
+    def one(planes: tuple[slice, slice]) -> None:
+        total = norms[planes].astype(wide)
+        total[total == 0] = np.inf  # no slope: it gives nothing
+        shared = gradient[planes] / _power(total, norm - 1)
+        part = values[planes].astype(accumulator(x.dtype), copy=False)
+        spread = _spread(shared, window, wide, channels_last)
+        target[planes] = spread * (part if norm == 2 else np.sign(part) * _power(np.abs(part), norm - 1))
+
+    parallel(one, plane_blocks(target, channels_last), dx.size * sum(window.kernel))
+
+
+def _power(x: Array, exponent: float) -> Array:
+    """Return x ** exponent; NumPy's power takes the long way even where a product would do."""
+    if exponent == 1:
+        return x
+    return np.square(x) if exponent == 2 else np.power(x, exponent)
 
 
 def divisor(window: Window, count_include_pad: bool, override: int | None = None) -> Array:
