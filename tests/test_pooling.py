@@ -242,6 +242,86 @@ def test_divisors_are_pytorchs_with_padding_and_a_last_window_cut_short(backend)
     np.testing.assert_allclose(backend.to_numpy(inside).ravel(), [1, 1, 1, 1], rtol=1e-15)
 
 
+# The numbers of ONNX's own examples of MaxPool and AveragePool, on pictures of 1, 2, 3 ... row by row.
+ROWS_13 = [[13, 14, 15, 15, 15], [18, 19, 20, 20, 20], *[[23, 24, 25, 25, 25]] * 3]
+ONNX_MAX = {
+    "5x5, two places of padding": (5, (5, 1), {"padding": 2}, ROWS_13),
+    "same": (5, (3, 2), {"padding": "same"}, [[7, 9, 10], [17, 19, 20], [22, 24, 25]]),
+    "ceil mode": (4, (3, 2), {"ceil_mode": True}, [[11, 12], [15, 16]]),
+    "ceil mode, a window beyond x": (2, (1, 2), {"ceil_mode": True}, [[1]]),
+    "dilation": (4, (2, 1), {"dilation": 2}, [[11, 12], [15, 16]]),
+}
+MEANS = [[first + column / 2 for column in range(5)] for first in (7, 9.5, 12, 14.5, 17)]
+SUMS_OVER_25 = [
+    [2.52, 3.6, 4.8, 4.08, 3.24],
+    [4.56, 6.4, 8.4, 7.04, 5.52],
+    [7.2, 10, 13, 10.8, 8.4],
+    [6.96, 9.6, 12.4, 10.24, 7.92],
+    [6.12, 8.4, 10.8, 8.88, 6.84],
+]
+ONNX_AVERAGE = {
+    "5x5, padding left out": (5, (5, 1), {"padding": 2, "count_include_pad": False}, MEANS),
+    "5x5, padding counted": (5, (5, 1), {"padding": 2}, SUMS_OVER_25),
+    "same": (
+        5,
+        (3, 2),
+        {"padding": "same", "count_include_pad": False},
+        [[4, 5.5, 7], [11.5, 13, 14.5], [19, 20.5, 22]],
+    ),
+    "ceil mode": (4, (3, 2), {"ceil_mode": True}, [[6, 7.5], [12, 13.5]]),
+    "dilation": (4, (2, 1), {"dilation": 2, "ceil_mode": True}, [[6, 7], [10, 11]]),
+}
+
+
+def _numbered(n):
+    return np.arange(1.0, n * n + 1).reshape(1, 1, n, n)
+
+
+@pytest.mark.parametrize("example", ONNX_MAX)
+def test_max_pooling_gives_the_numbers_and_indices_of_onnx_s_examples(backend, example):
+    n, given, options, want = ONNX_MAX[example]
+    y, argmax = gpuconv.max_pool2d(backend.to_array(_numbered(n)), *given, **options)
+    assert backend.to_numpy(y)[0, 0].tolist() == want
+    indices = gpuconv.argmax_to_indices(argmax, (1, 1, n, n), *given, **options)
+    assert backend.to_numpy(indices)[0, 0].tolist() == (np.array(want) - 1).tolist()
+
+
+@pytest.mark.parametrize("example", ONNX_AVERAGE)
+def test_average_pooling_gives_the_numbers_of_onnx_s_examples(backend, example):
+    n, given, options, want = ONNX_AVERAGE[example]
+    y = gpuconv.avg_pool2d(backend.to_array(_numbered(n)), *given, **options)
+    np.testing.assert_allclose(backend.to_numpy(y)[0, 0], want, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("size", "pads", "sums", "divisors"),
+    [
+        (6, (2, 0), [1, 3, 3, 2], [3, 3, 3, 2]),  # the last window sticks out of x, where nothing is padded
+        (6, (0, 2), [3, 3, 2], [3, 3, 3]),  # a fourth would start in the padding after
+        (7, (0, 1), [3, 3, 3, 1], [3, 3, 3, 2]),  # one place of padding is counted, the one beyond is not
+        (7, (1, 0), [2, 3, 3, 2], [3, 3, 3, 2]),
+        (7, (2, 1), [1, 3, 3, 3, 1], [3, 3, 3, 3, 2]),
+        (4, (0, 8), [3, 2], [3, 3]),  # four windows more would start in the padding after
+    ],
+)
+def test_ceil_mode_and_divisors_are_onnx_s_with_more_padding_on_one_side(backend, size, pads, sums, divisors):
+    x = backend.to_array(np.ones((1, 1, 1, size)))
+    options = {"kernel_size": (1, 3), "stride": (1, 2), "padding": (0, pads), "ceil_mode": True}
+    counted = backend.to_numpy(gpuconv.avg_pool2d(x, **options)).ravel()
+    np.testing.assert_allclose(counted, np.divide(sums, divisors), rtol=1e-15)
+    inside = backend.to_numpy(gpuconv.avg_pool2d(x, **options, count_include_pad=False)).ravel()
+    np.testing.assert_allclose(inside, np.ones(len(sums)), rtol=1e-15)
+    # a place's share is the sum over the windows that read it of 1 / divisor
+    dx = gpuconv.avg_pool2d_backward(
+        backend.to_array(np.ones((1, 1, 1, len(sums)))), (1, 1, 1, size), **options
+    )
+    shares = np.zeros(size)
+    for o, divisor in enumerate(divisors):
+        start = o * 2 - pads[0]
+        shares[max(start, 0) : start + 3] += 1 / divisor
+    np.testing.assert_allclose(backend.to_numpy(dx).ravel(), shares, rtol=1e-15)
+
+
 def test_stride_is_the_kernel_size_where_not_given(backend):
     x = backend.to_array(np.arange(36.0).reshape(1, 1, 6, 6))
     for given_stride in (None, (2, 3)):
