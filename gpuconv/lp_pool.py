@@ -1,4 +1,4 @@
-"""Lp pooling: the norm of every window, between the sum of magnitudes and the maximum. The public functions."""
+"""Lp pooling: the norm of every window. The public functions."""
 
 from math import isfinite
 from numbers import Real
@@ -29,8 +29,8 @@ def lp_pool2d(
 
     ``y[n, c, p, q] = (sum over i, j of |x[n, c, p*s + i*d - before, q*s + j*d - before]| ** norm)
     ** (1/norm)``: for 1 the sum of magnitudes, for 2 the Euclidean norm, for large ones close to the
-    maximum [1]_. It is a norm, as ONNX's LpPool; PyTorch's sums powers without their magnitude, so for odd
-    ones of negative numbers it gives another result, or none.
+    maximum [1]_. It is ONNX's LpPool. PyTorch's takes no magnitudes, so that for odd exponents it differs for
+    negative numbers, and in ceil mode it scales a window cut short by the edge up to a whole one.
 
     Parameters
     ----------
@@ -137,7 +137,8 @@ def lp_pool2d_backward(
         check_shape(op, name, array.shape, must, f"for x of shape {x.shape}")
         if array.dtype != real:
             raise TypeError(
-                f"{op}: {name} has dtype {array.dtype.name}, but for x of {x.dtype.name} it must be {real.name}"
+                f"{op}: {name} has dtype {array.dtype.name}, but for x of {x.dtype.name} it must be "
+                f"{real.name}"
             )
     dx = result(op, backend, out, x.shape, x.dtype, dy=dy, x=x, y=y)
     backend.pooling.lp_pool_backward(dy, x, y, dx, window, channels_last, norm)
@@ -147,6 +148,7 @@ def lp_pool2d_backward(
 def _norm(op: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{op}: norm_type must be a number, not {value!r}")
-    if not (isfinite(value) and value >= 1):
+    norm = float(value)
+    if not (isfinite(norm) and norm >= 1):
         raise ValueError(f"{op}: norm_type must be a number of 1 or more, not {value!r}")
-    return float(value)
+    return norm

@@ -42,7 +42,8 @@ def max_pool2d(
     padding, dilation
         As in `conv2d`. Every window must hold at least one place of x.
     ceil_mode : bool
-        Count a last, partial window too, if it starts inside x or the padding before it (as PyTorch).
+        Count a last, partial window too, if it starts inside x or the padding before it (as PyTorch and
+        ONNX).
     channels_last : bool
         The arrays' layout.
     return_argmax : bool
@@ -65,7 +66,7 @@ def max_pool2d(
 
     See Also
     --------
-    argmax_to_indices : the same positions as PyTorch and ONNX give them.
+    argmax_to_indices : the same positions as PyTorch gives them.
 
     Examples
     --------
@@ -146,9 +147,10 @@ def argmax_to_indices(
     channels_last: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Turn a max pooling's mask into flat indices into the H*W plane, which PyTorch and ONNX return.
+    """Turn a max pooling's mask into flat indices into the H*W plane, which PyTorch returns.
 
-    ``index = (p*s + i*d - before) * W + (q*s + j*d - before)`` for the mask's ``i*kw + j`` at (p, q).
+    ``index = (p*s + i*d - before) * W + (q*s + j*d - before)`` for the mask's ``i*kw + j`` at (p, q). ONNX's
+    MaxPool counts on through channels and images: its Indices are ``(n*C + c)*H*W + index``.
 
     Parameters
     ----------

@@ -204,10 +204,13 @@ def several(op: str, out: Any, *names: str) -> tuple[Any, ...]:
 
 def real_dtype(dtype: Any) -> np.dtype[Any]:
     """Return the dtype of a number's magnitude: that of a complex number's parts, else the same."""
-    return REAL.get(dtype, dtype)
+    return REAL.get(dtype, np.dtype(dtype))
 
 
-REAL = {np.dtype(np.complex64): np.dtype(np.float32), np.dtype(np.complex128): np.dtype(np.float64)}
+REAL: dict[Any, np.dtype[Any]] = {
+    np.dtype(np.complex64): np.dtype(np.float32),
+    np.dtype(np.complex128): np.dtype(np.float64),
+}
 
 
 def accumulator(dtype: Any) -> np.dtype[Any]:
