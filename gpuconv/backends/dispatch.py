@@ -204,7 +204,8 @@ def several(op: str, out: Any, *names: str) -> tuple[Any, ...]:
 
 def real_dtype(dtype: Any) -> np.dtype[Any]:
     """Return the dtype of a number's magnitude: that of a complex number's parts, else the same."""
-    return REAL.get(dtype, np.dtype(dtype))
+    found: np.dtype[Any] = REAL.get(dtype, dtype)
+    return found
 
 
 REAL: dict[Any, np.dtype[Any]] = {
