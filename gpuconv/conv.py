@@ -400,18 +400,19 @@ def collect(
     named = isinstance(needs, Collection) and not isinstance(needs, str)
     if not named or not all(n in ("x", "w", "b") for n in needs):
         raise ValueError(f'{op}: needs must be a tuple of "x", "w" and "b", not {needs!r}')
-    inputs = {"dy": dy, "x": x, "w": w}
-    exact = [inexact_result(op, dy=dy, w=w), inexact_result(op, dy=dy, x=x), inexact_result(op, dy=dy)]
-    grads: list[Array | None] = []
+    by = (inexact_result(op, dy=dy, w=w), inexact_result(op, dy=dy, x=x), inexact_result(op, dy=dy))
+    like = (x, w, dy)
+    shapes = (x.shape, w.shape, (c_out,))
     outs = several(op, out, "dx", "dw", "db")
-    for i, (name, like, shape) in enumerate((("x", x, x.shape), ("w", w, w.shape), ("b", dy, (c_out,)))):
-        if name not in needs:
-            grads.append(None)
-            continue
-        dtype = exact[i] if like.dtype.kind == "c" else real_dtype(exact[i])
-        written = {f"out[{j}]": grad for j, grad in enumerate(grads) if out is not None}
-        grads.append(result(op, backend, outs[i], shape, dtype, name=f"out[{i}]", **inputs, **written))
-    for grad, dtype, write in zip(grads, exact, compute, strict=True):
+    grads: list[Array | None] = [None] * 3
+    for i, name in enumerate("xwb"):
+        if name in needs:
+            dtype = by[i] if like[i].dtype.kind == "c" else real_dtype(by[i])
+            written = {f"out[{j}]": outs[j] for j in range(i) if outs[j] is not None}
+            grads[i] = result(
+                op, backend, outs[i], shapes[i], dtype, name=f"out[{i}]", dy=dy, x=x, w=w, **written
+            )
+    for grad, dtype, write in zip(grads, by, compute, strict=True):
         if grad is None:
             continue
         if grad.dtype == dtype:

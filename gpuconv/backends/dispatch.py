@@ -145,8 +145,8 @@ def result(
     name
         What the user knows `out` by.
     **inputs
-        The arrays that are read (or written besides), None for one not given; `out` must share no element
-        with them.
+        The arrays that are read (or written besides), None for one not given but the first; `out` must share
+        no element with them.
 
     Raises
     ------
@@ -155,9 +155,9 @@ def result(
     ValueError
         Where its shape is wrong, it is read-only, on another GPU, or shares memory with an input.
     """
-    inputs = given(**inputs)
     if out is None:
         return backend.arrays.empty(shape, dtype, next(iter(inputs.values())))
+    inputs = given(**inputs)
     if backend_of(op, **inputs, **{name: out}) is not backend:
         raise TypeError(f"{op}: {name} must be an array of the inputs' kind")
     if out.dtype != dtype:

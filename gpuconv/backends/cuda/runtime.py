@@ -267,31 +267,28 @@ def on_device(*results: str) -> Callable[[F], F]:
         names = list(signature(operation).parameters)
         written = [names.index(name) for name in results]
 
+        def in_order(runtime: Runtime, *arguments: Any) -> Any:
+            for i in written:
+                y = arguments[i]
+                if y is not None and not (y.flags.c_contiguous and runtime.address(y) % 16 == 0):
+                    ordered = runtime.empty(y.shape, y.dtype)
+                    in_order(runtime, *arguments[:i], ordered, *arguments[i + 1 :])
+                    y[...] = ordered
+                    return None
+            return operation(*arguments)
+
         @wraps(operation)
         def wrapper(*arguments: Any) -> Any:
             runtime = of(arguments[0])
             elsewhere = runtime.elsewhere(arguments[0])
-            with nullcontext() if elsewhere is None else elsewhere:
-                copied = [
-                    (i, y) for i in written if (y := arguments[i]) is not None and not _in_order(runtime, y)
-                ]
-                if not copied:
-                    return operation(*arguments)
-                replaced = list(arguments)
-                for i, y in copied:
-                    replaced[i] = runtime.empty(y.shape, y.dtype)
-                operation(*replaced)
-                for i, y in copied:
-                    y[...] = replaced[i]
-                return None
+            if elsewhere is None:
+                return in_order(runtime, *arguments)
+            with elsewhere:
+                return in_order(runtime, *arguments)
 
         return wrapper  # type: ignore[return-value]
 
     return decorate
-
-
-def _in_order(runtime: Runtime, y: Array) -> bool:
-    return bool(y.flags.c_contiguous) and runtime.address(y) % 16 == 0
 
 
 def register(array_type: type, runtime: Runtime) -> None:
