@@ -33,6 +33,7 @@ sys.path.insert(0, str(HERE.parent))  # this checkout, not another installed one
 
 from gpuconv.backends.cuda import adaptive, columns, convolution, pooling, runtime  # noqa: E402
 from gpuconv.backends.cuda.kernels import C_TYPES, Kernel  # noqa: E402
+from gpuconv.backends.dispatch import real_dtype  # noqa: E402
 from gpuconv.geometry import Window, sliding_window  # noqa: E402
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -200,14 +201,18 @@ def call_everything() -> None:
         for window in OTHER_WINDOWS:  # float16 takes most registers: eight sums a thread
             _convolve(window, 16, 16, np.dtype(np.float16), channels_last)
             _pool(window, 16, np.dtype(np.float16), channels_last)
-        for dtype in map(np.dtype, (np.uint8, np.int64, np.complex128)):
-            window = sliding_window("columns", (16, 16), 3, 1, 1)
+        window = sliding_window("small", (16, 16), 3, 1, 1)
+        for dtype in map(np.dtype, (np.uint8, np.int64)):
             _columns(window, 16, dtype, channels_last)
-            if dtype.kind != "c":
-                _max_pool(window, 16, dtype, channels_last)
-                _adaptive(16, dtype, channels_last)
-        for dtype in DTYPES:
+            _max_pool(window, 16, dtype, channels_last)
             _adaptive(16, dtype, channels_last)
+        complex_dtypes = tuple(map(np.dtype, (np.complex64, np.complex128)))
+        for dtype in complex_dtypes:
+            _convolve(window, 16, 16, dtype, channels_last, transposed=True)
+            _avg_pool(window, 16, dtype, channels_last)
+        for dtype in (*DTYPES, *complex_dtypes):
+            _adaptive(16, dtype, channels_last)
+            _lp_pool(window, 16, dtype, channels_last)
 
 
 def _lines(file: str) -> Iterator[dict[str, Any]]:
@@ -230,7 +235,11 @@ TRANSPOSED = sliding_window("transposed", (32, 32), 4, 2, 1)
 
 def _unmade(c: int, sizes: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> Unmade:
     """Return two images: kernels are the same for any number that needs no 64-bit indices."""
-    return np.empty((2, *sizes, c) if channels_last else (2, c, *sizes), dtype).view(Unmade)
+    return _empty((2, *sizes, c) if channels_last else (2, c, *sizes), dtype)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Unmade:
+    return np.empty(shape, dtype).view(Unmade)
 
 
 def _convolve(
@@ -242,49 +251,70 @@ def _convolve(
     *,
     transposed: bool = False,
 ) -> None:
-    x = _unmade(c_in, window.in_size, dtype, channels_last)
+    x, y = (
+        _unmade(c, sizes, dtype, channels_last)
+        for c, sizes in ((c_in, window.in_size), (c_out, window.out_size))
+    )
     cg = c_in // window.groups
-    w_shape = (*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel)
-    w, b = np.empty(w_shape, dtype).view(Unmade), np.empty(c_out, dtype).view(Unmade)
-    dy = convolution.forward(x, w, b, window, channels_last, dtype)
-    bias = np.empty(c_in, dtype).view(Unmade) if transposed else None
-    convolution.input_grad(dy, w, window, channels_last, dtype, bias)
-    convolution.weight_grad(dy, x, window, channels_last, dtype)
-    convolution.bias_grad(dy, channels_last, dtype)
+    w = _empty((*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel), dtype)
+    b = _empty((c_out,), dtype)
+    convolution.forward(x, w, b, y, window, channels_last)
+    convolution.input_grad(y, w, _empty((c_in,), dtype) if transposed else None, x, window, channels_last)
+    convolution.weight_grad(y, x, w, window, channels_last)
+    convolution.bias_grad(y, b, channels_last)
     _columns(window, c_in, dtype, channels_last)
 
 
 def _columns(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
     x = _unmade(c, window.in_size, dtype, channels_last)
-    columns.col2im(columns.im2col(x, window, channels_last), x.shape, window, channels_last)
+    places, rows = window.places, c * window.taps
+    col = _empty((2, places, rows) if channels_last else (2, rows, places), dtype)
+    columns.im2col(x, col, window, channels_last)
+    columns.col2im(col, x, window, channels_last)
 
 
 def _pool(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
     _max_pool(window, c, dtype, channels_last)
+    _avg_pool(window, c, dtype, channels_last)
+
+
+def _avg_pool(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
+    x, y = (_unmade(c, sizes, dtype, channels_last) for sizes in (window.in_size, window.out_size))
+    pooling.avg_pool(x, y, window, channels_last, True, None)
+    pooling.avg_pool_backward(y, x, window, channels_last, True, None)
+
+
+def _lp_pool(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
     x = _unmade(c, window.in_size, dtype, channels_last)
-    dy = pooling.avg_pool(x, window, channels_last, True)
-    pooling.avg_pool_backward(dy, x.shape, window, channels_last, True)
+    y = _unmade(c, window.out_size, real_dtype(dtype), channels_last)
+    for norm in (1.0, 2.0, 3.0):
+        pooling.lp_pool(x, y, window, channels_last, norm)
+        pooling.lp_pool_backward(y, x, y, x, window, channels_last, norm)
 
 
 def _adaptive(c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
     x = _unmade(c, (16, 16), dtype, channels_last)
     for out_size in ((1, 1), (7, 7)):  # a team of threads an output, and a thread
-        y, argmax = adaptive.max_pool(x, out_size, channels_last, True)
-        adaptive.max_pool(x, out_size, channels_last, False)
-        adaptive.max_pool_backward(y, argmax, x.shape, channels_last, "compile_report")
-        if dtype.kind == "f":
-            adaptive.avg_pool(x, out_size, channels_last)
-            adaptive.avg_pool_backward(y, x.shape, channels_last)
+        y = _unmade(c, out_size, dtype, channels_last)
+        argmax = _empty(y.shape, np.dtype(np.int64))
+        if dtype.kind != "c":
+            adaptive.max_pool(x, y, argmax, channels_last)
+            adaptive.max_pool(x, y, None, channels_last)
+            adaptive.max_pool_backward(y, argmax, x, channels_last, "compile_report")
+        if dtype.kind in "fc":
+            adaptive.avg_pool(x, y, channels_last)
+            adaptive.avg_pool_backward(y, x, channels_last)
 
 
 def _max_pool(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
-    x = _unmade(c, window.in_size, dtype, channels_last)
-    dy, argmax = pooling.max_pool(x, window, channels_last, True)
-    pooling.max_pool(x, window, channels_last, False)
-    pooling.max_pool_backward(dy, argmax, x.shape, window, channels_last)
-    pooling.argmax_to_indices(argmax, window, channels_last)
-    pooling.max_unpool(dy, argmax, x.shape, window, channels_last)
-    pooling.max_unpool_backward(x, argmax, window, channels_last)
+    x, y = (_unmade(c, sizes, dtype, channels_last) for sizes in (window.in_size, window.out_size))
+    argmax, indices = _empty(y.shape, np.dtype(window.mask)), _empty(y.shape, np.dtype(np.int64))
+    pooling.max_pool(x, y, argmax, window, channels_last)
+    pooling.max_pool(x, y, None, window, channels_last)
+    pooling.max_pool_backward(y, argmax, x, window, channels_last)
+    pooling.argmax_to_indices(argmax, indices, window, channels_last)
+    pooling.max_unpool(y, argmax, x, window, channels_last)
+    pooling.max_unpool_backward(x, argmax, y, window, channels_last)
 
 
 class NvrtcMissing(Exception):

@@ -109,7 +109,7 @@ def test_rows_come_in_order_of_priority_and_once():
             ("float16", "fp16", "gemm"), ("float16", "fp16", "kernel"), ("float32", "tf32", "gemm"),
         )
     ]  # fmt: skip
-    assert len(keys) == len({tuple(key.values()) for key in keys}) == 2 * (3 * 42 * 3 + 2 * 6 * 4)
+    assert len(keys) == len({tuple(key.values()) for key in keys}) == 2 * (3 * 42 * 3 + 2 * 6 * 4 + 15)
     assert [key["pass"] for key in keys[:3]] == ["forward", "input_grad", "weight_grad"]
 
 
@@ -121,12 +121,15 @@ def test_every_case_calls_the_operation_it_names(case):
     expected = {
         "conv2d": case.shape.y_shape, "conv2d_input_grad": case.shape.x_shape, "col2im": case.shape.x_shape,
         "max_pool2d": case.shape.y_shape, "max_pool2d value only": case.shape.y_shape,
-        "avg_pool2d": case.shape.y_shape, "max_pool2d_backward": case.shape.x_shape,
-        "avg_pool2d_backward": case.shape.x_shape,
+        "avg_pool2d": case.shape.y_shape, "lp_pool2d": case.shape.y_shape,
+        "max_unpool2d_backward": case.shape.y_shape, "max_unpool2d": case.shape.x_shape,
     }  # fmt: skip
+    if case.op.endswith("pool2d_backward") and "unpool" not in case.op:
+        assert first.shape == case.shape.x_shape(case.channels_last)
     if case.op in expected:
         assert first.shape == expected[case.op](case.channels_last)
-    assert isinstance(ours, tuple) == (case.op == "max_pool2d")
+    with_mask = ("max_pool2d", "adaptive_max_pool2d", "global_max_pool")
+    assert isinstance(ours, tuple) == (case.op in with_mask)
 
 
 @pytest.mark.oracle
@@ -136,6 +139,12 @@ def test_every_case_calls_the_operation_it_names(case):
     [
         *((op, shape) for shape in shapes.SMALL_CONVS for op in shapes.CONV_PASSES),
         *((op, shape) for shape in shapes.SMALL_POOLS for op in shapes.POOL_PASSES),
+        ("conv_transpose2d", shapes.SMALL_CONVS[1]),
+        *(
+            (op, shapes.SMALL_POOLS[1])
+            for op in shapes.ON_ONE_SHAPE
+            if not op.startswith(("conv", "lp")) and not op.endswith("backward")
+        ),
     ],
     ids=lambda value: getattr(value, "name", value),
 )

@@ -10,7 +10,7 @@ import numpy as np
 
 import gpuconv
 
-from .shapes import ConvShape, Shape
+from .shapes import ADAPTED, SCALE, ConvShape, PoolShape, Shape
 
 Array = Any
 Call = Callable[[], Array]
@@ -43,7 +43,7 @@ class Calls:
             self.w = random(xp, shape.w_shape(channels_last), dtype, 3)
             self.ours = self._conv(shape)
         else:
-            self.ours = self._pool()
+            self.ours = self._pool(shape)
 
     def _conv(self, shape: ConvShape) -> Call:
         x, w, dy, last = self.x, self.w, self.dy, {"channels_last": self.channels_last}
@@ -52,11 +52,8 @@ class Calls:
         }  # fmt: skip
         taps, groups = (shape.kh, shape.kw), shape.groups
         # The transposed convolution from dy back to x's size, with a bias.
-        bias = random(self.xp, (shape.c_in,), self.x.dtype.name, 4)
-        extra = tuple(
-            size - ((out - 1) * shape.stride - 2 * shape.padding + shape.dilation * (kernel - 1) + 1)
-            for size, out, kernel in zip((shape.h, shape.w), shape.out, taps, strict=True)
-        )
+        self.b = bias = random(self.xp, (shape.c_in,), self.x.dtype.name, 4)
+        extra = _output_padding(shape)
         if self.op == "col2im":
             col = gpuconv.im2col(x, taps, **window)
             return lambda: gpuconv.col2im(col, x.shape, taps, **window)
@@ -71,21 +68,37 @@ class Calls:
             "im2col": lambda: gpuconv.im2col(x, taps, **window),
         }[self.op]
 
-    def _pool(self) -> Call:
-        x, dy = self.x, self.dy
+    def _pool(self, shape: PoolShape) -> Call:
+        op, x, dy, last = self.op, self.x, self.dy, {"channels_last": self.channels_last}
         place: dict[str, Any] = {
-            "kernel_size": self.shape.kernel, "stride": self.shape.stride,
-            "padding": self.shape.padding, "channels_last": self.channels_last,
+            "kernel_size": shape.kernel, "stride": shape.stride, "padding": shape.padding, **last,
         }  # fmt: skip
-        if self.op == "max_pool2d_backward":
-            _, argmax = gpuconv.max_pool2d(x, **place)
-            return lambda: gpuconv.max_pool2d_backward(dy, argmax, x.shape, **place)
+        if op.startswith(("global", "adaptive", "upsample")):
+            forward, given = getattr(gpuconv, op.removesuffix("_backward")), []
+            if not op.startswith("global"):
+                given = [ADAPTED if op.startswith("adaptive") else SCALE]
+            if not op.endswith("backward"):
+                return lambda: forward(x, *given, **last)
+            # A gradient of y's shape: another forward pass.
+            gradient, *mask = results(forward(random(self.xp, x.shape, x.dtype.name, 2), *given, **last))
+            backward = getattr(gpuconv, op)
+            given = given if op.startswith("upsample") else [*mask, x.shape]
+            return lambda: backward(gradient, *given, **last)
+        if op.startswith("lp"):
+            y = gpuconv.lp_pool2d(x, 2, **place)
+            if op.endswith("backward"):
+                return lambda: gpuconv.lp_pool2d_backward(dy, x, y, 2, **place)
+            return lambda: gpuconv.lp_pool2d(x, 2, **place)
+        _, argmax = gpuconv.max_pool2d(x, **place)
         return {
             "max_pool2d": lambda: gpuconv.max_pool2d(x, **place),
             "max_pool2d value only": lambda: gpuconv.max_pool2d(x, return_argmax=False, **place),
+            "max_pool2d_backward": lambda: gpuconv.max_pool2d_backward(dy, argmax, x.shape, **place),
+            "max_unpool2d": lambda: gpuconv.max_unpool2d(dy, argmax, x.shape, **place),
+            "max_unpool2d_backward": lambda: gpuconv.max_unpool2d_backward(x, argmax, **place),
             "avg_pool2d": lambda: gpuconv.avg_pool2d(x, **place),
             "avg_pool2d_backward": lambda: gpuconv.avg_pool2d_backward(dy, x.shape, **place),
-        }[self.op]
+        }[op]
 
     def theirs(self, torch: ModuleType) -> Call:
         """Return PyTorch's call; its operators are called directly, so there is no autograd in it."""
@@ -100,6 +113,10 @@ class Calls:
             )  # fmt: skip
             if op == "conv2d":
                 return lambda: aten.convolution(x, w, None, *window)
+            if op == "conv_transpose2d":
+                turned = (*window[:3], True, list(_output_padding(shape)), shape.groups)
+                b = torch.from_dlpack(self.b)
+                return lambda: aten.convolution(dy, w, b, *turned)
             wanted = op == "conv2d_input_grad"
             mask = [wanted, not wanted, False]
             return lambda: aten.convolution_backward(dy, x, w, None, *window, mask)[0 if wanted else 1]
@@ -108,11 +125,22 @@ class Calls:
             _, indices = aten.max_pool2d_with_indices(x, *window)
             backward = aten.max_pool2d_with_indices_backward
             return lambda: backward(dy, x, *window, [1, 1], False, indices)
-        return {
+        if op == "max_unpool2d":
+            _, indices = aten.max_pool2d_with_indices(x, *window)
+            return lambda: aten.max_unpool2d(dy, indices, [shape.h, shape.w])
+        calls = {
             "max_pool2d": lambda: aten.max_pool2d_with_indices(x, *window)[0],
             "avg_pool2d": lambda: aten.avg_pool2d(x, *window),
             "avg_pool2d_backward": lambda: aten.avg_pool2d_backward(dy, x, *window, False, True, None),
-        }[op]
+            "adaptive_avg_pool2d": lambda: aten._adaptive_avg_pool2d(x, ADAPTED),
+            "adaptive_max_pool2d": lambda: aten.adaptive_max_pool2d(x, ADAPTED)[0],
+            "global_avg_pool": lambda: aten.mean(x, (2, 3), True),
+            "global_max_pool": lambda: aten.adaptive_max_pool2d(x, (1, 1))[0],
+            "upsample": lambda: aten.upsample_nearest2d(x, [SCALE * shape.h, SCALE * shape.w]),
+        }
+        if op not in calls:
+            raise LookupError(f"PyTorch has no one operator that is {op}")
+        return calls[op]
 
     def _tensor(self, torch: ModuleType, array: Array) -> Any:
         """Show PyTorch the same memory; its channels-last tensors have the axes in channels-first order."""
@@ -126,6 +154,14 @@ class Calls:
                 tensor.permute(2, 3, 1, 0) if self.op == "conv2d_weight_grad" else tensor.permute(0, 2, 3, 1)
             )
         return self.xp.from_dlpack(tensor.contiguous())
+
+
+def _output_padding(shape: ConvShape) -> tuple[int, ...]:
+    """Return what a transposed convolution from y's size must add to come back to x's."""
+    return tuple(
+        size - ((out - 1) * shape.stride - 2 * shape.padding + shape.dilation * (kernel - 1) + 1)
+        for size, out, kernel in zip((shape.h, shape.w), shape.out, (shape.kh, shape.kw), strict=True)
+    )
 
 
 def results(result: Any) -> tuple[Array, ...]:

@@ -120,25 +120,58 @@ class PoolShape:
 
     flops = 0  # beside the bytes, comparing and adding don't count
 
+    def y_sizes(self, op: str) -> tuple[int, int]:
+        """Height and width of what an operation on x gives."""
+        if op.startswith("adaptive"):
+            return ADAPTED
+        if op.startswith("global"):
+            return 1, 1
+        if op.startswith("upsample"):
+            return SCALE * self.h, SCALE * self.w
+        return self.out
+
     def least_bytes(self, op: str, dtype: str) -> int:
-        """Bytes that the operation must move; a maximum's place is a byte while windows have 255 places."""
-        x, y = prod(self.x_shape(False)), prod(self.y_shape(False))
-        argmax = y * (1 if self.kernel**2 <= 255 else 4) if op.startswith("max") else 0
-        return ITEM_BYTES[dtype] * (x + y) + argmax
+        """Bytes that the operation must move: x, y, the places of maxima; for norms x or y again."""
+        x, y = prod(self.x_shape(False)), self.n * self.c * prod(self.y_sizes(op))
+        place = 0
+        if "max" in op:  # one byte while windows have 255 places
+            place = 8 if op.startswith(("adaptive", "global")) else 1 if self.kernel**2 <= 255 else 4
+        again = x + y if op == "lp_pool2d_backward" else 0
+        return ITEM_BYTES[dtype] * (x + y + again) + place * y
 
 
 Shape = ConvShape | PoolShape
 
+# What adaptive pooling gives, and how far upsampling enlarges.
+ADAPTED, SCALE = (7, 7), 2
+
 CONV_PASSES = {"conv2d": "forward", "conv2d_input_grad": "input_grad", "conv2d_weight_grad": "weight_grad"}
-POOL_PASSES = {
-    "max_pool2d": "forward",
-    "max_pool2d_backward": "backward",
-    "avg_pool2d": "forward",
-    "avg_pool2d_backward": "backward",
+POOL_PASSES = ("max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward")
+# Operations that are timed on one shape each, behind all others.
+ON_ONE_SHAPE = {
+    "conv_transpose2d": "rn50_c3_3x3s2",
+    "max_unpool2d": "vgg_pool1_2x2s2",
+    "max_unpool2d_backward": "vgg_pool1_2x2s2",
+    "lp_pool2d": "rn50_maxpool_3x3s2p1",
+    "lp_pool2d_backward": "rn50_maxpool_3x3s2p1",
+    "adaptive_avg_pool2d": "rn50_maxpool_3x3s2p1",
+    "adaptive_avg_pool2d_backward": "rn50_maxpool_3x3s2p1",
+    "adaptive_max_pool2d": "rn50_maxpool_3x3s2p1",
+    "adaptive_max_pool2d_backward": "rn50_maxpool_3x3s2p1",
+    "global_avg_pool": "gap_7x7",
+    "global_avg_pool_backward": "gap_7x7",
+    "global_max_pool": "gap_7x7",
+    "global_max_pool_backward": "gap_7x7",
+    "upsample": "googlenet_3x3s1p1",
+    "upsample_backward": "googlenet_3x3s1p1",
 }
 # Every public operation on one shape, the untimed ones too.
 CONV_OPS = (*CONV_PASSES, "conv2d_bias_grad", "conv_transpose2d", "im2col", "col2im")
-POOL_OPS = (*POOL_PASSES, "max_pool2d value only")
+POOL_OPS = (
+    *POOL_PASSES,
+    "max_pool2d value only",
+    *(op for op in ON_ONE_SHAPE if not op.startswith("conv")),
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +189,7 @@ class Row:
         """What kind of operation it is, to average over."""
         if isinstance(self.shape, ConvShape):
             return self.shape.kind
-        return "max pool" if self.op.startswith("max") else "avg pool"
+        return "max pool" if "max" in self.op else "upsample" if "upsample" in self.op else "avg pool"
 
     @property
     def key(self) -> dict[str, str]:
@@ -164,7 +197,7 @@ class Row:
         conv = isinstance(self.shape, ConvShape)
         return {
             "op": self.op,
-            "pass": (CONV_PASSES if conv else POOL_PASSES)[self.op],
+            "pass": CONV_PASSES.get(self.op, "backward" if self.op.endswith("backward") else "forward"),
             "name": self.shape.name,
             "dtype": self.dtype,
             "precision": self.precision,
@@ -187,6 +220,9 @@ def rows() -> Iterator[Row]:
             for pool in pool_shapes() if pools else ():
                 for op in POOL_PASSES:
                     yield Row(op, pool, dtype, precision, channels_last)
+    for channels_last in (False, True):
+        for op, name in ON_ONE_SHAPE.items():
+            yield Row(op, shared(name)[0], "float32", "ieee", channels_last)
 
 
 def conv_shapes() -> list[ConvShape]:
