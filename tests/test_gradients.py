@@ -22,6 +22,11 @@ CONV_OPTIONS = [
     {"groups": 4, "stride": 2},  # depthwise, two outputs per channel
     {"groups": 4, "stride": 2, "padding": 1, "dilation": 2},
     {"bias": False},
+    {"padding": (2, 3), "padding_mode": "reflect", "stride": 2},
+    {"padding": ((6, 0), (3, 7)), "padding_mode": "reflect"},
+    {"padding": ((9, 0), (3, 12)), "padding_mode": "replicate", "groups": 2},
+    {"padding": ((7, 1), (0, 8)), "padding_mode": "circular", "dilation": (1, 3)},
+    {"padding": "same_lower", "padding_mode": "circular", "stride": 2},
 ]
 
 POOL_OPTIONS = [

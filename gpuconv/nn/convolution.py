@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gpuconv.backends.dispatch import backend_of
 from gpuconv.conv import conv2d, conv2d_backward
 from gpuconv.conv1d import conv1d, conv1d_backward
 from gpuconv.conv3d import conv3d, conv3d_backward
@@ -19,9 +20,10 @@ from gpuconv.conv_transpose import (
     conv_transpose3d,
     conv_transpose3d_backward,
 )
-from gpuconv.geometry import Ints, Padding, flag, integer, per_axis, transposed_window
+from gpuconv.geometry import Ints, Padding, flag, integer, per_axis, sliding_window, transposed_window
 from gpuconv.nn.initializers import float_dtype, generator, he_normal
 from gpuconv.nn.layer import Array, Layer, check_window, unusual
+from gpuconv.nn.padding import Pads, check_borders, check_mode, pad, pad_backward
 
 
 class _Conv(Layer):
@@ -41,6 +43,7 @@ class _Conv(Layer):
         dilation: Ints = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         channels_last: bool = False,
         dtype: Any = np.float32,
@@ -63,6 +66,7 @@ class _Conv(Layer):
         self.dilation = dilation
         self.groups = groups
         self.bias = flag(op, "bias", bias)
+        self.padding_mode = check_mode(op, padding_mode)
         self.channels_last = flag(op, "channels_last", channels_last)
         kernel = per_axis(op, "kernel_size", kernel_size, self._axes, 1)
         dtype = float_dtype(op, dtype)
@@ -80,21 +84,43 @@ class _Conv(Layer):
     def forward(self, x: Array) -> Array:
         """Return the convolution of x with the weights, plus the bias."""
         w = self.params["weight"]
-        return self._keep(type(self)._convolve(x, w, self.params.get("bias"), **self._window()), (x, w))
+        pads = () if self.padding_mode == "zeros" else self._borders(x, w)
+        if pads:
+            x = pad(x, pads, self.padding_mode)
+        y = type(self)._convolve(x, w, self.params.get("bias"), **self._window())
+        return self._keep(y, (x, w, pads))
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Put the gradients of weight and bias, summed over the batch, into `grads` and return dx."""
-        x, w = self._recall(dy)
+        x, w, pads = self._recall(dy)
         needs = ("x",) * needs_dx + ("w",) + ("b",) * ("bias" in self.params)
         dx, self.grads["weight"], db = type(self)._gradients(dy, x, w, needs=needs, **self._window())
         if db is not None:
             self.grads["bias"] = db
-        return dx
+        return pad_backward(dx, pads, self.padding_mode) if pads and needs_dx else dx
+
+    def _borders(self, x: Array, w: Array) -> Pads:
+        """Return what to add before and after every axis of x; () for nothing, or an x that conv refuses."""
+        op = type(self).__name__
+        backend_of(op, x=x, weight=w)
+        if not x.ndim == w.ndim == self._axes + 2:
+            return ()
+        image, kernel = (slice(1, -1), slice(-2)) if self.channels_last else (slice(2, None),) * 2
+        window = sliding_window(
+            *(op, x.shape[image], w.shape[kernel], self.stride, self.padding, self.dilation),
+            kernel_name="the kernel of weight",
+        )
+        check_borders(op, self.padding_mode, window)
+        if not any((*window.before, *window.after)):
+            return ()
+        pads = [(0, 0)] * x.ndim
+        pads[image] = zip(window.before, window.after, strict=True)
+        return tuple(pads)
 
     def _window(self) -> dict[str, Any]:
         return {
             "stride": self.stride,
-            "padding": self.padding,
+            "padding": self.padding if self.padding_mode == "zeros" else 0,
             "dilation": self.dilation,
             "groups": self.groups,
             "channels_last": self.channels_last,
@@ -107,6 +133,7 @@ class _Conv(Layer):
             dilation=(self.dilation, 1),
             groups=(self.groups, 1),
             bias=(self.bias, True),
+            padding_mode=(self.padding_mode, "zeros"),
             channels_last=(self.channels_last, False),
         )
 
@@ -125,6 +152,10 @@ class Conv2d(_Conv):
         As in `gpuconv.conv2d`: an int or one per axis; padding also (before, after) pairs or a word.
     bias : bool, default True
         Without it there is no `params["bias"]`; a `BatchNorm2d` right after makes it superfluous.
+    padding_mode : "zeros", "reflect", "replicate" or "circular", default "zeros"
+        What stands around x, by however much `padding` says. Along an axis a b c d with padding 2:
+        "reflect" c b [a b c d] c b (less than the axis's size), "replicate" a a [a b c d] d d, "circular"
+        c d [a b c d] a b (at most its size). All but zeros make a padded copy of x, which the layer keeps.
     channels_last : bool, default False
         False: x is [N, C, H, W] and the weight [C_out, C_in/groups, kh, kw], as in PyTorch. True: x is
         [N, H, W, C] and the weight [kh, kw, C_in/groups, C_out].
@@ -143,7 +174,8 @@ class Conv2d(_Conv):
     Raises
     ------
     TypeError, ValueError
-        For an argument of the wrong kind or an impossible value, on construction.
+        For an argument of the wrong kind or an impossible value, on construction; in `forward`, for an x
+        that doesn't fit, or that is too small for the padding to be taken from it.
 
     Examples
     --------
@@ -169,7 +201,9 @@ class Conv1d(_Conv):
 
     Parameters
     ----------
-    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, channels_last, dtype, rng
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        As in `Conv2d`.
+    channels_last, dtype, rng
         As in `Conv2d`, with one spatial axis: x is [N, C, L] and the weight [C_out, C_in/groups, k], or
         channels last [N, L, C] and [k, C_in/groups, C_out].
 
@@ -201,7 +235,9 @@ class Conv3d(_Conv):
 
     Parameters
     ----------
-    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, channels_last, dtype, rng
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        As in `Conv2d`.
+    channels_last, dtype, rng
         As in `Conv2d`, with three spatial axes: x is [N, C, D, H, W] and the weight
         [C_out, C_in/groups, kd, kh, kw], or channels last [N, D, H, W, C] and
         [kd, kh, kw, C_in/groups, C_out].

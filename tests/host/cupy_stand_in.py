@@ -185,8 +185,9 @@ def _module():
     memory = _Runtime()
     runtime.register(ndarray, memory)
 
-    def empty_like(prototype):
-        return memory.empty(prototype.shape, prototype.dtype)
+    def empty_like(prototype, order="C", shape=None):
+        assert order == "C"
+        return memory.empty(prototype.shape if shape is None else shape, prototype.dtype)
 
     def asarray(a, dtype=None):
         if isinstance(a, ndarray):
