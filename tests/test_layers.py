@@ -85,6 +85,10 @@ def both_ways(ours, theirs, x, torch, device, rtol=1e-9, atol=1e-9):
         lambda m, **k: m.MaxPool2d(2, ceil_mode=True),
         lambda m, **k: m.AvgPool2d(3, 2, 1, True, False),
         lambda m, **k: m.AvgPool2d((2, 3)),
+        lambda m, **k: m.AdaptiveAvgPool2d((3, None)),
+        lambda m, **k: m.AdaptiveAvgPool2d(9),
+        lambda m, **k: m.AdaptiveMaxPool2d((None, 5)),
+        lambda m, **k: m.AdaptiveMaxPool2d(1),
         lambda m, **k: m.ReLU(),
         lambda m, **k: m.Sigmoid(),
         lambda m, **k: m.Tanh(),
@@ -289,7 +293,21 @@ def test_first_convolution_does_not_compute_dx(monkeypatch, device, images):
     assert asked == [("x", "w", "b"), ("w", "b")]
 
 
-OTHERS = [nn.Dropout(rng=0), nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.MaxPool2d(2), nn.AvgPool2d(2)]
+def pools():
+    """Return a layer of each kind of pooling."""
+    pool = nn.MaxPool2d(2)
+    return [
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(2),
+        nn.GlobalAvgPool(),
+        nn.GlobalMaxPool(keepdims=False),
+        nn.AdaptiveAvgPool2d(3),
+        nn.AdaptiveMaxPool2d(3),
+        nn.Sequential(pool, nn.MaxUnpool2d(pool)),
+    ]
+
+
+OTHERS = [nn.Dropout(rng=0), nn.ReLU(), nn.Sigmoid(), nn.Tanh(), *pools()]
 
 
 def read_only(x):
@@ -456,13 +474,18 @@ def test_repr_is_the_call_that_made_the_layer():
         "MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)",
         "AvgPool2d(kernel_size=3, padding=1, count_include_pad=False)",
         "Conv1d(2, 4, kernel_size=3, padding=((2, 0),), padding_mode='reflect')",
+        "MaxUnpool2d(MaxPool2d(kernel_size=3, stride=2))",
+        "GlobalAvgPool()",
+        "GlobalMaxPool(channels_last=True, keepdims=False)",
+        "AdaptiveAvgPool2d(output_size=(None, 7), channels_last=True)",
+        "AdaptiveMaxPool2d(output_size=None)",
         "Linear(3, 4, bias=False)",
         "Flatten(end_dim=2)",
         "Dropout(p=0.1)",
         "BatchNorm2d(3, eps=0.001, momentum=None, affine=False, track_running_stats=True)",
         "Sigmoid()",
     ):
-        assert repr(eval(f"nn.{text}")) == text
+        assert repr(eval(text, dict(vars(nn)))) == text
 
 
 # --- single layers ---------------------------------------------------------------------------------
@@ -674,6 +697,22 @@ def test_one_seed_gives_the_same_weights_and_none_gives_others():
             'Conv2d: padding_mode must be one of "zeros", "reflect", "replicate", "circular", not \'same\'',
         ),
         (lambda: nn.Conv2d(1, 1, 3, padding_mode=1), ValueError, 'padding_mode must be one of "zeros", .* 1'),
+        (
+            lambda: nn.MaxUnpool2d(2),
+            TypeError,
+            "MaxUnpool2d: pool must be the MaxPool2d layer to undo, not int 2",
+        ),
+        (lambda: nn.MaxUnpool2d(nn.MaxPool1d(2)), TypeError, "must be the MaxPool2d layer .* not MaxPool1d"),
+        (lambda: nn.GlobalAvgPool(keepdims=1), TypeError, "GlobalAvgPool: keepdims must be True or False"),
+        (lambda: nn.GlobalMaxPool(channels_last=1), TypeError, "GlobalMaxPool: channels_last must be True"),
+        (lambda: nn.AdaptiveAvgPool2d(0), ValueError, "AdaptiveAvgPool2d: output_size must be at least 1"),
+        (
+            lambda: nn.AdaptiveMaxPool2d((2, 2, 2)),
+            ValueError,
+            "AdaptiveMaxPool2d: output_size must be an integer or 2 of them",
+        ),
+        (lambda: nn.AdaptiveAvgPool2d((None, 1.0)), TypeError, r"output_size\[1\] must be an integer, not"),
+        (lambda: nn.AdaptiveAvgPool2d("7"), TypeError, "output_size must be an integer, not str '7'"),
         (lambda: nn.Linear(2.0, 1), TypeError, "Linear: in_features must be an integer"),
         (lambda: nn.Dropout(1.5), ValueError, "Dropout: p must be a number from 0 to 1, not 1.5"),
         (lambda: nn.Dropout(float("nan")), ValueError, "Dropout: p must be a number from 0 to 1"),
@@ -736,8 +775,7 @@ def test_wrong_parameters_are_named(rng):
 LAYERS = [
     nn.Conv2d(1, 1, 1),
     nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"),
-    nn.MaxPool2d(2),
-    nn.AvgPool2d(2),
+    *pools(),
     nn.Linear(4, 4),
     nn.Flatten(),
     nn.ReLU(),

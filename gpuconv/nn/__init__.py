@@ -16,6 +16,7 @@ True
 """
 
 from gpuconv.nn.activations import ReLU, Sigmoid, Tanh
+from gpuconv.nn.adaptive_pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, GlobalAvgPool, GlobalMaxPool
 from gpuconv.nn.convolution import (
     Conv1d,
     Conv2d,
@@ -30,13 +31,25 @@ from gpuconv.nn.layer import Layer
 from gpuconv.nn.losses import MSE, SoftmaxCrossEntropy
 from gpuconv.nn.normalization import BatchNorm2d
 from gpuconv.nn.optimizers import SGD, Adam
-from gpuconv.nn.pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
+from gpuconv.nn.pooling import (
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
+)
 from gpuconv.nn.sequential import Sequential
 
 __all__ = [
     "MSE",
     "SGD",
     "Adam",
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
@@ -49,11 +62,16 @@ __all__ = [
     "ConvTranspose3d",
     "Dropout",
     "Flatten",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
     "Layer",
     "Linear",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
     "ReLU",
     "Sequential",
     "Sigmoid",

@@ -1,4 +1,4 @@
-"""Pooling as layers: `gpuconv.max_pool2d`, `gpuconv.avg_pool2d` and their gradients.
+"""Pooling and max unpooling as layers: `gpuconv.max_pool2d`, `gpuconv.avg_pool2d`, their like and gradients.
 
 The private classes take the number of spatial axes from their children.
 """
@@ -11,6 +11,14 @@ from gpuconv.nn.layer import Array, Layer, check_window, unusual
 from gpuconv.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from gpuconv.pool1d import avg_pool1d, avg_pool1d_backward, max_pool1d, max_pool1d_backward
 from gpuconv.pool3d import avg_pool3d, avg_pool3d_backward, max_pool3d, max_pool3d_backward
+from gpuconv.unpool import (
+    max_unpool1d,
+    max_unpool1d_backward,
+    max_unpool2d,
+    max_unpool2d_backward,
+    max_unpool3d,
+    max_unpool3d_backward,
+)
 
 
 class _MaxPool(Layer):
@@ -151,6 +159,160 @@ class MaxPool3d(_MaxPool):
     _axes = 3
     _pool = staticmethod(max_pool3d)
     _gradient = staticmethod(max_pool3d_backward)
+
+
+class _MaxUnpool(Layer):
+    """The way back through a max pooling of the class `_pooling`."""
+
+    _pooling: ClassVar[type[_MaxPool]]
+    _unpool: ClassVar[Callable[..., Array]]
+    _gradient: ClassVar[Callable[..., Array]]
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        if not isinstance(pool, self._pooling):
+            raise TypeError(
+                f"{type(self).__name__}: pool must be the {self._pooling.__name__} layer to undo, not "
+                f"{type(pool).__name__} {pool!r}"
+            )
+        self.pool = pool
+
+    def forward(self, x: Array) -> Array:
+        """Return an array like the pool's last x, with x's values where the maxima were, zero elsewhere."""
+        pool = self.pool
+        if pool._kept is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: call {pool!r} first; it finds where the values belong"
+            )
+        argmax, x_shape = pool._kept
+        y = type(self)._unpool(x, argmax, x_shape, pool.kernel_size, pool.stride, **pool._window())
+        return self._keep(y, argmax)
+
+    def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
+        """Return dx: each value's gradient from the place it was put."""
+        argmax = self._recall(dy)
+        pool = self.pool
+        return type(self)._gradient(dy, argmax, pool.kernel_size, pool.stride, **pool._window())
+
+    def _arguments(self) -> str:
+        return repr(self.pool)
+
+
+class MaxUnpool2d(_MaxUnpool):
+    """A max pooling undone: values go back to where its maxima were, as `gpuconv.max_unpool2d` puts them.
+
+    For decoders: the layer is given the pooling layer of the encoder and takes window, layout, sizes and
+    argmax from it, so that it needs nothing but x when called.
+
+    Parameters
+    ----------
+    pool : MaxPool2d
+        The layer to undo, which runs before this one in every forward pass. x is shaped like its last y, and
+        the result like its last x.
+
+    Attributes
+    ----------
+    pool : MaxPool2d
+
+    Raises
+    ------
+    TypeError
+        For anything but such a layer, on construction.
+    ValueError
+        In `forward`, for an x not shaped like the pool's last y.
+    RuntimeError
+        In `forward`, where the pool has not run yet.
+
+    Notes
+    -----
+    The pool is read at every `forward` and is not part of this layer: it has its own place in the network.
+    `backward` uses the argmax of its own `forward`, even if the pool has run again since. Copy and pickle the
+    network as a whole, as a copy of this layer alone takes a copy of the pool with it.
+
+    PyTorch's layer of this name is built from the window's numbers and called with the indices. The function
+    `gpuconv.max_unpool2d` is there for an argmax from anywhere else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> pool = nn.MaxPool2d(2)
+    >>> network = nn.Sequential(pool, nn.Sigmoid(), nn.MaxUnpool2d(pool))
+    >>> network(np.array([[0.0, -1.0, -3.0, -4.0], [-2.0, -3.0, -5.0, 0.0]]).reshape(1, 1, 2, 4))
+    array([[[[0.5, 0. , 0. , 0. ],
+             [0. , 0. , 0. , 0.5]]]])
+    >>> network.backward(np.arange(8.0).reshape(1, 1, 2, 4))
+    array([[[[0.  , 0.  , 0.  , 0.  ],
+             [0.  , 0.  , 0.  , 1.75]]]])
+    """
+
+    _pooling = MaxPool2d
+    _unpool = staticmethod(max_unpool2d)
+    _gradient = staticmethod(max_unpool2d_backward)
+
+
+class MaxUnpool1d(_MaxUnpool):
+    """A max pooling of signals undone, as `gpuconv.max_unpool1d` computes it.
+
+    Parameters
+    ----------
+    pool : MaxPool1d
+        The layer to undo, as in `MaxUnpool2d`.
+
+    Attributes
+    ----------
+    pool : MaxPool1d
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `MaxUnpool2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> pool = nn.MaxPool1d(2)
+    >>> y = pool(np.array([[[3.0, 1.0, 0.0, 2.0]]]))
+    >>> nn.MaxUnpool1d(pool)(10 * y)
+    array([[[30.,  0.,  0., 20.]]])
+    """
+
+    _pooling = MaxPool1d
+    _unpool = staticmethod(max_unpool1d)
+    _gradient = staticmethod(max_unpool1d_backward)
+
+
+class MaxUnpool3d(_MaxUnpool):
+    """A max pooling of volumes undone, as `gpuconv.max_unpool3d` computes it.
+
+    Parameters
+    ----------
+    pool : MaxPool3d
+        The layer to undo, as in `MaxUnpool2d`.
+
+    Attributes
+    ----------
+    pool : MaxPool3d
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `MaxUnpool2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> pool = nn.MaxPool3d(2)
+    >>> y = pool(np.arange(8.0).reshape(1, 1, 2, 2, 2))
+    >>> nn.MaxUnpool3d(pool)(y).ravel()
+    array([0., 0., 0., 0., 0., 0., 0., 7.])
+    """
+
+    _pooling = MaxPool3d
+    _unpool = staticmethod(max_unpool3d)
+    _gradient = staticmethod(max_unpool3d_backward)
 
 
 class _AvgPool(Layer):
