@@ -61,6 +61,7 @@ from gpuconv.nn import (
     GlobalAvgPool,
     GlobalMaxPool,
     Linear,
+    LPPool2d,
     MaxPool1d,
     MaxPool2d,
     MaxPool3d,
@@ -72,6 +73,7 @@ from gpuconv.nn import (
     Sigmoid,
     SoftmaxCrossEntropy,
     Tanh,
+    Upsample,
 )
 from gpuconv.pool import (
     argmax_to_indices,
@@ -117,6 +119,7 @@ __all__ = [
     "GlobalAvgPool",
     "GlobalMaxPool",
     "History",
+    "LPPool2d",
     "Linear",
     "MaxPool1d",
     "MaxPool2d",
@@ -129,6 +132,7 @@ __all__ = [
     "Sigmoid",
     "SoftmaxCrossEntropy",
     "Tanh",
+    "Upsample",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool2d_backward",
     "adaptive_max_pool2d",

@@ -68,7 +68,7 @@ def lp_pool2d(
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     backend = backend_of(op, x=x)
     check_inexact(op, "x", x)
-    norm = _norm(op, norm_type)
+    norm = check_norm(op, norm_type)
     window = describe(op, 2, x.shape, "x", options)
     y = result(op, backend, out, y_shape(x.shape, window, channels_last), real_dtype(x.dtype), x=x)
     backend.pooling.lp_pool(x, y, window, channels_last, norm)
@@ -130,7 +130,7 @@ def lp_pool2d_backward(
     options = Options(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     backend = backend_of(op, dy=dy, x=x, y=y)
     check_inexact(op, "x", x)
-    norm = _norm(op, norm_type)
+    norm = check_norm(op, norm_type)
     window = describe(op, 2, x.shape, "x", options)
     must, real = y_shape(x.shape, window, channels_last), real_dtype(x.dtype)
     for name, array in (("dy", dy), ("y", y)):
@@ -145,7 +145,8 @@ def lp_pool2d_backward(
     return dx
 
 
-def _norm(op: str, value: Any) -> float:
+def check_norm(op: str, value: Any) -> float:
+    """Return the exponent of a norm as a float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{op}: norm_type must be a number, not {value!r}")
     norm = float(value)

@@ -85,6 +85,10 @@ def both_ways(ours, theirs, x, torch, device, rtol=1e-9, atol=1e-9):
         lambda m, **k: m.MaxPool2d(2, ceil_mode=True),
         lambda m, **k: m.AvgPool2d(3, 2, 1, True, False),
         lambda m, **k: m.AvgPool2d((2, 3)),
+        lambda m, **k: m.AvgPool2d(3, 2, 1, False, True, 4),
+        lambda m, **k: m.LPPool2d(2, 3, 2),
+        lambda m, **k: m.LPPool2d(4, (2, 3)),
+        lambda m, **k: m.Upsample(scale_factor=2),
         lambda m, **k: m.AdaptiveAvgPool2d((3, None)),
         lambda m, **k: m.AdaptiveAvgPool2d(9),
         lambda m, **k: m.AdaptiveMaxPool2d((None, 5)),
@@ -303,6 +307,9 @@ def pools():
         nn.GlobalMaxPool(keepdims=False),
         nn.AdaptiveAvgPool2d(3),
         nn.AdaptiveMaxPool2d(3),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.LPPool2d(2, 2),
+        nn.Upsample(2),
         nn.Sequential(pool, nn.MaxUnpool2d(pool)),
     ]
 
@@ -479,6 +486,9 @@ def test_repr_is_the_call_that_made_the_layer():
         "GlobalMaxPool(channels_last=True, keepdims=False)",
         "AdaptiveAvgPool2d(output_size=(None, 7), channels_last=True)",
         "AdaptiveMaxPool2d(output_size=None)",
+        "AvgPool2d(kernel_size=2, divisor_override=1)",
+        "LPPool2d(norm_type=2, kernel_size=3, stride=1, ceil_mode=True)",
+        "Upsample((2, 3), channels_last=True)",
         "Linear(3, 4, bias=False)",
         "Flatten(end_dim=2)",
         "Dropout(p=0.1)",
@@ -705,6 +715,22 @@ def test_one_seed_gives_the_same_weights_and_none_gives_others():
         (lambda: nn.MaxUnpool2d(nn.MaxPool1d(2)), TypeError, "must be the MaxPool2d layer .* not MaxPool1d"),
         (lambda: nn.GlobalAvgPool(keepdims=1), TypeError, "GlobalAvgPool: keepdims must be True or False"),
         (lambda: nn.GlobalMaxPool(channels_last=1), TypeError, "GlobalMaxPool: channels_last must be True"),
+        (
+            lambda: nn.LPPool2d(0.5, 2),
+            ValueError,
+            "LPPool2d: norm_type must be a number of 1 or more, not 0.5",
+        ),
+        (lambda: nn.Upsample(0), ValueError, "Upsample: scale_factor must be at least 1, not 0"),
+        (
+            lambda: nn.Upsample((2, 1.5)),
+            TypeError,
+            "Upsample: scale_factor must be an integer, not float 1.5",
+        ),
+        (
+            lambda: nn.AvgPool2d(2, divisor_override=0),
+            ValueError,
+            "AvgPool2d: divisor_override must be at least 1",
+        ),
         (lambda: nn.AdaptiveAvgPool2d(0), ValueError, "AdaptiveAvgPool2d: output_size must be at least 1"),
         (
             lambda: nn.AdaptiveMaxPool2d((2, 2, 2)),

@@ -108,6 +108,7 @@ def test_everything_public_is_there_once():
 CONV = "stride=1, padding=0, dilation=1, groups=1, channels_last=False"
 COLUMNS = "stride=1, padding=0, dilation=1, channels_last=False"
 POOL = "stride=None, *, padding=0, dilation=1, ceil_mode=False"
+MEAN = "count_include_pad=True, channels_last=False, divisor_override=None"
 SIGNATURES = {
     "conv2d": f"x, w, b=None, *, {CONV}, flip=False",
     "conv2d_backward": f"dy, x, w, *, {CONV}, needs=('x', 'w', 'b'), flip=False",
@@ -129,8 +130,12 @@ SIGNATURES = {
     "adaptive_avg_pool2d_backward": "dy, x_shape, *, channels_last=False",
     "adaptive_max_pool2d": "x, output_size, *, channels_last=False, return_argmax=True",
     "adaptive_max_pool2d_backward": "dy, argmax, x_shape, *, channels_last=False",
-    "avg_pool2d": f"x, kernel_size, {POOL}, count_include_pad=True, channels_last=False",
-    "avg_pool2d_backward": f"dy, x_shape, kernel_size, {POOL}, count_include_pad=True, channels_last=False",
+    "avg_pool2d": f"x, kernel_size, {POOL}, {MEAN}",
+    "avg_pool2d_backward": f"dy, x_shape, kernel_size, {POOL}, {MEAN}",
+    "lp_pool2d": f"x, norm_type, kernel_size, {POOL}, channels_last=False",
+    "lp_pool2d_backward": f"dy, x, y, norm_type, kernel_size, {POOL}, channels_last=False",
+    "upsample": "x, scale_factor, *, channels_last=False",
+    "upsample_backward": "dy, scale_factor, *, channels_last=False",
 }
 
 
@@ -138,7 +143,7 @@ SIGNATURES = {
 def test_signatures_are_those_of_the_design(name):
     signature = inspect.signature(getattr(gpuconv, name))
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
-    assert str(inspect.Signature(plain)) == f"({SIGNATURES[name]})"
+    assert str(inspect.Signature(plain)) == f"({SIGNATURES[name]}, out=None)"
 
 
 def test_gradients_of_a_convolution_are_a_named_tuple():

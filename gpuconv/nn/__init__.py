@@ -35,6 +35,7 @@ from gpuconv.nn.pooling import (
     AvgPool1d,
     AvgPool2d,
     AvgPool3d,
+    LPPool2d,
     MaxPool1d,
     MaxPool2d,
     MaxPool3d,
@@ -43,6 +44,7 @@ from gpuconv.nn.pooling import (
     MaxUnpool3d,
 )
 from gpuconv.nn.sequential import Sequential
+from gpuconv.nn.upsample import Upsample
 
 __all__ = [
     "MSE",
@@ -64,6 +66,7 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool",
     "GlobalMaxPool",
+    "LPPool2d",
     "Layer",
     "Linear",
     "MaxPool1d",
@@ -77,6 +80,7 @@ __all__ = [
     "Sigmoid",
     "SoftmaxCrossEntropy",
     "Tanh",
+    "Upsample",
     "glorot_uniform",
     "he_normal",
     "he_uniform",

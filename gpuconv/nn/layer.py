@@ -14,7 +14,7 @@ from gpuconv.backends.dispatch import (
     backend_of,
     beside,
     check_shape,
-    float_result,
+    inexact_result,
     to_device,
 )
 from gpuconv.geometry import Ints, Padding, sliding_window
@@ -191,7 +191,7 @@ class Layer:
         if self._y_shape is None:
             raise RuntimeError(f"{op}: call forward first; its input is needed for the gradient")
         backend_of(op, dy=dy)
-        float_result(op, dy=dy)
+        inexact_result(op, dy=dy)
         check_shape(op, "dy", dy.shape, self._y_shape, "to match the y of the last forward")
         return self._kept
 

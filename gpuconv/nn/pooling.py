@@ -6,7 +6,8 @@ The private classes take the number of spatial axes from their children.
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from gpuconv.geometry import Ints, Padding, flag
+from gpuconv.geometry import Ints, Padding, flag, integer
+from gpuconv.lp_pool import check_norm, lp_pool2d, lp_pool2d_backward
 from gpuconv.nn.layer import Array, Layer, check_window, unusual
 from gpuconv.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from gpuconv.pool1d import avg_pool1d, avg_pool1d_backward, max_pool1d, max_pool1d_backward
@@ -329,6 +330,7 @@ class _AvgPool(Layer):
         padding: Padding = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
+        divisor_override: int | None = None,
         *,
         dilation: Ints = 1,
         channels_last: bool = False,
@@ -342,6 +344,9 @@ class _AvgPool(Layer):
         self.dilation = dilation
         self.ceil_mode = flag(op, "ceil_mode", ceil_mode)
         self.count_include_pad = flag(op, "count_include_pad", count_include_pad)
+        if divisor_override is not None:
+            divisor_override = integer(op, "divisor_override", divisor_override, 1)
+        self.divisor_override = divisor_override
         self.channels_last = flag(op, "channels_last", channels_last)
 
     def forward(self, x: Array) -> Array:
@@ -359,6 +364,7 @@ class _AvgPool(Layer):
             "dilation": self.dilation,
             "ceil_mode": self.ceil_mode,
             "count_include_pad": self.count_include_pad,
+            "divisor_override": self.divisor_override,
             "channels_last": self.channels_last,
         }
 
@@ -368,6 +374,7 @@ class _AvgPool(Layer):
             padding=(self.padding, 0),
             ceil_mode=(self.ceil_mode, False),
             count_include_pad=(self.count_include_pad, True),
+            divisor_override=(self.divisor_override, None),
             dilation=(self.dilation, 1),
             channels_last=(self.channels_last, False),
         )
@@ -380,7 +387,7 @@ class AvgPool2d(_AvgPool):
 
     Parameters
     ----------
-    kernel_size, stride, padding, ceil_mode, count_include_pad, dilation, channels_last
+    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation, channels_last
         As in `gpuconv.avg_pool2d`, in PyTorch's order; `stride` None means `kernel_size`.
 
     Raises
@@ -410,7 +417,7 @@ class AvgPool1d(_AvgPool):
 
     Parameters
     ----------
-    kernel_size, stride, padding, ceil_mode, count_include_pad, dilation, channels_last
+    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation, channels_last
         As in `AvgPool2d`, with one spatial axis.
 
     Raises
@@ -436,7 +443,7 @@ class AvgPool3d(_AvgPool):
 
     Parameters
     ----------
-    kernel_size, stride, padding, ceil_mode, count_include_pad, dilation, channels_last
+    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation, channels_last
         As in `AvgPool2d`, with three spatial axes.
 
     Raises
@@ -455,3 +462,81 @@ class AvgPool3d(_AvgPool):
     _axes = 3
     _pool = staticmethod(avg_pool3d)
     _gradient = staticmethod(avg_pool3d_backward)
+
+
+class LPPool2d(Layer):
+    """The p-norm of each window, as `gpuconv.lp_pool2d` computes it.
+
+    Parameters
+    ----------
+    norm_type : float
+        The exponent p, 1 or more.
+    kernel_size, stride, ceil_mode, padding, dilation, channels_last
+        As in `gpuconv.lp_pool2d`, in PyTorch's order; `stride` None means `kernel_size`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or an impossible value, on construction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv.nn as nn
+    >>> pool = nn.LPPool2d(2, (1, 2))
+    >>> pool(np.array([[[[3.0, -4.0, 0.0, 1.0]]]]))
+    array([[[[5., 1.]]]])
+    >>> pool.backward(np.array([[[[5.0, 7.0]]]]))
+    array([[[[ 3., -4.,  0.,  7.]]]])
+    """
+
+    def __init__(
+        self,
+        norm_type: float,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        ceil_mode: bool = False,
+        *,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        check_norm(op, norm_type)
+        check_window(op, 2, kernel_size, 1 if stride is None else stride, padding, dilation)
+        self.norm_type = norm_type
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.ceil_mode = flag(op, "ceil_mode", ceil_mode)
+        self.padding = padding
+        self.dilation = dilation
+        self.channels_last = flag(op, "channels_last", channels_last)
+
+    def forward(self, x: Array) -> Array:
+        """Return each window's norm."""
+        y = lp_pool2d(x, self.norm_type, self.kernel_size, self.stride, **self._window())
+        return self._keep(y, (x, y))
+
+    def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
+        """Return dx: each dy shared out by how much each place adds to its window's norm."""
+        x, y = self._recall(dy)
+        window = (self.norm_type, self.kernel_size, self.stride)
+        return lp_pool2d_backward(dy, x, y, *window, **self._window())
+
+    def _window(self) -> dict[str, Any]:
+        return {
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "ceil_mode": self.ceil_mode,
+            "channels_last": self.channels_last,
+        }
+
+    def _arguments(self) -> str:
+        return f"norm_type={self.norm_type}, kernel_size={self.kernel_size}" + unusual(
+            stride=(self.stride, None),
+            ceil_mode=(self.ceil_mode, False),
+            padding=(self.padding, 0),
+            dilation=(self.dilation, 1),
+            channels_last=(self.channels_last, False),
+        )
