@@ -15,10 +15,7 @@ struct AdaptivePool {
     Shares shares;
     Strides x;
     INDEX items;
-    Divisor vectors;   // vectors in a place's channels (channels last)
-    Divisor channels;  // channels first
-    Divisor plane;     // output places of an image
-    Divisor inner[2];  // out[1], out[2]
+    Order order;  // of y
 };
 
 // What a thread knows of a window.
@@ -27,8 +24,6 @@ struct alignas(16) Part {
     T value;
     long long at;  // -1: nothing yet
 };
-
-__device__ __forceinline__ bool beats(ACC value, ACC best) { return value > best || (value != value && best == best); }
 
 __device__ __forceinline__ void join(Part &part, const Part &other) {
     if (other.at < 0) return;
@@ -72,22 +67,16 @@ extern "C" __global__ void gpuconv_adaptive_pool(const T *__restrict__ x, T *__r
 #endif
     // The whole block goes round together, for the barriers.
     for (INDEX begin = (INDEX)blockIdx.x * teams; begin < p.items; begin += (INDEX)gridDim.x * teams) {
-        const INDEX item = begin + team;
+        const INDEX number = begin + team;
         Part part[VECTOR] = {};
         INDEX places = 1;
 #if MAXIMUM
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) part[v].at = -1;
 #endif
-        if (item < p.items) {
-            INDEX rest = item;
-#if CHANNELS_LAST
-            const INDEX channel = take(rest, p.vectors) * VECTOR;
-            const Place out = unravel(take(rest, p.plane), p.inner);
-#else
-            const Place out = unravel(take(rest, p.plane), p.inner);
-            const INDEX channel = take(rest, p.channels);
-#endif
+        if (number < p.items) {
+            const Item item = item_at(number, p.order);
+            const Place out = item.place[0];
             Place first;
             int size[3];
 #pragma unroll
@@ -96,7 +85,7 @@ extern "C" __global__ void gpuconv_adaptive_pool(const T *__restrict__ x, T *__r
                 size[axis] = share_size(out.at[axis], p.shares, axis);
                 places *= size[axis];
             }
-            const T *from = x + rest * p.x.image + channel * p.x.channel + offset(first, p.x);
+            const T *from = plane_of(item, x, p.x) + offset(first, p.x);
             const Place step = inside(TEAM, size);
             for (Place place = inside(member, size); place.at[0] < size[0]; move(place, step, size)) {
                 const Vector<T> values = load(from + offset(place, p.x));
@@ -127,20 +116,21 @@ extern "C" __global__ void gpuconv_adaptive_pool(const T *__restrict__ x, T *__r
             if (member == 0) part[v] = parts[thread];
         }
 #endif
-        if (item >= p.items || member > 0) continue;
-        Vector<T> values;
+        if (number >= p.items || member > 0) continue;
 #if MAXIMUM
+        Vector<T> values;
         Vector<long long> at;
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) {
             values.lane[v] = part[v].value;
             at.lane[v] = part[v].at;
         }
-        if (WITH_MASK) store(argmax + item * VECTOR, at);
+        if (WITH_MASK) store(argmax + number * VECTOR, at);
+        store(y + number * VECTOR, values);
 #else
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)(part[v] / (ACC)places);
+        for (int v = 0; v < VECTOR; ++v) part[v] = part[v] / (ACC)places;
+        store(y + number * VECTOR, part);
 #endif
-        store(y + item * VECTOR, values);
     }
 }

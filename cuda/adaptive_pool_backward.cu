@@ -15,22 +15,15 @@ struct AdaptivePoolBackward {
     Shares shares;
     Strides dy, argmax;
     INDEX items;
-    Divisor channels;
-    Divisor plane;     // places of an image
-    Divisor inner[2];  // in[1], in[2]
+    Order order;  // of dx
 };
 
 extern "C" __global__ void gpuconv_adaptive_pool_backward(const T *__restrict__ dy, const MASK *__restrict__ argmax,
                                                           T *__restrict__ dx, const AdaptivePoolBackward p) {
-    FOR_ITEMS(item, p.items) {
-        INDEX rest = item;
-#if CHANNELS_LAST
-        const INDEX channel = take(rest, p.channels), flat = take(rest, p.plane);
-#else
-        const INDEX flat = take(rest, p.plane), channel = take(rest, p.channels);
-#endif
-        const Place place = unravel(flat, p.inner);
-        const T *gradient = dy + rest * p.dy.image + channel * p.dy.channel;
+    FOR_ITEMS(number, p.items) {
+        const Item item = item_at(number, p.order);
+        const Place place = item.place[0];
+        const T *gradient = plane_of(item, dy, p.dy);
         Place first, last, out;
 #pragma unroll
         for (int axis = 0; axis < 3; ++axis) {
@@ -44,8 +37,8 @@ extern "C" __global__ void gpuconv_adaptive_pool_backward(const T *__restrict__ 
                 for (out.at[2] = first.at[2]; out.at[2] <= last.at[2]; ++out.at[2]) {
                     const T *term = gradient + offset(out, p.dy);
 #if MAXIMUM
-                    const MASK winner = argmax[rest * p.argmax.image + channel * p.argmax.channel + offset(out, p.argmax)];
-                    if ((long long)winner == (long long)flat) sum += (ACC)*term;
+                    const long long winner = (long long)plane_of(item, argmax, p.argmax)[offset(out, p.argmax)];
+                    if (winner == item.flat) sum += (ACC)*term;
 #else
                     INDEX places = 1;
 #pragma unroll
@@ -53,6 +46,6 @@ extern "C" __global__ void gpuconv_adaptive_pool_backward(const T *__restrict__ 
                     sum += (ACC)*term / (ACC)places;
 #endif
                 }
-        dx[item] = (T)sum;
+        dx[number] = (T)sum;
     }
 }

@@ -13,31 +13,17 @@ struct AvgPool {
     Window window;
     Strides x;
     INDEX items;
+    Order order;  // of y
     int low[3], high[3];
-    Divisor vectors;   // vectors in a plane of y, or in its channels
-    Divisor channels;  // channels first
-    Divisor plane;     // output places of an image (channels last)
-    Divisor inner[2];  // out[1], out[2]
 };
 
 extern "C" __global__ void gpuconv_avg_pool(const T *__restrict__ x, T *__restrict__ y, const AvgPool p) {
-    FOR_ITEMS(item, p.items) {
-        INDEX rest = item;
-        const INDEX vector = take(rest, p.vectors) * VECTOR;
-#if CHANNELS_LAST
-        Place out = unravel(take(rest, p.plane), p.inner);
-        const T *from = x + rest * p.x.image + vector * p.x.channel;
-#else
-        const INDEX channel = take(rest, p.channels);
-        Place out = unravel(vector, p.inner);
-        const T *from = x + rest * p.x.image + channel * p.x.channel;
-#endif
+    FOR_ITEMS(number, p.items) {
+        const Item item = item_at(number, p.order);
+        const T *from = plane_of(item, x, p.x);
         Place start[PLACES];
 #pragma unroll
-        for (int v = 0; v < PLACES; ++v) {
-            start[v] = first_read(out, p.window);
-            advance(out, p.window.out);
-        }
+        for (int v = 0; v < PLACES; ++v) start[v] = first_read(item.place[v], p.window);
         // Row by row, plane by plane: in one long sum, a large window's last terms would be rounded away.
         ACC sum[VECTOR] = {};
 #pragma unroll UNROLLED
@@ -52,14 +38,9 @@ extern "C" __global__ void gpuconv_avg_pool(const T *__restrict__ x, T *__restri
                     for (int v = 0; v < PLACES; ++v) {
                         Place place;
                         if (!read_place(start[v], a, b, c, p.window, place)) continue;
-                        const T *at = from + offset(place, p.x);
-#if CHANNELS_LAST
-                        const Vector<T> values = load(at);
+                        const Vector<T, CHANNELS> values = load<CHANNELS>(from + offset(place, p.x));
 #pragma unroll
-                        for (int lane = 0; lane < VECTOR; ++lane) row[lane] += (ACC)values.lane[lane];
-#else
-                        row[v] += (ACC)*at;
-#endif
+                        for (int lane = 0; lane < CHANNELS; ++lane) row[v + lane] += (ACC)values.lane[lane];
                     }
 #pragma unroll
                 for (int v = 0; v < VECTOR; ++v) plane[v] += row[v];
@@ -67,10 +48,9 @@ extern "C" __global__ void gpuconv_avg_pool(const T *__restrict__ x, T *__restri
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) sum[v] += plane[v];
         }
-        Vector<T> values;
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v)
-            values.lane[v] = (T)(sum[v] / (ACC)taps_between(start[CHANNELS_LAST ? 0 : v], p.low, p.high));
-        store(y + item * VECTOR, values);
+            sum[v] = sum[v] / (ACC)taps_between(start[CHANNELS_LAST ? 0 : v], p.low, p.high);
+        store(y + number * VECTOR, sum);
     }
 }

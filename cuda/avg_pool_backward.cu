@@ -14,32 +14,15 @@ struct AvgPoolBackward {
     Window window;
     Strides dy;
     INDEX items;
+    Order order;  // of dx
     int low[3], high[3];
-    Divisor vectors;   // vectors in a plane of dx, or in its channels
-    Divisor channels;  // channels first
-    Divisor plane;     // places of an image (channels last)
-    Divisor inner[2];  // in[1], in[2]
 };
 
 extern "C" __global__ void gpuconv_avg_pool_backward(const T *__restrict__ dy, T *__restrict__ dx,
                                                      const AvgPoolBackward p) {
-    FOR_ITEMS(item, p.items) {
-        INDEX rest = item;
-        const INDEX vector = take(rest, p.vectors) * VECTOR;
-#if CHANNELS_LAST
-        const INDEX channel = vector;
-        Place at = unravel(take(rest, p.plane), p.inner);
-#else
-        const INDEX channel = take(rest, p.channels);
-        Place at = unravel(vector, p.inner);
-#endif
-        const T *gradient = dy + rest * p.dy.image + channel * p.dy.channel;
-        Place place[PLACES];
-#pragma unroll
-        for (int v = 0; v < PLACES; ++v) {
-            place[v] = at;
-            advance(at, p.window.in);
-        }
+    FOR_ITEMS(number, p.items) {
+        const Item item = item_at(number, p.order);
+        const T *gradient = plane_of(item, dy, p.dy);
         ACC sum[VECTOR] = {};
 #pragma unroll UNROLLED
         for (int a = 0; a < covers(0); ++a)
@@ -50,20 +33,12 @@ extern "C" __global__ void gpuconv_avg_pool_backward(const T *__restrict__ dy, T
 #pragma unroll
                     for (int v = 0; v < PLACES; ++v) {
                         Place out, tap;
-                        if (!covering(place[v], a, b, c, p.window, out, tap)) continue;
+                        if (!covering(item.place[v], a, b, c, p.window, out, tap)) continue;
                         const ACC taps = (ACC)taps_between(first_read(out, p.window), p.low, p.high);
-                        const T *term = gradient + offset(out, p.dy);
-#if CHANNELS_LAST
-                        const Vector<T> terms = load(term);
+                        const Vector<T, CHANNELS> terms = load<CHANNELS>(gradient + offset(out, p.dy));
 #pragma unroll
-                        for (int lane = 0; lane < VECTOR; ++lane) sum[lane] += (ACC)terms.lane[lane] / taps;
-#else
-                        sum[v] += (ACC)*term / taps;
-#endif
+                        for (int lane = 0; lane < CHANNELS; ++lane) sum[v + lane] += (ACC)terms.lane[lane] / taps;
                     }
-        Vector<T> values;
-#pragma unroll
-        for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[v];
-        store(dx + item * VECTOR, values);
+        store(dx + number * VECTOR, sum);
     }
 }

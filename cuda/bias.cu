@@ -5,24 +5,16 @@
 
 struct Bias {
     INDEX items;
-    INDEX stride;      // of b
-    Divisor vectors;   // vectors in a plane of y, or in its channels
-    Divisor channels;  // channels first
+    INDEX stride;  // of b
+    Order order;   // of y
 };
 
 extern "C" __global__ void gpuconv_bias(const T *__restrict__ b, T *__restrict__ y, const Bias p) {
-    FOR_ITEMS(item, p.items) {
-        INDEX rest = item;
-        const INDEX vector = take(rest, p.vectors) * VECTOR;
+    FOR_ITEMS(number, p.items) {
+        const Item item = item_at(number, p.order);
         Vector<T> values;
-#if CHANNELS_LAST
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) values.lane[v] = b[(vector + v) * p.stride];
-#else
-        const T value = b[take(rest, p.channels) * p.stride];
-#pragma unroll
-        for (int v = 0; v < VECTOR; ++v) values.lane[v] = value;
-#endif
-        store(y + item * VECTOR, values);
+        for (int v = 0; v < VECTOR; ++v) values.lane[v] = b[(item.channel + (CHANNELS_LAST ? v : 0)) * p.stride];
+        store(y + number * VECTOR, values);
     }
 }

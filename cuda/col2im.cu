@@ -45,7 +45,7 @@ extern "C" __global__ void gpuconv_col2im(const COL *__restrict__ col, const T *
 #pragma unroll
         for (int v = 1; v < PLACES; ++v) {
             place[v] = place[v - 1];
-            advance(place[v], p.window.in);
+            advance(place[v], p.inner);
         }
 #endif
         ACC sum[VECTOR] = {};
@@ -64,18 +64,11 @@ extern "C" __global__ void gpuconv_col2im(const COL *__restrict__ col, const T *
                     for (int v = 0; v < PLACES; ++v) {
                         Place out, tap;
                         if (!covering(place[v], a, e, c, p.window, out, tap)) continue;
-                        const COL *entry = from + flat_tap(tap) * p.tap + flat_out(out, p.window) * p.place;
-#if CHANNELS_LAST
-                        const Vector<COL> values = load(entry);
+                        const INDEX entry = flat_tap(tap) * p.tap + flat<INDEX>(out, p.window.out) * p.place;
+                        const Vector<COL, CHANNELS> values = load<CHANNELS>(from + entry);
 #pragma unroll
-                        for (int lane = 0; lane < VECTOR; ++lane) sum[lane] += (ACC)values.lane[lane];
-#else
-                        sum[v] += (ACC)*entry;
-#endif
+                        for (int lane = 0; lane < CHANNELS; ++lane) sum[v + lane] += (ACC)values.lane[lane];
                     }
-        Vector<T> values;
-#pragma unroll
-        for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[v];
-        store(to, values);
+        store(to, sum);
     }
 }

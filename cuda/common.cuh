@@ -67,21 +67,22 @@ __device__ __forceinline__ int dilation(int axis) { return axis == 0 ? D0 : axis
 enum { UNROLLED = UNROLL };  // pragmas take no macros
 #define FIRST_AXIS (3 - AXES)
 #define TAPS (K0 * K1 * K2)
-// Different places that the lanes of a vector have.
+// Different places, and different channels, that the lanes of a vector have: one of them is 1.
 #define PLACES (CHANNELS_LAST ? 1 : VECTOR)
+#define CHANNELS (VECTOR / PLACES)
 // Every thread takes item after item, a whole grid apart, so that any grid is large enough.
 #define FOR_ITEMS(item, items)                                                                                  \
     for (INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x; item < (items);                             \
          item += (INDEX)gridDim.x * blockDim.x)
 
-template <typename E>
-struct alignas(sizeof(E) * VECTOR < 16 ? sizeof(E) * VECTOR : 16) Vector {
-    E lane[VECTOR];
+template <typename E, int WIDTH = VECTOR>
+struct alignas(sizeof(E) * WIDTH < 16 ? sizeof(E) * WIDTH : 16) Vector {
+    E lane[WIDTH];
 };
 
-template <typename E>
-__device__ __forceinline__ Vector<E> load(const E *from) {
-    return *reinterpret_cast<const Vector<E> *>(from);
+template <int WIDTH = VECTOR, typename E>
+__device__ __forceinline__ Vector<E, WIDTH> load(const E *from) {
+    return *reinterpret_cast<const Vector<E, WIDTH> *>(from);
 }
 
 // Stored as words by an intrinsic: what is left to the compiler it splits into elements (with 64-bit indices,
@@ -123,12 +124,25 @@ __device__ __forceinline__ void store(E *to, const Vector<E> &values) {
 #endif
 }
 
+__device__ __forceinline__ void store(T *to, const ACC (&sums)[VECTOR]) {
+    Vector<T> values;
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sums[v];
+    store(to, values);
+}
+
+// NaN is greater than any number.
+template <typename R>
+__device__ __forceinline__ bool beats(R value, R best) {
+    return value > best || (value != value && best == best);
+}
+
 // A place of the output or input: one index per axis.
 struct Place {
     int at[3];
 };
 
-// Unravel a flat place of a plane with these sizes; `inner` are the divisors of the last two sizes.
+// Unravel a flat place of a plane; `inner` are the divisors of its last two sizes.
 __device__ __forceinline__ Place unravel(INDEX flat, const Divisor *inner) {
     Place place = {{0, 0, 0}};
     if (AXES > 1) {
@@ -145,11 +159,16 @@ __device__ __forceinline__ Place unravel(INDEX flat, const Divisor *inner) {
     return place;
 }
 
+template <typename I>
+__device__ __forceinline__ I flat(const Place &place, const int *size) {
+    return ((I)place.at[0] * size[1] + place.at[1]) * size[2] + place.at[2];
+}
+
 // Go to the next place in row-major order.
-__device__ __forceinline__ void advance(Place &place, const int *size) {
-    if (++place.at[2] == size[2] && AXES > 1) {
+__device__ __forceinline__ void advance(Place &place, const Divisor *inner) {
+    if (++place.at[2] == (int)inner[1].value && AXES > 1) {
         place.at[2] = 0;
-        if (++place.at[1] == size[1] && AXES > 2) {
+        if (++place.at[1] == (int)inner[0].value && AXES > 2) {
             place.at[1] = 0;
             ++place.at[0];
         }
@@ -162,6 +181,42 @@ __device__ __forceinline__ INDEX offset(const Place &place, const Strides &strid
     for (int axis = FIRST_AXIS; axis < 3; ++axis) sum += place.at[axis] * strides.place[axis];
     return sum;
 }
+
+#ifdef CHANNELS_LAST  // a kernel without a layout has no such items
+// Items are the vectors of an array of images, in the order of memory.
+struct Order {
+    Divisor vectors;   // vectors in a plane (channels first), or in the channels of a place
+    Divisor outer;     // channels, or places of an image (channels last)
+    Divisor inner[2];  // the last two sizes of a plane
+};
+
+// What an item's lanes are: places of one channel, side by side, or channels of one place, from this one on.
+struct Item {
+    INDEX image, channel, flat;
+    Place place[PLACES];
+};
+
+__device__ __forceinline__ Item item_at(INDEX number, const Order &order) {
+    const INDEX vector = take(number, order.vectors) * VECTOR, outer = take(number, order.outer);
+    Item item;
+    item.image = number;
+    item.channel = CHANNELS_LAST ? vector : outer;
+    item.flat = CHANNELS_LAST ? outer : vector;
+    Place place = unravel(item.flat, order.inner);
+#pragma unroll
+    for (int v = 0; v < PLACES; ++v) {
+        item.place[v] = place;
+        advance(place, order.inner);
+    }
+    return item;
+}
+
+// Where the plane of the item's channel begins.
+template <typename E>
+__device__ __forceinline__ const E *plane_of(const Item &item, const E *array, const Strides &strides) {
+    return array + (item.image * strides.image + item.channel * strides.channel);
+}
+#endif
 
 // The first place that the window of output `out` reads, padding included.
 __device__ __forceinline__ Place first_read(const Place &out, const Window &window) {
@@ -183,6 +238,15 @@ __device__ __forceinline__ bool read_place(const Place &start, int a, int b, int
     for (int axis = FIRST_AXIS; axis < 3; ++axis)
         inside = inside && place.at[axis] >= 0 && place.at[axis] < window.in[axis];
     return inside;
+}
+
+__device__ __forceinline__ bool read_place(const Place &start, unsigned tap, const Window &window, Place &place) {
+    return read_place(start, tap / (K1 * K2), tap / K2 % K1, tap % K2, window, place);
+}
+
+// The place that a mask names for output `out`; false where that is no place of x.
+__device__ __forceinline__ bool named_place(const Place &out, long long tap, const Window &window, Place &place) {
+    return (unsigned long long)tap < TAPS && read_place(first_read(out, window), (unsigned)tap, window, place);
 }
 
 // How many candidates there are for a window that reads a place along an axis: the windows that begin at most
@@ -217,10 +281,6 @@ __device__ __forceinline__ bool covering(const Place &in, int a, int b, int c, c
 }
 
 __device__ __forceinline__ int flat_tap(const Place &tap) { return (tap.at[0] * K1 + tap.at[1]) * K2 + tap.at[2]; }
-
-__device__ __forceinline__ INDEX flat_out(const Place &out, const Window &window) {
-    return ((INDEX)out.at[0] * window.out[1] + out.at[1]) * window.out[2] + out.at[2];
-}
 
 // How many taps of the window that begins at `start` read places low <= i < high along an axis; there is one.
 __device__ __forceinline__ int taps_between(int start, int low, int high, int axis) {

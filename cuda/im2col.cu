@@ -38,7 +38,7 @@ extern "C" __global__ void gpuconv_im2col(const T *__restrict__ x, T *__restrict
         INDEX image = p.first + rest;
         const Place out = unravel(take(image, p.plane), p.inner);
         Place place;
-        const bool inside = read_place(first_read(out, p.window), tap / (K1 * K2), tap / K2 % K1, tap % K2, p.window, place);
+        const bool inside = read_place(first_read(out, p.window), tap, p.window, place);
         Vector<T> values = {};
         if (inside)
             values = load(x + image * p.x.image + offset(place, p.x) +
@@ -52,7 +52,7 @@ extern "C" __global__ void gpuconv_im2col(const T *__restrict__ x, T *__restrict
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) {
             start[v] = first_read(out, p.window);
-            advance(out, p.window.out);
+            advance(out, p.inner);
         }
 #pragma unroll UNROLLED
         for (int a = 0; a < K0; ++a)

@@ -17,33 +17,17 @@ struct MaxPool {
     Window window;
     Strides x;
     INDEX items;
-    Divisor vectors;   // vectors in a plane of y, or in its channels
-    Divisor channels;  // channels first
-    Divisor plane;     // output places of an image (channels last)
-    Divisor inner[2];  // out[1], out[2]
+    Order order;  // of y
 };
-
-__device__ __forceinline__ bool beats(ACC value, ACC best) { return value > best || (value != value && best == best); }
 
 extern "C" __global__ void gpuconv_max_pool(const T *__restrict__ x, T *__restrict__ y, MASK *__restrict__ argmax,
                                             const MaxPool p) {
-    FOR_ITEMS(item, p.items) {
-        INDEX rest = item;
-        const INDEX vector = take(rest, p.vectors) * VECTOR;
-#if CHANNELS_LAST
-        Place out = unravel(take(rest, p.plane), p.inner);
-        const T *from = x + rest * p.x.image + vector * p.x.channel;
-#else
-        const INDEX channel = take(rest, p.channels);
-        Place out = unravel(vector, p.inner);
-        const T *from = x + rest * p.x.image + channel * p.x.channel;
-#endif
+    FOR_ITEMS(number, p.items) {
+        const Item item = item_at(number, p.order);
+        const T *from = plane_of(item, x, p.x);
         Place start[PLACES];
 #pragma unroll
-        for (int v = 0; v < PLACES; ++v) {
-            start[v] = first_read(out, p.window);
-            advance(out, p.window.out);
-        }
+        for (int v = 0; v < PLACES; ++v) start[v] = first_read(item.place[v], p.window);
         Vector<T> best = {};
         Vector<MASK> first;
         bool found[VECTOR] = {};
@@ -57,17 +41,11 @@ extern "C" __global__ void gpuconv_max_pool(const T *__restrict__ x, T *__restri
                     for (int v = 0; v < PLACES; ++v) {
                         Place place;
                         if (!read_place(start[v], a, b, c, p.window, place)) continue;
-                        const T *at = from + offset(place, p.x);
-#if CHANNELS_LAST
-                        const Vector<T> values = load(at);
-#endif
+                        const Vector<T, CHANNELS> values = load<CHANNELS>(from + offset(place, p.x));
 #pragma unroll
-                        for (int lane = v; lane < v + VECTOR / PLACES; ++lane) {
-#if CHANNELS_LAST
-                            const T value = values.lane[lane];
-#else
-                            const T value = *at;
-#endif
+                        for (int channel = 0; channel < CHANNELS; ++channel) {
+                            const int lane = v + channel;
+                            const T value = values.lane[channel];
                             if (!found[lane] || beats((ACC)value, (ACC)best.lane[lane])) {
                                 best.lane[lane] = value;
                                 first.lane[lane] = (MASK)((a * K1 + b) * K2 + c);
@@ -75,7 +53,7 @@ extern "C" __global__ void gpuconv_max_pool(const T *__restrict__ x, T *__restri
                             }
                         }
                     }
-        store(y + item * VECTOR, best);
-        if (WITH_MASK) store(argmax + item * VECTOR, first);
+        store(y + number * VECTOR, best);
+        if (WITH_MASK) store(argmax + number * VECTOR, first);
     }
 }

@@ -17,10 +17,7 @@ struct MaxPoolBackward {
     Window window;
     Strides dy, argmax;
     INDEX items;
-    Divisor vectors;   // vectors in a plane of dx, or in its channels
-    Divisor channels;  // channels first
-    Divisor plane;     // places of an image (channels last)
-    Divisor inner[2];  // in[1], in[2]
+    Order order;  // of dx
 };
 
 // The windows that read a place come last to first.
@@ -32,24 +29,10 @@ __device__ __forceinline__ void collect(ACC &sum, bool &found, T term) {
 
 extern "C" __global__ void gpuconv_max_pool_backward(const T *__restrict__ dy, const MASK *__restrict__ argmax,
                                                      T *__restrict__ dx, const MaxPoolBackward p) {
-    FOR_ITEMS(item, p.items) {
-        INDEX rest = item;
-        const INDEX vector = take(rest, p.vectors) * VECTOR;
-#if CHANNELS_LAST
-        const INDEX channel = vector;
-        Place at = unravel(take(rest, p.plane), p.inner);
-#else
-        const INDEX channel = take(rest, p.channels);
-        Place at = unravel(vector, p.inner);
-#endif
-        const T *gradient = dy + rest * p.dy.image + channel * p.dy.channel;
-        const MASK *mask = argmax + rest * p.argmax.image + channel * p.argmax.channel;
-        Place place[PLACES];
-#pragma unroll
-        for (int v = 0; v < PLACES; ++v) {
-            place[v] = at;
-            advance(at, p.window.in);
-        }
+    FOR_ITEMS(number, p.items) {
+        const Item item = item_at(number, p.order);
+        const T *gradient = plane_of(item, dy, p.dy);
+        const MASK *mask = plane_of(item, argmax, p.argmax);
         ACC sum[VECTOR] = {};
         bool found[VECTOR] = {};
 #pragma unroll UNROLLED
@@ -61,22 +44,14 @@ extern "C" __global__ void gpuconv_max_pool_backward(const T *__restrict__ dy, c
 #pragma unroll
                     for (int v = 0; v < PLACES; ++v) {
                         Place out, tap;
-                        if (!covering(place[v], a, b, c, p.window, out, tap)) continue;
-                        const T *term = gradient + offset(out, p.dy);
-                        const MASK *winner = mask + offset(out, p.argmax);
-#if CHANNELS_LAST
-                        const Vector<T> terms = load(term);
-                        const Vector<MASK> winners = load(winner);
+                        if (!covering(item.place[v], a, b, c, p.window, out, tap)) continue;
+                        const Vector<MASK, CHANNELS> winners = load<CHANNELS>(mask + offset(out, p.argmax));
+                        const Vector<T, CHANNELS> terms = load<CHANNELS>(gradient + offset(out, p.dy));
 #pragma unroll
-                        for (int lane = 0; lane < VECTOR; ++lane)
-                            if (winners.lane[lane] == flat_tap(tap)) collect(sum[lane], found[lane], terms.lane[lane]);
-#else
-                        if (*winner == flat_tap(tap)) collect(sum[v], found[v], *term);
-#endif
+                        for (int lane = 0; lane < CHANNELS; ++lane)
+                            if (winners.lane[lane] == flat_tap(tap))
+                                collect(sum[v + lane], found[v + lane], terms.lane[lane]);
                     }
-        Vector<T> values;
-#pragma unroll
-        for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[v];
-        store(dx + item * VECTOR, values);
+        store(dx + number * VECTOR, sum);
     }
 }

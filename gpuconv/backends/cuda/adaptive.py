@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cuda import runtime as runtimes
-from gpuconv.backends.cuda.columns import Laid, channel_lanes, inner_divisors, laid, three
+from gpuconv.backends.cuda.columns import Laid, channel_lanes, laid, order_struct, three
 from gpuconv.backends.cuda.kernels import C_TYPES, THREADS, divisor, grid, needs_wide, specialise
 from gpuconv.backends.cuda.pooling import described
 from gpuconv.backends.cuda.program import At, Launch, Program, kernel_launch, planned, run
@@ -78,10 +78,7 @@ def _forward(
         shares=_shares(in_size, out_size, wide),
         x=x.struct(n, c, in_size),
         items=items,
-        vectors=divisor(max(1, c // vector), wide),
-        channels=divisor(c, wide),
-        plane=divisor(prod(out_size), wide),
-        inner=inner_divisors(out_size, wide),
+        order=order_struct(c, out_size, vector, channels_last, wide),
     )
     shared = 0 if team == 1 else THREADS * (PART if maximum else accumulator(dtype).itemsize)
     return Program((Launch(kernel, grid(items * team), (At(0), At(1), At(2)), struct, shared),))
@@ -150,9 +147,7 @@ def _backward(
         shares=_shares(in_size, out_size, wide),
         dy=dy.struct(n, c, out_size),
         argmax=read.struct(n, c, out_size),
-        channels=divisor(c, wide),
-        plane=divisor(prod(in_size), wide),
-        inner=inner_divisors(in_size, wide),
+        order=order_struct(c, in_size, 1, channels_last, wide),
     )
     return Program((launch,))
 

@@ -9,9 +9,10 @@ from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.columns import (
     Laid,
     channel_lanes,
-    dense,
     inner_divisors,
     laid,
+    order_lanes,
+    order_struct,
     places_lanes,
 )
 from gpuconv.backends.cuda.kernels import THREADS, divisor, needs_wide, specialise
@@ -21,7 +22,6 @@ from gpuconv.backends.cuda.program import (
     LimitTooSmall,
     Program,
     kernel_launch,
-    lanes,
     planned,
     run,
     run_within_limit,
@@ -44,18 +44,16 @@ def fill(y: Array, b: Array, channels_last: bool) -> None:
 def _fill(
     n: int, c: int, sizes: tuple[int, ...], stride: int, dtype: np.dtype[Any], channels_last: bool
 ) -> Program:
-    y = dense(c, sizes, channels_last)
-    vector = lanes(dtype.itemsize, c if channels_last else y.channel)
-    items = n * y.image // vector
-    wide = needs_wide(n * y.image, c * abs(stride))
+    vector = order_lanes(dtype.itemsize, c, sizes, channels_last)
+    items = n * c * prod(sizes)
+    wide = needs_wide(items, c * abs(stride))
     kernel = specialise("bias", None, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last))
     launch = kernel_launch(
         kernel,
-        items,
+        items // vector,
         (At(0), At(1)),
         stride=stride,
-        vectors=divisor((c if channels_last else y.channel) // vector, wide),
-        channels=divisor(c, wide),
+        order=order_struct(c, sizes, vector, channels_last, wide),
     )
     return Program((launch,))
 

@@ -135,6 +135,19 @@ def inner_divisors(sizes: tuple[int, ...], wide: bool) -> list[dict[str, int]]:
     return [divisor(size, wide) for size in three(sizes, 1)[1:]]
 
 
+def order_struct(
+    channels: int, sizes: tuple[int, ...], vector: int, channels_last: bool, wide: bool
+) -> dict[str, Any]:
+    """Return the kernels' struct Order: how they count the vectors of an array of these sizes."""
+    places = prod(sizes)
+    side_by_side, outer = (channels, places) if channels_last else (places, channels)
+    return {
+        "vectors": divisor(side_by_side // vector, wide),
+        "outer": divisor(outer, wide),
+        "inner": inner_divisors(sizes, wide),
+    }
+
+
 # Columns are only moved, so their kernel takes them as unsigned integers of the same size.
 WORDS = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64", 16: "complex128"}
 
@@ -250,6 +263,13 @@ def channel_lanes(itemsize: int, channels: int, *arrays: Laid) -> int:
         return 1
     multiples = [n for x in arrays for n in (x.image, *x.place, x.alignment)]
     return lanes(itemsize, channels, *multiples)
+
+
+def order_lanes(
+    itemsize: int, channels: int, sizes: tuple[int, ...], channels_last: bool, *read: Laid
+) -> int:
+    """Return the vector width over a new array in order; a place's channels are read so, too."""
+    return channel_lanes(itemsize, channels, *read) if channels_last else lanes(itemsize, prod(sizes))
 
 
 def places_lanes(itemsize: int, sizes: tuple[int, ...], x: Laid) -> int:

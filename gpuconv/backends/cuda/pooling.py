@@ -6,18 +6,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cuda import runtime as runtimes
-from gpuconv.backends.cuda.columns import (
-    Laid,
-    channel_lanes,
-    dense,
-    inner_divisors,
-    laid,
-    places_lanes,
-    three,
-    window_struct,
-)
-from gpuconv.backends.cuda.kernels import C_TYPES, divisor, needs_wide, specialise
-from gpuconv.backends.cuda.program import At, Launch, Program, kernel_launch, planned, run
+from gpuconv.backends.cuda.columns import Laid, laid, order_lanes, order_struct, three, window_struct
+from gpuconv.backends.cuda.kernels import C_TYPES, needs_wide, specialise
+from gpuconv.backends.cuda.program import At, Program, kernel_launch, planned, run
 from gpuconv.geometry import Window
 
 Array = Any
@@ -38,8 +29,19 @@ def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_
 def _max_pool(
     window: Window, n: int, c: int, x: Laid, dtype: np.dtype[Any], channels_last: bool, return_argmax: bool
 ) -> Program:
-    constants = {"MASK": C_TYPES[window.mask], "WITH_MASK": int(return_argmax)}
-    return _forward("max_pool", window, n, c, x, dtype, channels_last, 3, constants, {})
+    return _program(
+        "max_pool",
+        window,
+        n,
+        c,
+        window.out_size,
+        {"x": (x, window.in_size)},
+        dtype,
+        channels_last,
+        written=2,
+        MASK=C_TYPES[window.mask],
+        WITH_MASK=int(return_argmax),
+    )
 
 
 @runtimes.on_device("dx")
@@ -85,19 +87,18 @@ def _max_pool_backward(
     last_only: bool,
 ) -> Program:
     dtype, mask = dtypes
-    constants = {"MASK": C_TYPES[mask.name], "LAST_ONLY": int(last_only)}
-    launch = _backward(
+    return _program(
         "max_pool_backward",
         window,
         n,
         c,
-        (dy, argmax),
+        window.in_size,
+        {"dy": (dy, window.out_size), "argmax": (argmax, window.out_size)},
         dtype,
         channels_last,
-        constants,
-        {"argmax": argmax.struct(n, c, window.out_size)},
+        MASK=C_TYPES[mask.name],
+        LAST_ONLY=int(last_only),
     )
-    return Program((launch,))
 
 
 @runtimes.on_device("dx")
@@ -122,29 +123,19 @@ def _max_unpool_backward(
     dtypes: tuple[np.dtype[Any], np.dtype[Any]],
     channels_last: bool,
 ) -> Program:
-    items = n * c * window.places
-    wide = needs_wide(items, dy.extent(n, c, window.in_size), argmax.extent(n, c, window.out_size))
-    kernel = specialise(
+    dtype, mask = dtypes
+    return _program(
         "max_unpool_backward",
         window,
-        dtypes[0],
-        vector=1,
-        wide=wide,
-        CHANNELS_LAST=int(channels_last),
-        MASK=C_TYPES[dtypes[1].name],
+        n,
+        c,
+        window.out_size,
+        {"dy": (dy, window.in_size), "argmax": (argmax, window.out_size)},
+        dtype,
+        channels_last,
+        one_by_one=True,
+        MASK=C_TYPES[mask.name],
     )
-    launch = kernel_launch(
-        kernel,
-        items,
-        (At(0), At(1), At(2)),
-        window=window_struct(window),
-        dy=dy.struct(n, c, window.in_size),
-        argmax=argmax.struct(n, c, window.out_size),
-        channels=divisor(c, wide),
-        plane=divisor(window.places, wide),
-        inner=inner_divisors(window.out_size, wide),
-    )
-    return Program((launch,))
 
 
 @runtimes.on_device("indices")
@@ -161,22 +152,9 @@ def argmax_to_indices(argmax: Array, indices: Array, window: Window, channels_la
 def _argmax_to_indices(
     window: Window, n: int, c: int, argmax: Laid, dtype: np.dtype[Any], channels_last: bool
 ) -> Program:
-    items = n * c * window.places
-    wide = needs_wide(items, argmax.extent(n, c, window.out_size))
-    kernel = specialise(
-        "argmax_to_indices", window, dtype, vector=1, wide=wide, CHANNELS_LAST=int(channels_last)
-    )
-    launch = kernel_launch(
-        kernel,
-        items,
-        (At(0), At(1)),
-        window=window_struct(window),
-        argmax=argmax.struct(n, c, window.out_size),
-        channels=divisor(c, wide),
-        plane=divisor(window.places, wide),
-        inner=inner_divisors(window.out_size, wide),
-    )
-    return Program((launch,))
+    read = {"argmax": (argmax, window.out_size)}
+    sizes = window.out_size
+    return _program("argmax_to_indices", window, n, c, sizes, read, dtype, channels_last, one_by_one=True)
 
 
 @runtimes.on_device("y")
@@ -206,8 +184,17 @@ def _avg_pool(
     channels_last: bool,
     count_include_pad: bool,
 ) -> Program:
-    ends = _ends(window, count_include_pad)
-    return _forward("avg_pool", window, n, c, x, dtype, channels_last, 2, {}, ends)
+    return _program(
+        "avg_pool",
+        window,
+        n,
+        c,
+        window.out_size,
+        {"x": (x, window.in_size)},
+        dtype,
+        channels_last,
+        values=_ends(window, count_include_pad),
+    )
 
 
 @runtimes.on_device("dx")
@@ -237,80 +224,55 @@ def _avg_pool_backward(
     channels_last: bool,
     count_include_pad: bool,
 ) -> Program:
-    ends = _ends(window, count_include_pad)
-    return Program((_backward("avg_pool_backward", window, n, c, (dy,), dtype, channels_last, {}, ends),))
+    return _program(
+        "avg_pool_backward",
+        window,
+        n,
+        c,
+        window.in_size,
+        {"dy": (dy, window.out_size)},
+        dtype,
+        channels_last,
+        values=_ends(window, count_include_pad),
+    )
 
 
-def _forward(
+def _program(
     name: str,
     window: Window,
     n: int,
     c: int,
-    x: Laid,
+    sizes: tuple[int, ...],
+    read: dict[str, tuple[Laid, tuple[int, ...]]],
     dtype: np.dtype[Any],
     channels_last: bool,
-    arrays: int,
-    constants: dict[str, Any],
-    more: dict[str, Any],
+    *,
+    written: int = 1,
+    one_by_one: bool = False,
+    values: dict[str, Any] | None = None,
+    **constants: Any,
 ) -> Program:
-    """One thread a vector of y, which is new and so in order; x lies as it lies."""
-    places = window.places
-    if channels_last:
-        vector = channel_lanes(dtype.itemsize, c, x)
-    else:
-        vector = places_lanes(dtype.itemsize, window.out_size, dense(c, window.out_size, False))
-    wide = needs_wide(n * c * places, x.extent(n, c, window.in_size))
+    """Return one launch: a thread a vector of what is written, arrays of these sizes in order.
+
+    Those that are read, each with its sizes, lie as they lie. `values` and `constants` are this kernel's own.
+    """
+    arrays = [array for array, _ in read.values()]
+    vector = 1 if one_by_one else order_lanes(dtype.itemsize, c, sizes, channels_last, *arrays)
+    items = n * c * prod(sizes)
+    wide = needs_wide(items, *(array.extent(n, c, places) for array, places in read.values()))
     kernel = specialise(
         name, window, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last), **constants
     )
     launch = kernel_launch(
         kernel,
-        n * c * places // vector,
-        tuple(At(slot) for slot in range(arrays)),
+        items // vector,
+        tuple(At(slot) for slot in range(len(read) + written)),
         window=window_struct(window),
-        x=x.struct(n, c, window.in_size),
-        vectors=divisor((c if channels_last else places) // vector, wide),
-        channels=divisor(c, wide),
-        plane=divisor(places, wide),
-        inner=inner_divisors(window.out_size, wide),
-        **more,
+        order=order_struct(c, sizes, vector, channels_last, wide),
+        **{name: array.struct(n, c, places) for name, (array, places) in read.items()},
+        **(values or {}),
     )
     return Program((launch,))
-
-
-def _backward(
-    name: str,
-    window: Window,
-    n: int,
-    c: int,
-    read: tuple[Laid, ...],
-    dtype: np.dtype[Any],
-    channels_last: bool,
-    constants: dict[str, Any],
-    more: dict[str, Any],
-) -> Launch:
-    """One thread a vector of dx, which is new and so in order; what is read lies as it lies."""
-    places = prod(window.in_size)
-    if channels_last:
-        vector = channel_lanes(dtype.itemsize, c, *read)
-    else:
-        vector = places_lanes(dtype.itemsize, window.in_size, dense(c, window.in_size, False))
-    wide = needs_wide(n * c * places, *(x.extent(n, c, window.out_size) for x in read))
-    kernel = specialise(
-        name, window, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last), **constants
-    )
-    return kernel_launch(
-        kernel,
-        n * c * places // vector,
-        tuple(At(slot) for slot in range(len(read) + 1)),
-        window=window_struct(window),
-        dy=read[0].struct(n, c, window.out_size),
-        vectors=divisor((c if channels_last else places) // vector, wide),
-        channels=divisor(c, wide),
-        plane=divisor(places, wide),
-        inner=inner_divisors(window.in_size, wide),
-        **more,
-    )
 
 
 def _ends(window: Window, count_include_pad: bool) -> dict[str, Any]:
