@@ -304,15 +304,23 @@ def test_a_mean_over_a_large_window_is_not_rounded_away():
 
 
 @needs_kernels
-def test_elements_that_a_gpu_cannot_read_are_refused():
+def test_elements_that_a_gpu_cannot_reach_are_refused():
     whole = host_runtime.to_device(np.zeros(1000, np.uint8))
-    with pytest.raises(
-        ValueError, match=r"an array of float32 lies at an address that is no multiple of its 4"
-    ):
-        gpuconv.max_pool2d(whole[1:65].view(np.float32).reshape(1, 1, 4, 4), 2)
-    packed = whole[:96].view(np.dtype([("a", np.uint16), ("b", np.float32)]))["b"]
-    with pytest.raises(ValueError, match=r"float32 (lies at|has strides)"):
-        gpuconv.max_pool2d(packed.reshape(1, 1, 4, 4), 2)
+    packed = whole[:98].view(np.uint8)[2:].view(np.dtype([("a", np.uint16), ("b", np.float32)]))["b"]
+    assert packed.ctypes.data % 4 == 0
+    x = whole[:64].view(np.float32).reshape(1, 1, 4, 4)
+    for bad in (whole[1:65].view(np.float32), packed):
+        bad = bad.reshape(1, 1, 4, 4)
+        with pytest.raises(
+            ValueError, match=r"^max_pool2d: x has elements of float32 at addresses that are "
+        ):
+            gpuconv.max_pool2d(bad, 2)
+        with pytest.raises(
+            ValueError, match=r"^upsample: out has elements of float32 at addresses that are "
+        ):
+            gpuconv.upsample(x, 1, out=bad)
+    with pytest.raises(ValueError, match=r"conv2d_backward: x has elements"):  # before dx is written
+        gpuconv.conv2d_backward(x, bad, x[:, :, :1, :1])
 
 
 # Index width.
@@ -727,7 +735,8 @@ def test_arrays_on_two_gpus_are_an_error():
         def __init__(self, number):
             self.id = number
 
-    one, other = (SimpleNamespace(device=Device(number)) for number in range(2))
+    one, other = _on_device(np.zeros(3), np.zeros(3))
+    one.device, other.device = Device(0), Device(1)
     runtime.check_device("conv2d", {"x": one, "w": one})
     with pytest.raises(ValueError, match=r"conv2d: all arrays must be on one GPU.*x on GPU 0, w on GPU 1"):
         runtime.check_device("conv2d", {"x": one, "w": other})

@@ -161,10 +161,13 @@ def result(
     if backend_of(op, **inputs, **{name: out}) is not backend:
         raise TypeError(f"{op}: {name} must be an array of the inputs' kind")
     if out.dtype != dtype:
-        raise TypeError(f"{op}: {name} has dtype {out.dtype.name}, but the result is {np.dtype(dtype).name}")
+        # not their names, which leave out the order of bytes
+        raise TypeError(f"{op}: {name} has dtype {out.dtype}, but the result is {np.dtype(dtype)}")
     check_shape(op, name, out.shape, shape, "to hold the result")
     if not getattr(out.flags, "writeable", True):  # CuPy's are always
         raise ValueError(f"{op}: {name} is read-only")
+    if _overlaps_itself(out):
+        raise ValueError(f"{op}: {name} overlaps itself (shape {out.shape}, strides {out.strides})")
     for other, x in inputs.items():
         if _overlap(backend, out, x):
             raise ValueError(f"{op}: {name} shares memory with {other}; it must have its own")
@@ -184,6 +187,18 @@ def _overlap(backend: ModuleType, a: Any, b: Any) -> bool:
         return np.shares_memory(here, there, SEARCH)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
+
+
+def _overlaps_itself(x: Any) -> bool:
+    """Tell whether elements of x share memory, as a broadcast array's: each axis must step over the inner."""
+    if not x.size:
+        return False
+    reach = x.itemsize
+    for step, n in sorted((abs(step), n) for step, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if step < reach:
+            return True
+        reach += step * (n - 1)
+    return False
 
 
 def several(op: str, out: Any, *names: str) -> tuple[Any, ...]:

@@ -40,18 +40,7 @@ def laid(x: Array, address: int, channels_last: bool) -> Laid:
 
 
 def aligned(x: Array, address: int) -> int:
-    """Return how many elements an array's address is a multiple of: a power of two, of up to 16 bytes.
-
-    Raises
-    ------
-    ValueError
-        Where it is no multiple of the itemsize: a GPU can't read such elements.
-    """
-    if address % x.itemsize:
-        raise ValueError(
-            f"an array of {x.dtype.name} lies at an address that is no multiple of its {x.itemsize} bytes, "
-            "which a GPU can't read; copy it first"
-        )
+    """Return how many elements an array's address is a multiple of: a power of two, of up to 16 bytes."""
     return min(16, address & -address) // x.itemsize if address else 16
 
 
@@ -60,11 +49,6 @@ def steps(x: Array) -> list[int]:
     strides: list[int] = []
     inside = 1
     for size, step in zip(reversed(x.shape), reversed(x.strides), strict=True):
-        if size > 1 and step % x.itemsize:
-            raise ValueError(
-                f"an array of {x.dtype.name} has strides {x.strides}, no multiples of its {x.itemsize} "
-                "bytes; copy it first"
-            )
         strides.insert(0, inside if size == 1 else step // x.itemsize)
         inside = strides[0] * size
     return strides

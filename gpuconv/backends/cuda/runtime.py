@@ -297,13 +297,20 @@ def register(array_type: type, runtime: Runtime) -> None:
 
 
 def check_device(op: str, arrays: dict[str, Array]) -> None:
-    """Check that all arrays lie on one GPU.
+    """Check that all arrays lie on one GPU, and where it can read and write their elements.
 
     Raises
     ------
     ValueError
-        Where they lie on several.
+        Where they lie on several, or at addresses that are no multiples of their itemsize.
     """
+    for name, x in arrays.items():
+        steps = [of(x).address(x), *(step for n, step in zip(x.shape, x.strides, strict=True) if n > 1)]
+        if x.itemsize > 1 and any(step % x.itemsize for step in steps):
+            raise ValueError(
+                f"{op}: {name} has elements of {x.dtype.name} at addresses that are no multiples of their "
+                f"{x.itemsize} bytes, which a GPU can't reach; copy it first"
+            )
     devices = {name: x.device.id for name, x in arrays.items()}
     if len(set(devices.values())) > 1:
         listed = ", ".join(f"{name} on GPU {number}" for name, number in devices.items())
