@@ -296,6 +296,10 @@ def register(array_type: type, runtime: Runtime) -> None:
     _RUNTIMES[array_type] = runtime
 
 
+def _steps_over_elements(x: Array) -> bool:
+    return all(step % x.itemsize == 0 for n, step in zip(x.shape, x.strides, strict=True) if n > 1)
+
+
 def check_device(op: str, arrays: dict[str, Array]) -> None:
     """Check that all arrays lie on one GPU, and where it can read and write their elements.
 
@@ -305,8 +309,7 @@ def check_device(op: str, arrays: dict[str, Array]) -> None:
         Where they lie on several, or at addresses that are no multiples of their itemsize.
     """
     for name, x in arrays.items():
-        steps = [of(x).address(x), *(step for n, step in zip(x.shape, x.strides, strict=True) if n > 1)]
-        if x.itemsize > 1 and any(step % x.itemsize for step in steps):
+        if of(x).address(x) % x.itemsize or not (x.flags.c_contiguous or _steps_over_elements(x)):
             raise ValueError(
                 f"{op}: {name} has elements of {x.dtype.name} at addresses that are no multiples of their "
                 f"{x.itemsize} bytes, which a GPU can't reach; copy it first"
