@@ -124,10 +124,11 @@ __device__ __forceinline__ void store(E *to, const Vector<E> &values) {
 #endif
 }
 
-__device__ __forceinline__ void store(T *to, const ACC (&sums)[VECTOR]) {
-    Vector<T> values;
+template <typename E, typename S>
+__device__ __forceinline__ void store(E *to, const S (&sums)[VECTOR]) {
+    Vector<E> values;
 #pragma unroll
-    for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sums[v];
+    for (int v = 0; v < VECTOR; ++v) values.lane[v] = (E)sums[v];
     store(to, values);
 }
 
@@ -310,3 +311,82 @@ __device__ __forceinline__ int share_size(int out, const Shares &shares, int axi
     const INDEX end = (INDEX)(out + 1) * shares.in[axis] + shares.out[axis] - 1;
     return (int)divide(end, shares.by_out[axis]) - share_begin(out, shares, axis);
 }
+
+// Magnitudes, and powers of them.
+__device__ __forceinline__ float magnitude(float x) { return fabsf(x); }
+__device__ __forceinline__ double magnitude(double x) { return fabs(x); }
+__device__ __forceinline__ float magnitude(const Complex<float> &x) { return hypotf(x.re, x.im); }
+__device__ __forceinline__ double magnitude(const Complex<double> &x) { return hypot(x.re, x.im); }
+
+__device__ __forceinline__ float root(float x) { return sqrtf(x); }
+__device__ __forceinline__ double root(double x) { return sqrt(x); }
+
+// x^EXPONENT; where that is negative x^exponent, by a call that takes some forty instructions.
+template <int EXPONENT>
+__device__ __forceinline__ float power(float x, float exponent) {
+    return EXPONENT == 0 ? 1 : EXPONENT == 1 ? x : EXPONENT == 2 ? x * x : powf(x, exponent);
+}
+template <int EXPONENT>
+__device__ __forceinline__ double power(double x, double exponent) {
+    return EXPONENT == 0 ? 1 : EXPONENT == 1 ? x : EXPONENT == 2 ? x * x : pow(x, exponent);
+}
+
+template <typename R>
+__device__ __forceinline__ R scaled(R x, R factor) {
+    return x * factor;
+}
+template <typename R>
+__device__ __forceinline__ Complex<R> scaled(const Complex<R> &x, R factor) {
+    return {x.re * factor, x.im * factor};
+}
+
+#ifdef CHANNELS_LAST
+// Add a term of every place that the item's windows read, row by row and plane by plane: in one long sum, a large
+// window's last terms would be rounded away.
+template <typename S, typename F>
+__device__ __forceinline__ void sum_windows(const Item &item, const T *plane, const Strides &strides,
+                                            const Window &window, S (&sum)[VECTOR], F term) {
+    Place start[PLACES];
+#pragma unroll
+    for (int v = 0; v < PLACES; ++v) start[v] = first_read(item.place[v], window);
+#pragma unroll UNROLLED
+    for (int a = 0; a < K0; ++a) {
+        S slice[VECTOR] = {};
+#pragma unroll UNROLLED
+        for (int b = 0; b < K1; ++b) {
+            S row[VECTOR] = {};
+#pragma unroll UNROLLED
+            for (int c = 0; c < K2; ++c)
+#pragma unroll
+                for (int v = 0; v < PLACES; ++v) {
+                    Place place;
+                    if (!read_place(start[v], a, b, c, window, place)) continue;
+                    const Vector<T, CHANNELS> values = load<CHANNELS>(plane + offset(place, strides));
+#pragma unroll
+                    for (int lane = 0; lane < CHANNELS; ++lane) row[v + lane] += term(values.lane[lane]);
+                }
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) slice[v] += row[v];
+        }
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) sum[v] += slice[v];
+    }
+}
+
+// Call visit(v, out, tap) for every window `out` that reads the item's v-th place, with the tap that does, the last
+// window first.
+template <typename F>
+__device__ __forceinline__ void for_covering(const Item &item, const Window &window, F visit) {
+#pragma unroll UNROLLED
+    for (int a = 0; a < covers(0); ++a)
+#pragma unroll UNROLLED
+        for (int b = 0; b < covers(1); ++b)
+#pragma unroll UNROLLED
+            for (int c = 0; c < covers(2); ++c)
+#pragma unroll
+                for (int v = 0; v < PLACES; ++v) {
+                    Place out, tap;
+                    if (covering(item.place[v], a, b, c, window, out, tap)) visit(v, out, tap);
+                }
+}
+#endif

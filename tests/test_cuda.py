@@ -784,12 +784,13 @@ def _primitives(package):
 
 PRIMITIVES = {
     "adaptive": ("avg_pool", "avg_pool_backward", "max_pool", "max_pool_backward"),
+    "arrays": ("empty", "extent"),
     "columns": ("im2col", "col2im"),
     "convolution": ("forward", "input_grad", "weight_grad", "bias_grad"),
     "dense": ("product",),
     "pooling": (
         *("max_pool", "max_pool_backward", "argmax_to_indices", "avg_pool", "avg_pool_backward"),
-        *("max_unpool", "max_unpool_backward"),
+        *("max_unpool", "max_unpool_backward", "lp_pool", "lp_pool_backward"),
     ),
 }
 
@@ -804,7 +805,8 @@ def test_both_backends_have_the_same_primitives_with_the_same_parameters():
 
 def test_public_functions_call_no_other_primitives():
     called = set()
-    for module in ("adaptive", "conv", "global_pool", "pool", "unpool", "columns", "nn/dense"):
+    functions = ("adaptive", "conv", "global_pool", "lp_pool", "pool", "unpool", "columns")
+    for module in (*functions, "backends/dispatch", "nn/dense"):
         text = (Path(gpuconv.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
         called |= set(re.findall(r"backend\.(\w+\.\w+)", text))
         called |= {f"convolution.{name}" for name in re.findall(r"\bops\.(\w+)", text)}

@@ -5,6 +5,7 @@
 // barriers, each thread of a block is a fiber, left at a barrier and resumed in the next phase. A kernel
 // without barriers runs as one fiber: a fault can leave it from anywhere, and is a message instead of a crash.
 
+#include <cmath>
 #include <csignal>
 #include <cstdarg>
 #include <cstdio>

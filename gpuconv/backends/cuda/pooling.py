@@ -9,6 +9,7 @@ from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.columns import Laid, laid, order_lanes, order_struct, three, window_struct
 from gpuconv.backends.cuda.kernels import C_TYPES, needs_wide, specialise
 from gpuconv.backends.cuda.program import At, Program, kernel_launch, planned, run
+from gpuconv.backends.dispatch import accumulator, real_dtype
 from gpuconv.geometry import Window
 
 Array = Any
@@ -235,6 +236,82 @@ def _avg_pool_backward(
         channels_last,
         values=_ends(window, count_include_pad),
     )
+
+
+@runtimes.on_device("y")
+def lp_pool(x: Array, y: Array, window: Window, channels_last: bool, norm: float) -> None:
+    """Write each window's norm."""
+    runtime = runtimes.of(x)
+    if y.size:
+        n, c, source = described(runtime, x, channels_last)
+        program = _lp_pool(window, n, c, source, x.dtype, channels_last, norm)
+        run(runtime, program, [runtime.address(x), runtime.address(y)])
+
+
+@planned
+def _lp_pool(
+    window: Window, n: int, c: int, x: Laid, dtype: np.dtype[Any], channels_last: bool, norm: float
+) -> Program:
+    return _program(
+        "lp_pool",
+        window,
+        n,
+        c,
+        window.out_size,
+        {"x": (x, window.in_size)},
+        dtype,
+        channels_last,
+        values={"norm": norm},
+        **_norm_constants(dtype, norm),
+    )
+
+
+@runtimes.on_device("dx")
+def lp_pool_backward(
+    dy: Array, x: Array, y: Array, dx: Array, window: Window, channels_last: bool, norm: float
+) -> None:
+    """Write dx: each dy by its norm's power, spread over its window, by each x's share in it."""
+    runtime = runtimes.of(dy)
+    if dx.size:
+        n, c, gradient = described(runtime, dy, channels_last)
+        values, norms = (laid(a, runtime.address(a), channels_last) for a in (x, y))
+        program = _lp_pool_backward(window, n, c, gradient, values, norms, x.dtype, channels_last, norm)
+        run(runtime, program, [runtime.address(a) for a in (dy, x, y, dx)])
+
+
+@planned
+def _lp_pool_backward(
+    window: Window,
+    n: int,
+    c: int,
+    dy: Laid,
+    x: Laid,
+    y: Laid,
+    dtype: np.dtype[Any],
+    channels_last: bool,
+    norm: float,
+) -> Program:
+    return _program(
+        "lp_pool_backward",
+        window,
+        n,
+        c,
+        window.in_size,
+        {"dy": (dy, window.out_size), "x": (x, window.in_size), "y": (y, window.out_size)},
+        dtype,
+        channels_last,
+        values={"norm": norm},
+        **_norm_constants(dtype, norm),
+    )
+
+
+def _norm_constants(dtype: np.dtype[Any], norm: float) -> dict[str, Any]:
+    real = real_dtype(dtype)
+    return {
+        "Y": C_TYPES[real.name],
+        "REAL": C_TYPES[accumulator(real).name],
+        "NORM": int(norm) if norm in (1, 2) else -1,
+    }
 
 
 def _program(
