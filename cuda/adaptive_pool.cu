@@ -129,7 +129,7 @@ extern "C" __global__ void gpuconv_adaptive_pool(const T *__restrict__ x, T *__r
         store(y + number * VECTOR, values);
 #else
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) part[v] = part[v] / (ACC)places;
+        for (int v = 0; v < VECTOR; ++v) part[v] = mean(part[v], places);
         store(y + number * VECTOR, part);
 #endif
     }

@@ -43,7 +43,7 @@ extern "C" __global__ void gpuconv_adaptive_pool_backward(const T *__restrict__ 
                     INDEX places = 1;
 #pragma unroll
                     for (int axis = 0; axis < 3; ++axis) places *= share_size(out.at[axis], p.shares, axis);
-                    sum += (ACC)*term / (ACC)places;
+                    sum += mean((ACC)*term, places);
 #endif
                 }
         dx[number] = (T)sum;

@@ -50,7 +50,7 @@ extern "C" __global__ void gpuconv_avg_pool(const T *__restrict__ x, T *__restri
         }
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v)
-            sum[v] = sum[v] / (ACC)taps_between(start[CHANNELS_LAST ? 0 : v], p.low, p.high);
+            sum[v] = mean(sum[v], taps_between(start[CHANNELS_LAST ? 0 : v], p.low, p.high));
         store(y + number * VECTOR, sum);
     }
 }

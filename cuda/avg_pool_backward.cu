@@ -34,10 +34,10 @@ extern "C" __global__ void gpuconv_avg_pool_backward(const T *__restrict__ dy, T
                     for (int v = 0; v < PLACES; ++v) {
                         Place out, tap;
                         if (!covering(item.place[v], a, b, c, p.window, out, tap)) continue;
-                        const ACC taps = (ACC)taps_between(first_read(out, p.window), p.low, p.high);
+                        const int taps = taps_between(first_read(out, p.window), p.low, p.high);
                         const Vector<T, CHANNELS> terms = load<CHANNELS>(gradient + offset(out, p.dy));
 #pragma unroll
-                        for (int lane = 0; lane < CHANNELS; ++lane) sum[v + lane] += (ACC)terms.lane[lane] / taps;
+                        for (int lane = 0; lane < CHANNELS; ++lane) sum[v + lane] += mean((ACC)terms.lane[lane], taps);
                     }
         store(dx + number * VECTOR, sum);
     }

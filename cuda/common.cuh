@@ -20,7 +20,7 @@
 #endif
 
 template <typename R>
-struct Complex {
+struct alignas(2 * sizeof(R)) Complex {  // one access, too
     R re, im;
 };
 
@@ -29,6 +29,16 @@ __device__ __forceinline__ Complex<R> &operator+=(Complex<R> &sum, const Complex
     sum.re += term.re;
     sum.im += term.im;
     return sum;
+}
+
+template <typename R, typename N>
+__device__ __forceinline__ R mean(R sum, N count) {
+    return sum / (R)count;
+}
+
+template <typename R, typename N>
+__device__ __forceinline__ Complex<R> mean(Complex<R> sum, N count) {
+    return {sum.re / (R)count, sum.im / (R)count};
 }
 
 struct Divisor {
