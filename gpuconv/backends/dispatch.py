@@ -224,8 +224,7 @@ def real_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 REAL: dict[Any, np.dtype[Any]] = {
-    np.dtype(np.complex64): np.dtype(np.float32),
-    np.dtype(np.complex128): np.dtype(np.float64),
+    np.dtype(f"{order}c{2 * size}"): np.dtype(f"{order}f{size}") for order in "<>" for size in (4, 8)
 }
 
 

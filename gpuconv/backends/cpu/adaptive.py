@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cpu.columns import channels_first
-from gpuconv.backends.cpu.pooling import along, plane_blocks, scratch
+from gpuconv.backends.cpu.pooling import along, by_parts, plane_blocks, scratch
 from gpuconv.backends.cpu.threads import parallel
-from gpuconv.backends.dispatch import accumulator
+from gpuconv.backends.dispatch import accumulator, real_dtype
 
 Array = np.ndarray[Any, Any]
 Sizes = tuple[int, ...]
@@ -27,7 +27,7 @@ def avg_pool(x: Array, y: Array, channels_last: bool) -> None:
     if not channels_last:  # there NumPy adds up one by one, so that short sums of sums are more exact
         in_size, out_size = _merged(in_size, out_size)
     shares = [_ends(size, out) for size, out in zip(in_size, out_size, strict=True)]
-    counts = _counts(shares).astype(wide)
+    counts = _counts(shares).astype(real_dtype(wide))
 
     def one(planes: tuple[slice, slice]) -> None:
         total = source[planes]
@@ -39,8 +39,9 @@ def avg_pool(x: Array, y: Array, channels_last: bool) -> None:
                 part = total[along(axis, slice(begin, end))]
                 np.sum(part, 2 + axis, wide, sums[along(axis, slice(o, o + 1))], keepdims=True)
             total = sums
+        by_parts(np.divide, total, counts, total)
         result = target[planes]
-        result[...] = (total / counts).reshape(result.shape)
+        result[...] = total.reshape(result.shape)
 
     parallel(one, plane_blocks(source, channels_last), x.size)
 
@@ -50,12 +51,12 @@ def avg_pool_backward(dy: Array, dx: Array, channels_last: bool) -> None:
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     wide = accumulator(dy.dtype)
     shares = [_ends(size, out) for size, out in zip(target.shape[2:], source.shape[2:], strict=True)]
-    counts = _counts(shares).astype(wide)
+    counts = _counts(shares).astype(real_dtype(wide))
 
     def one(planes: tuple[slice, slice]) -> None:
         part = source[planes]
         total = scratch("shared", part.shape[:2], part.shape[2:], channels_last, wide)
-        np.divide(part, counts, out=total)
+        by_parts(np.divide, part, counts, total)
         for axis in range(len(shares)):
             sizes = (*total.shape[2 : 2 + axis], target.shape[2 + axis], *total.shape[3 + axis :])
             spread = scratch(f"spread{axis}", total.shape[:2], sizes, channels_last, wide)

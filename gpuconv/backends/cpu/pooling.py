@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuconv.backends.cpu.columns import axis_slices, channels_first, tap_slices
 from gpuconv.backends.cpu.threads import buffer, count, parallel
-from gpuconv.backends.dispatch import accumulator
+from gpuconv.backends.dispatch import accumulator, real_dtype
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
@@ -191,11 +191,10 @@ def avg_pool(
     """Write each window's mean: sums axis by axis, then one division."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     wide = accumulator(x.dtype)
-    share = (1 / divisor(window, count_include_pad, divisor_override)).astype(wide)
+    share = (1 / divisor(window, count_include_pad, divisor_override)).astype(real_dtype(wide))
 
     def one(planes: tuple[slice, slice]) -> None:
-        total = _sums(source[planes], window, wide, channels_last)
-        np.multiply(total, share, out=target[planes], casting="same_kind")
+        by_parts(np.multiply, _sums(source[planes], window, wide, channels_last), share, target[planes])
 
     parallel(one, plane_blocks(source, channels_last), x.size * sum(window.kernel))
 
@@ -229,12 +228,12 @@ def avg_pool_backward(
     """Write dx: each dy, divided, spread over its window, axis by axis."""
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     wide = accumulator(dy.dtype)
-    share = (1 / divisor(window, count_include_pad, divisor_override)).astype(wide)
+    share = (1 / divisor(window, count_include_pad, divisor_override)).astype(real_dtype(wide))
 
     def one(planes: tuple[slice, slice]) -> None:
         part = source[planes]
         shared = scratch("shared", part.shape[:2], part.shape[2:], channels_last, wide)
-        np.multiply(part, share, out=shared)
+        by_parts(np.multiply, part, share, shared)
         target[planes] = _spread(shared, window, wide, channels_last)
 
     parallel(one, plane_blocks(target, channels_last), dx.size * sum(window.kernel))
@@ -312,6 +311,16 @@ def divisor(window: Window, count_include_pad: bool, override: int | None = None
         inside = (places >= -before) & (places < window.in_size[axis] + after)
         counts = np.multiply.outer(counts, inside.sum(axis=1))
     return counts
+
+
+def by_parts(operation: np.ufunc, x: Array, real: Array, out: Array) -> None:
+    """Write to `out` what an operation gives of x and real numbers; of a complex x, of each part.
+
+    As a complex number 2 is 2 + 0i, and infinity times 0 is NaN: parts would spoil each other.
+    """
+    parts = [(x.real, out.real), (x.imag, out.imag)] if x.dtype.kind == "c" else [(x, out)]
+    for part, target in parts:
+        operation(part, real, out=target, casting="same_kind")
 
 
 Taps = list[tuple[tuple[slice, ...], tuple[slice, ...]]]
