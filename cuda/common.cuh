@@ -300,11 +300,17 @@ __device__ __forceinline__ int taps_between(int start, int low, int high, int ax
     return (last < kernel(axis) ? last + 1 : kernel(axis)) - first;
 }
 
-__device__ __forceinline__ int taps_between(const Place &start, const int *low, const int *high) {
+// What an average divides by: `divisor`, or where that is 0 the number of taps in low <= i < high.
+struct Counted {
+    int low[3], high[3], divisor;
+};
+
+__device__ __forceinline__ int divisor_of(const Place &start, const Counted &counted) {
     int taps = 1;
 #pragma unroll
-    for (int axis = FIRST_AXIS; axis < 3; ++axis) taps *= taps_between(start.at[axis], low[axis], high[axis], axis);
-    return taps;
+    for (int axis = FIRST_AXIS; axis < 3; ++axis)
+        taps *= taps_between(start.at[axis], counted.low[axis], counted.high[axis], axis);
+    return counted.divisor ? counted.divisor : taps;
 }
 
 // Adaptive pooling cuts each axis into `out` windows: o's places are floor(o*in / out) <= i < ceil((o+1)*in / out).

@@ -35,23 +35,13 @@ extern "C" __global__ void gpuconv_max_pool_backward(const T *__restrict__ dy, c
         const MASK *mask = plane_of(item, argmax, p.argmax);
         ACC sum[VECTOR] = {};
         bool found[VECTOR] = {};
-#pragma unroll UNROLLED
-        for (int a = 0; a < covers(0); ++a)
-#pragma unroll UNROLLED
-            for (int b = 0; b < covers(1); ++b)
-#pragma unroll UNROLLED
-                for (int c = 0; c < covers(2); ++c)
+        for_covering(item, p.window, [&](int v, const Place &out, const Place &tap) {
+            const Vector<MASK, CHANNELS> winners = load<CHANNELS>(mask + offset(out, p.argmax));
+            const Vector<T, CHANNELS> terms = load<CHANNELS>(gradient + offset(out, p.dy));
 #pragma unroll
-                    for (int v = 0; v < PLACES; ++v) {
-                        Place out, tap;
-                        if (!covering(item.place[v], a, b, c, p.window, out, tap)) continue;
-                        const Vector<MASK, CHANNELS> winners = load<CHANNELS>(mask + offset(out, p.argmax));
-                        const Vector<T, CHANNELS> terms = load<CHANNELS>(gradient + offset(out, p.dy));
-#pragma unroll
-                        for (int lane = 0; lane < CHANNELS; ++lane)
-                            if (winners.lane[lane] == flat_tap(tap))
-                                collect(sum[v + lane], found[v + lane], terms.lane[lane]);
-                    }
+            for (int lane = 0; lane < CHANNELS; ++lane)
+                if (winners.lane[lane] == flat_tap(tap)) collect(sum[v + lane], found[v + lane], terms.lane[lane]);
+        });
         store(dx + number * VECTOR, sum);
     }
 }

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import gpuconv
 from gpuconv.backends import cpu, cuda
-from gpuconv.backends.cuda import adaptive, bias, columns, convolution, kernels, pooling, program, runtime
+from gpuconv.backends.cuda import columns, convolution, kernels, pooling, program, runtime
 from gpuconv.backends.cuda import problem as problem_module
 from gpuconv.backends.cuda.columns import dense
 from gpuconv.backends.cuda.input_grad import plan_input_grad
@@ -421,72 +421,6 @@ def test_a_view_whose_address_is_not_aligned_is_read_by_smaller_accesses(channel
         want = gpuconv.im2col(np.array(x, subok=False), 3, channels_last=channels_last)
         got = gpuconv.im2col(x, 3, channels_last=channels_last)
         np.testing.assert_array_equal(host_runtime.to_host(got), want)
-
-
-# Complex numbers.
-
-
-WINDOW = sliding_window("test", (7, 9), (3, 2), 2, 1)
-
-
-def _bias_of(y, b, last):
-    filled = y.copy()
-    bias.fill(filled, b, last)
-    return filled
-
-
-# The shapes of what each reads, channels first, and what it does.
-SUMS = {
-    "avg_pool": ([(2, 4, 7, 9)], lambda x, last: pooling.avg_pool(x, WINDOW, last, False)),
-    "avg_pool_backward": (
-        [(2, 4, *WINDOW.out_size)],
-        lambda dy, last: pooling.avg_pool_backward(dy, _shaped((2, 4, 7, 9), last), WINDOW, last, False),
-    ),
-    "adaptive avg_pool, alone": ([(2, 4, 7, 9)], lambda x, last: adaptive.avg_pool(x, (3, 4), last)),
-    "adaptive avg_pool, in teams": ([(2, 4, 7, 9)], lambda x, last: adaptive.avg_pool(x, (1, 1), last)),
-    "adaptive avg_pool_backward": (
-        [(2, 4, 3, 4)],
-        lambda dy, last: adaptive.avg_pool_backward(dy, _shaped((2, 4, 7, 9), last), last),
-    ),
-    "im2col": ([(2, 4, 7, 9)], lambda x, last: columns.im2col(x, WINDOW, last)),
-    "col2im": (
-        [(2, 4, WINDOW.taps, *WINDOW.out_size)],
-        lambda col, last: columns.col2im(
-            col.reshape((2, WINDOW.places, -1) if last else (2, -1, WINDOW.places)),
-            _shaped((2, 4, 7, 9), last),
-            WINDOW,
-            last,
-        ),
-    ),
-    "bias": ([(2, 4, 7, 9), (4,)], _bias_of),
-    "bias_grad, in parts": ([(2, 4, 60, 90)], lambda dy, last: bias.grad(dy, last, dy.dtype)),
-}
-
-
-def _shaped(shape, channels_last):
-    return shape[:1] + shape[2:] + shape[1:2] if channels_last else shape
-
-
-@needs_kernels
-@pytest.mark.parametrize("name", SUMS)
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
-def test_sums_of_complex_numbers_are_those_of_their_parts(dtype, channels_last, name):
-    shapes, operation = SUMS[name]
-    rng = np.random.default_rng(0)
-
-    def draw_part():
-        return [rng.integers(-9, 10, _shaped(shape, channels_last)) for shape in shapes]
-
-    def run(arrays, dtype):
-        return operation(*_on_device(*(a.astype(dtype) for a in arrays)), channels_last)
-
-    real, imaginary = draw_part(), draw_part()
-    got = run([a + 1j * b for a, b in zip(real, imaginary, strict=True)], dtype)
-    assert got.dtype == dtype
-    part = dtype(0).real.dtype
-    want = np.asarray(run(real, part)) + 1j * np.asarray(run(imaginary, part))
-    np.testing.assert_array_equal(host_runtime.to_host(got), want)
 
 
 # Programs.

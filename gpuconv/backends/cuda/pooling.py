@@ -171,7 +171,8 @@ def avg_pool(
     runtime = runtimes.of(x)
     if y.size:
         n, c, source = described(runtime, x, channels_last)
-        program = _avg_pool(window, n, c, source, x.dtype, channels_last, count_include_pad)
+        how = (channels_last, count_include_pad, divisor_override)
+        program = _avg_pool(window, n, c, source, x.dtype, *how)
         run(runtime, program, [runtime.address(x), runtime.address(y)])
 
 
@@ -184,6 +185,7 @@ def _avg_pool(
     dtype: np.dtype[Any],
     channels_last: bool,
     count_include_pad: bool,
+    divisor_override: int | None = None,
 ) -> Program:
     return _program(
         "avg_pool",
@@ -194,7 +196,7 @@ def _avg_pool(
         {"x": (x, window.in_size)},
         dtype,
         channels_last,
-        values=_ends(window, count_include_pad),
+        values={"counted": _counted(window, count_include_pad, divisor_override)},
     )
 
 
@@ -211,7 +213,8 @@ def avg_pool_backward(
     runtime = runtimes.of(dy)
     if dx.size:
         n, c, source = described(runtime, dy, channels_last)
-        program = _avg_pool_backward(window, n, c, source, dy.dtype, channels_last, count_include_pad)
+        how = (channels_last, count_include_pad, divisor_override)
+        program = _avg_pool_backward(window, n, c, source, dy.dtype, *how)
         run(runtime, program, [runtime.address(dy), runtime.address(dx)])
 
 
@@ -224,6 +227,7 @@ def _avg_pool_backward(
     dtype: np.dtype[Any],
     channels_last: bool,
     count_include_pad: bool,
+    divisor_override: int | None = None,
 ) -> Program:
     return _program(
         "avg_pool_backward",
@@ -234,7 +238,7 @@ def _avg_pool_backward(
         {"dy": (dy, window.out_size)},
         dtype,
         channels_last,
-        values=_ends(window, count_include_pad),
+        values={"counted": _counted(window, count_include_pad, divisor_override)},
     )
 
 
@@ -352,12 +356,12 @@ def _program(
     return Program((launch,))
 
 
-def _ends(window: Window, count_include_pad: bool) -> dict[str, Any]:
-    """Return the kernels' bounds of the places that a divisor counts."""
+def _counted(window: Window, count_include_pad: bool, divisor_override: int | None) -> dict[str, Any]:
+    """Return the kernels' struct Counted: the ends of the places that a divisor counts, or the divisor."""
     none = (0,) * window.axes
     before, after = (window.before, window.after) if count_include_pad else (none, none)
     high = tuple(n + a for n, a in zip(window.in_size, after, strict=True))
-    return {"low": three([-b for b in before], 0), "high": three(high, 1)}
+    return {"low": three([-b for b in before], 0), "high": three(high, 1), "divisor": divisor_override or 0}
 
 
 def described(runtime: runtimes.Runtime, x: Array, channels_last: bool) -> tuple[int, int, Laid]:
