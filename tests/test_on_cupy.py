@@ -150,9 +150,19 @@ def _max_pool_and_back(x, dy):
     return y, argmax, dx, gpuconv.argmax_to_indices(argmax, x.shape, (3, 2), **POOLING)
 
 
+def _into_every_other_channel(x, w):
+    whole = dispatch.array_module(x).zeros((Y[0], 2 * Y[1], *Y[2:]), np.float32)
+    return gpuconv.conv2d(x, w, **CONVOLUTION, out=whole[:, 1::2]), whole
+
+
 OPERATIONS = {
     "conv2d": (lambda *a: [gpuconv.conv2d(*a, **CONVOLUTION)], X, W, B),
     "conv2d_backward": (lambda *a: gpuconv.conv2d_backward(*a, **CONVOLUTION), Y, X, W),
+    "a result among others": (_into_every_other_channel, X, W),
+    "a real x among complex arrays": (
+        lambda dy, x, w: gpuconv.conv2d_backward(dy * 1j, x, w * (1 - 2j), **CONVOLUTION),
+        *(Y, X, W),
+    ),
     "conv2d_input_grad": (lambda *a: [gpuconv.conv2d_input_grad(*a, X, **CONVOLUTION)], Y, W),
     "conv2d_weight_grad": (lambda *a: [gpuconv.conv2d_weight_grad(*a, W[2:], **CONVOLUTION)], Y, X),
     "conv2d_bias_grad": (lambda *a: [gpuconv.conv2d_bias_grad(*a)], Y),

@@ -261,6 +261,16 @@ def test_an_empty_batch_has_results_too(backend, call):
         assert (y == 0).all()  # there is none, or it is the gradient of weights: a sum of nothing
 
 
+@each(ONE_EACH)
+def test_numpys_results_may_lie_between_bytes(call):
+    backend = BACKENDS["numpy"]
+    want = _wanted(backend, call)
+    outs = [np.empty(y.nbytes + 1, U1)[1:].view(y.dtype).reshape(y.shape) for y in want]
+    for y, out, values in zip(call(backend, out=call.outs(outs)), outs, want, strict=True):
+        assert y is out
+        np.testing.assert_array_equal(y, values)
+
+
 @each(SEVERAL)
 def test_of_several_results_each_may_be_given_or_new(backend, call):
     want = _wanted(backend, call)

@@ -34,7 +34,7 @@ FUNCTIONS = {
 METHODS = {
     **dict.fromkeys(("mean", "sum"), "axis dtype keepdims"),
     **dict.fromkeys(("all", "any", "argmax", "max", "min"), "axis keepdims"),
-    **dict.fromkeys(("ravel", "reshape", "swapaxes", "transpose"), ""),
+    **dict.fromkeys(("conj", "ravel", "reshape", "swapaxes", "transpose"), ""),
     "copy": "order",
 }
 OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
@@ -74,6 +74,10 @@ class ndarray:
     @property
     def T(self):
         return ndarray(self._values.T)
+
+    @property
+    def real(self):
+        return ndarray(self._values.real)
 
     def __len__(self):
         return len(self._values)
