@@ -80,7 +80,7 @@ def _check_exact(backend, got, want, dtypes):
 
 @kinds
 @ranks
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(rng=randoms)
 def test_convolution_and_gradients_are_exactly_the_definition_on_whole_numbers(
     backend, axes, transposed, rng
@@ -209,7 +209,7 @@ def _check_adjoint(backend, y, dy, x, dx):
 
 @kinds
 @ranks
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(rng=randoms)
 def test_gradients_of_convolution_are_its_adjoints(backend, axes, transposed, rng):
     case = DRAWS[transposed][1](rng, axes=axes)
@@ -228,12 +228,6 @@ def test_col2im_is_the_adjoint_of_im2col(backend, rng):
     dy = _numbers(case, "dy", col.shape, whole=False)
     dx = gpuconv.col2im(backend.to_array(dy), x.shape, case.kernel, **case.columns())
     _check_adjoint(backend, col, dy, x, dx)
-
-
-# When the kernels have complex averages, this and its calls can go.
-def _skip_on_kernels(backend):
-    if not backend.is_numpy:
-        pytest.skip("the kernels have no complex averages yet")
 
 
 # Averages and the like are made of sums and real factors: the parts go through them each for itself.
@@ -284,11 +278,10 @@ def _with_infinities(rng, x):
 
 
 @pytest.mark.parametrize("op", ["avg_pool", "adaptive_avg_pool2d", "global_avg_pool", "upsample"])
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(rng=randoms)
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # inf - inf
 def test_averages_are_those_of_the_parts_and_gradients_their_adjoints(backend, op, rng):
-    _skip_on_kernels(backend)
     case = draw(rng, pool=True, axes=2 if op.endswith("2d") else rng.randint(1, 3))
     forward, backward, y_shape = _linear(op, case, bool(rng.randint(0, 1)))
     dtype = rng.choice([np.complex64, C16])
@@ -307,10 +300,9 @@ def test_averages_are_those_of_the_parts_and_gradients_their_adjoints(backend, o
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, C16])
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(rng=randoms)
 def test_averages_are_the_definition(backend, dtype, rng):
-    _skip_on_kernels(backend)
     case = draw(rng, pool=True)
     x = _numbers(case, "x", case.x_shape(), dtype)
     dy = _numbers(case, "dy", case.y_shape(pool=True), dtype)
@@ -326,7 +318,7 @@ def test_averages_are_the_definition(backend, dtype, rng):
         np.testing.assert_allclose(backend.to_numpy(got), must, rtol=rtol, atol=10 * rtol)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(rng=randoms)
 def test_columns_are_exactly_the_definition(backend, rng):
     case = draw(rng, axes=rng.randint(1, 3))
@@ -341,8 +333,19 @@ def test_columns_are_exactly_the_definition(backend, rng):
     _check_exact(backend, (got, again), (want, x_again), [dtype] * 2)
 
 
+@layouts
+def test_upsampling_repeats_both_parts_and_its_gradient_adds_them_up(backend, channels_last):
+    case = _plain(2, channels_last, False)
+    x, last = _numbers(case, "x", case.x_shape()), {"channels_last": channels_last}
+    axes = (1, 2) if channels_last else (2, 3)
+    want = x.repeat(3, axes[0]).repeat(2, axes[1])
+    y = gpuconv.upsample(backend.to_array(x), (3, 2), **last)
+    np.testing.assert_array_equal(backend.to_numpy(y), want)
+    dx = gpuconv.upsample_backward(y, (3, 2), **last)
+    np.testing.assert_array_equal(backend.to_numpy(dx), 6 * x)
+
+
 def test_infinite_parts_are_copied_as_they_are(backend):
-    _skip_on_kernels(backend)
     x = np.array([complex(np.inf, 1), complex(2, np.nan), complex(-np.inf, np.inf), 3]).reshape(1, 2, 2)
     x1 = backend.to_array(x)
     for copy in (gpuconv.im2col(x1, 1), gpuconv.col2im(x1, x.shape, 1), gpuconv.upsample(x1, 1)):
@@ -363,23 +366,22 @@ def _norms(x, norm, sliding):
 @pytest.mark.parametrize("norm", [1, 2, 3.5])
 @settings(max_examples=15)
 @given(rng=randoms)
-def test_norms_are_real_and_their_gradient_is_the_slope(device, norm, rng):
-    _skip_on_kernels(device)  # then `device` becomes `backend`
+def test_norms_are_real_and_their_gradient_is_the_slope(backend, norm, rng):
     case = draw(rng, pool=True)
     x = _numbers(case, "x", case.x_shape(), whole=False) + 2
-    x1 = device.to_array(x)
+    x1 = backend.to_array(x)
     arguments = (norm, case.kernel), case.pool()
     y = gpuconv.lp_pool2d(x1, *arguments[0], **arguments[1])
     want = in_layout(case, _norms(define.first(x, case.channels_last), norm, case.sliding(pool=True)))
     assert y.dtype == np.float64
-    np.testing.assert_allclose(device.to_numpy(y), want, rtol=1e-12)
+    np.testing.assert_allclose(backend.to_numpy(y), want, rtol=1e-12)
     dy = _numbers(case, "dy", y.shape, np.float64, whole=False)
-    dx = gpuconv.lp_pool2d_backward(device.to_array(dy), x1, y, *arguments[0], **arguments[1])
+    dx = gpuconv.lp_pool2d_backward(backend.to_array(dy), x1, y, *arguments[0], **arguments[1])
     step = 1e-6 * _numbers(case, "step", x.shape, whole=False)
-    sides = (gpuconv.lp_pool2d(device.to_array(x + s), *arguments[0], **arguments[1]) for s in (step, -step))
-    up, down = (device.to_numpy(side) for side in sides)
+    sides = (gpuconv.lp_pool2d(backend.to_array(x + s), *arguments[0], **arguments[1]) for s in (step, -step))
+    up, down = (backend.to_numpy(side) for side in sides)
     slope = ((up - down) * dy).sum() / 2
-    assert np.vdot(device.to_numpy(dx), step).real == pytest.approx(slope, rel=1e-4, abs=1e-11)
+    assert np.vdot(backend.to_numpy(dx), step).real == pytest.approx(slope, rel=1e-4, abs=1e-11)
 
 
 def test_norms_of_swapped_bytes_are_real():
@@ -395,7 +397,7 @@ def test_norms_of_swapped_bytes_are_real():
 @layouts
 @kinds
 @pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize("value", [complex(np.inf, 0), complex(0, -np.inf), complex(np.nan, 1)])
+@pytest.mark.parametrize("value", [complex(-np.inf, 0), complex(1, np.nan)])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_infinities_stay_where_they_are_read(backend, channels_last, transposed, groups, value):
     case = _plain(2, channels_last, transposed, groups=groups, in_size=(7, 7))
