@@ -73,11 +73,21 @@ ANY_RANK = {
     "im2col": {"x": _ones(2, 4, 6, 6), "kernel_size": 3},
     "col2im": {"col": _ones(2, 36, 16), "x_shape": (2, 4, 6, 6), "kernel_size": 3},
 }
+NORMS = {
+    "lp_pool2d": {"x": _ones(2, 4, 6, 6), "norm_type": 3, "kernel_size": 2},
+    "lp_pool2d_backward": {
+        "dy": _ones(2, 4, 3, 3),
+        "x": _ones(2, 4, 6, 6),
+        "y": _ones(2, 4, 3, 3),
+        "norm_type": 3,
+        "kernel_size": 2,
+    },
+}
 # Other ranks' functions share the code of two axes': what is wrong in the numbers is tried on the plane's.
-PLANE = {**_good(2), **ANY_RANK}
+PLANE = {**_good(2), **ANY_RANK, **NORMS}
 OTHERS = {**_good(1), **_good(3)}
 GOOD = {**PLANE, **OTHERS}
-ARRAYS = ("dy", "x", "w", "b", "argmax", "col")
+ARRAYS = ("dy", "x", "y", "w", "b", "argmax", "col")
 ARRAY_ARGUMENTS = [(op, name) for op, good in GOOD.items() for name in good if name in ARRAYS]
 WINDOWED = [op for op in PLANE if op != "conv2d_bias_grad"]
 POOLS = [op for op in GOOD if "pool" in op or op == "argmax_to_indices"]
@@ -111,8 +121,8 @@ def test_the_good_arguments_are_good_and_every_public_function_is_here(op):
         for name in gpuconv.__all__
         if inspect.isfunction(value := getattr(gpuconv, name))
         and value.__module__.rpartition(".")[0] == "gpuconv"
-        # these have no sliding window: test_adaptive.py has their cases
-        and value.__module__ not in ("gpuconv.adaptive", "gpuconv.global_pool")
+        # these have no sliding window: test_adaptive.py and test_upsample.py have their cases
+        and value.__module__ not in ("gpuconv.adaptive", "gpuconv.global_pool", "gpuconv.upsample")
     }
     assert public == set(GOOD)
 
@@ -159,12 +169,20 @@ def test_arrays_of_no_numbers_are_refused_by_dtype(op, name, dtype):
 
 
 @pytest.mark.parametrize(("op", "name"), [pair for pair in ARRAY_ARGUMENTS if pair[1] != "argmax"])
-def test_complex_is_refused_but_by_columns(op, name):
+def test_complex_is_refused_where_it_would_need_an_order_or_is_no_gradient(op, name):
     array = GOOD[op][name].astype(np.complex64)
-    if op in ("im2col", "col2im"):
-        assert call(op, **{name: array}).dtype == np.complex64
-    else:
+    if op.startswith("max_") or (op == "lp_pool2d_backward" and name != "x"):
         refused(TypeError, op, rf"\b{name} .*complex64", **{name: array})
+    elif op == "lp_pool2d_backward":
+        dy = GOOD[op]["dy"].astype(np.float64)
+        refused(TypeError, op, "dy has dtype float64, but for x of complex64", x=array, dy=dy)
+    else:
+        result = call(op, **{name: array})
+        kinds = {r.dtype.kind for r in (result if isinstance(result, tuple) else [result])}
+        if op == "lp_pool2d":
+            assert kinds == {"f"}
+        elif name == "dy" or not op.endswith("_backward"):  # a real array's gradient is real
+            assert "c" in kinds
 
 
 class Bfloat16(np.ndarray):
@@ -188,7 +206,14 @@ def test_bfloat16_is_refused_by_name(op, name):
 def test_integers_alone_do_not_make_a_float(op):
     arrays = {name: a.astype(np.int32) for name, a in GOOD[op].items() if name in ARRAYS}
     first = next(iter(arrays))
-    refused(TypeError, op, "int32", rf"\b{first} ", r"float16, float32 or float64", **arrays)
+    refused(
+        TypeError,
+        op,
+        "int32",
+        rf"\b{first} ",
+        r"float16, float32, float64, complex64 or complex128",
+        **arrays,
+    )
 
 
 @pytest.mark.parametrize(
