@@ -86,9 +86,7 @@ class Case:
 
     def array(self, name, shape, dtype=np.float64, *, whole=False):
         """Return random numbers, the same for a name; `whole`: from -3 to 3, so that sums are exact."""
-        rng = np.random.default_rng([self.seed, *name.encode()])
-        numbers = rng.integers(-3, 4, shape) if whole else rng.standard_normal(shape)
-        return numbers.astype(dtype)
+        return numbers([self.seed, *name.encode()], shape, dtype, whole=whole)
 
     def _layout(self, channels, sizes):
         return (self.n, *sizes, channels) if self.channels_last else (self.n, channels, *sizes)
@@ -131,9 +129,10 @@ def draw(rng, *, pool=False, free=False, dilated=True, axes=2):
     else:
         kernel, stride, dilation = rng.choice(WINDOWS)
     dilation = dilation if dilated else (1,) * axes
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     groups = rng.choice([1, 1, 1, 2, 3, 8])  # with 8, several groups share a GEMM
     case = Case(
-        n=rng.choice([1, 2, 3, 0]),
+        n=rng.choice([1, 2, 3, 1, 2, 3, 2, 0]),
         c_in=groups * rng.randint(1, 3),
         c_out=groups * rng.randint(1, 3),
         groups=groups,
@@ -141,19 +140,19 @@ def draw(rng, *, pool=False, free=False, dilated=True, axes=2):
         kernel=kernel,
         stride=stride,
         dilation=dilation,
-        padding=_draw_padding(rng, axes),
+        # a pooling's window that begins with more holds nothing but padding
+        padding=_draw_padding(rng, [min(3, span - 1) for span in spans] if pool else [3] * axes),
         ceil_mode=bool(rng.randint(0, 1)),
         count_include_pad=bool(rng.randint(0, 1)),
         channels_last=bool(rng.randint(0, 1)),
         seed=rng.randrange(2**32),
     )
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     least = [1] * axes
     if case.padding == "valid":
         least = spans
     elif not isinstance(case.padding, str):
         least = [max(1, span - sum(pads)) for span, pads in zip(spans, case.pads, strict=True)]
-    most = 6 if axes < 3 else 3
+    most = rng.choice([6, 6, 6, 0] if axes < 3 else [3, 3, 3, 0])  # at times as small as can be
     case = replace(case, in_size=tuple(size + rng.randint(0, most) for size in least))
     if pool and not _each_window_sees_something(case):
         return replace(
@@ -175,20 +174,40 @@ def draw_transposed(rng, *, free=False, axes=2):
     return replace(case, in_size=tuple(n + rng.randint(0, most) for n in least))
 
 
-def _draw_padding(rng, axes):
+def draw_adaptive(rng, axes=2, most=9):
+    """Draw (N, C), sizes of images and of outputs, fewer and more than places, and a layout."""
+    most = rng.choice([most] * 7 + [1])
+    in_size = tuple(rng.randint(1, most) for _ in range(axes))
+    out_size = tuple(rng.choice([1, rng.randint(1, size), rng.randint(1, 7)]) for size in in_size)
+    planes = rng.choice([1, 2, 3, 1, 2, 3, 2, 0]), rng.choice([1, 3, 8])
+    return planes, in_size, out_size, bool(rng.randint(0, 1))
+
+
+def _draw_padding(rng, most):
     form = rng.choice(["number", "per axis", "pairs", "word"])
     if form == "number":
-        return rng.randint(0, 3)
+        return rng.randint(0, min(most))
     if form == "per axis":
-        return tuple(rng.randint(0, 3) for _ in range(axes))
+        return tuple(rng.randint(0, m) for m in most)
     if form == "pairs":
-        return tuple((rng.randint(0, 3), rng.randint(0, 3)) for _ in range(axes))
+        return tuple((rng.randint(0, m), rng.randint(0, m)) for m in most)
     return rng.choice(["valid", "same", "same_lower"])
 
 
 def _each_window_sees_something(case):
     sliding = case.sliding(pool=True)
     return len({o for o, _, _ in sliding.reads()}) == prod(sliding.out_size)
+
+
+def numbers(seed, shape, dtype=np.float64, *, whole=False):
+    """Return random numbers of a dtype; `whole`, as integers are: from -3 to 3, without sign from 0."""
+    rng, dtype = np.random.default_rng(seed), np.dtype(dtype)
+
+    def part():
+        return rng.integers(-3, 4, shape) if whole or dtype.kind in "biu" else rng.standard_normal(shape)
+
+    x = part() + 1j * part() if dtype.kind == "c" else part()
+    return (abs(x) if dtype.kind == "u" else x).astype(dtype)
 
 
 def in_layout(case, x):

@@ -10,6 +10,7 @@ def assert_close(got, want, tolerance=None):
     """Check shape and values; the tolerance is that of got's dtype, or as given."""
     assert got.shape == want.shape
     if tolerance is None:
-        tolerance = TOLERANCE[got.dtype]
+        tolerance = TOLERANCE[got.real.dtype]
     scale = max(1.0, float(np.abs(want).max(initial=0)))
-    np.testing.assert_allclose(got.astype(np.float64), want, rtol=0, atol=tolerance * scale)
+    wide = np.promote_types(got.dtype, np.float64)
+    np.testing.assert_allclose(got.astype(wide), want, rtol=0, atol=tolerance * scale)

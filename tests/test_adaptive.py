@@ -1,12 +1,11 @@
-"""Adaptive and global pooling and their gradients: the definition, NaN, slopes, PyTorch, wrong arguments."""
+"""Adaptive and global pooling and their gradients: the definition, NaN, slopes, wrong arguments."""
 
-import random
 import re
 
 import definitions as define
 import numpy as np
 import pytest
-from cases import lay_out
+from cases import draw_adaptive, lay_out, numbers
 from compare import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,16 +16,8 @@ from gpuconv.testing import check_gradients
 randoms = st.randoms(use_true_random=False)
 
 
-def _draw(rng, axes=2, most=9):
-    """Draw sizes of images and outputs, fewer and more than places, and a layout."""
-    in_size = tuple(rng.randint(1, most) for _ in range(axes))
-    out_size = tuple(rng.choice([1, rng.randint(1, size), rng.randint(1, 7)]) for size in in_size)
-    return (rng.choice([0, 1, 2, 3]), rng.choice([1, 3, 8])), in_size, out_size, bool(rng.randint(0, 1))
-
-
 def _numbers(rng, shape, dtype, *, whole=False):
-    numbers = np.random.default_rng(rng.randrange(2**32))
-    return (numbers.integers(-3, 4, shape) if whole else numbers.standard_normal(shape)).astype(dtype)
+    return numbers(rng.randrange(2**32), shape, dtype, whole=whole)
 
 
 def _with_nan(rng, x):
@@ -39,7 +30,7 @@ def _with_nan(rng, x):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @given(rng=randoms)
 def test_adaptive_average_and_gradient_are_the_definition(backend, dtype, rng):
-    planes, in_size, out_size, last = _draw(rng)
+    planes, in_size, out_size, last = draw_adaptive(rng)
     x, dy = _numbers(rng, planes + in_size, dtype), _numbers(rng, planes + out_size, dtype)
     x1, dy1 = (lay_out(rng, backend.to_array(define.last(a, last))) for a in (x, dy))
     y = gpuconv.adaptive_avg_pool2d(x1, out_size, channels_last=last)
@@ -53,7 +44,7 @@ def test_adaptive_average_and_gradient_are_the_definition(backend, dtype, rng):
 @pytest.mark.parametrize("dtype", ["f8", "f2", "i1"])
 @given(rng=randoms)
 def test_adaptive_maximum_and_gradient_are_exactly_the_definition(backend, dtype, rng):
-    planes, in_size, out_size, last = _draw(rng)
+    planes, in_size, out_size, last = draw_adaptive(rng)
     x = _with_nan(rng, (_numbers(rng, planes + in_size, "i8", whole=True) + 3).astype(dtype))
     dy = (_numbers(rng, planes + out_size, "i8", whole=True) % 3).astype(dtype)  # sums fit int8
     x1, dy1 = (lay_out(rng, backend.to_array(define.last(a, last))) for a in (x, dy))
@@ -73,7 +64,7 @@ def test_adaptive_maximum_and_gradient_are_exactly_the_definition(backend, dtype
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @given(rng=randoms)
 def test_global_pooling_and_gradients_are_the_definition(backend, axes, rng):
-    planes, in_size, _, last = _draw(rng, axes, 9 if axes < 3 else 5)
+    planes, in_size, _, last = draw_adaptive(rng, axes, 9 if axes < 3 else 5)
     keepdims = bool(rng.randint(0, 1))
     options = {"channels_last": last, "keepdims": keepdims}
     ones = (1,) * axes
@@ -141,16 +132,6 @@ def test_none_keeps_an_axis_as_it_is(backend):
         )
 
 
-@given(rng=randoms)
-def test_average_gradient_is_its_adjoint(backend, rng):
-    planes, in_size, out_size, last = _draw(rng)
-    x, dy = (define.last(_numbers(rng, planes + sizes, "f8"), last) for sizes in (in_size, out_size))
-    y = backend.to_numpy(gpuconv.adaptive_avg_pool2d(backend.to_array(x), out_size, channels_last=last))
-    dx = gpuconv.adaptive_avg_pool2d_backward(backend.to_array(dy), x.shape, channels_last=last)
-    scale = float(abs(x).sum()) + 1
-    assert float((y * dy).sum()) == pytest.approx(float((backend.to_numpy(dx) * x).sum()), abs=1e-12 * scale)
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradients_are_the_slopes(device, channels_last):
     last = {"channels_last": channels_last}
@@ -180,33 +161,6 @@ def test_gradients_are_the_slopes(device, channels_last):
     }
     for forward, backward in pairs.values():
         check_gradients(forward, x, backward=backward)
-
-
-@pytest.mark.oracle
-def test_adaptive_pooling_is_pytorchs(backend):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle here (extra `oracle`)")
-    functional = torch.nn.functional
-    rng = random.Random(0)
-    for _ in range(60):
-        planes, in_size, out_size, last = _draw(rng, most=20)
-        planes = (max(1, planes[0]), planes[1])
-        x, dy = _numbers(rng, planes + in_size, "f8"), _numbers(rng, planes + out_size, "f8")
-        x1, dy1 = (backend.to_array(define.last(a, last)) for a in (x, dy))
-        tensor = torch.tensor(x, requires_grad=True)
-        want = functional.adaptive_avg_pool2d(tensor, out_size)
-        want.backward(torch.tensor(dy))
-        y = gpuconv.adaptive_avg_pool2d(x1, out_size, channels_last=last)
-        assert_close(backend.to_numpy(y), define.last(want.detach().numpy(), last))
-        dx = gpuconv.adaptive_avg_pool2d_backward(dy1, x1.shape, channels_last=last)
-        assert_close(backend.to_numpy(dx), define.last(tensor.grad.numpy(), last))
-        tensor = torch.tensor(x, requires_grad=True)
-        want, indices = functional.adaptive_max_pool2d(tensor, out_size, return_indices=True)
-        want.backward(torch.tensor(dy))
-        y, argmax = gpuconv.adaptive_max_pool2d(x1, out_size, channels_last=last)
-        np.testing.assert_array_equal(backend.to_numpy(y), define.last(want.detach().numpy(), last))
-        np.testing.assert_array_equal(backend.to_numpy(argmax), define.last(indices.numpy(), last))
-        dx = gpuconv.adaptive_max_pool2d_backward(dy1, argmax, x1.shape, channels_last=last)
-        assert_close(backend.to_numpy(dx), define.last(tensor.grad.numpy(), last))
 
 
 def test_places_outside_of_their_window_are_refused_or_on_a_gpu_left_out(backend):

@@ -1,12 +1,11 @@
-"""PyTorch on the CPU as an oracle, over thousands of drawn configurations of one to three spatial axes.
+"""PyTorch on the CPU as an oracle: convolution, plain and transposed, of one to three spatial axes.
 
-It computes in float64 what ours computes in the drawn dtypes; the dtype of the result sets how near it must
-come. Where PyTorch has no such padding, the image is padded first, or what PyTorch doesn't leave out of a
+Where PyTorch has no such padding, the image is padded first, or what PyTorch doesn't leave out of a
 transposed convolution is cut off after.
 
-Each of the four operations is compared, forward and every gradient, `ROUNDS` times `DRAWS` times: NumPy's
-backend in 7,200 configurations and as many again in small pieces, the kernels in 1,800 and as many again. In
-a quarter of them the batch is empty.
+Result and gradients of both are compared in 6 rounds of `DRAWS`: on NumPy's backend in 2,880 configurations
+and as many again in small pieces, on the kernels in 720 and as many again; pooling (test_pytorch_pooling.py)
+adds 3,720 and 930. In an eighth of them the batch is empty, in a quarter images are as small as they can be.
 """
 
 import random
@@ -16,126 +15,144 @@ import numpy as np
 import pytest
 from cases import draw, draw_transposed, in_layout, lay_out, weights_in_layout
 from compare import assert_close
+from oracle import (
+    AXES,
+    COMPLEX,
+    FLOATS,
+    INTEGERS,
+    ROUNDS,
+    F,
+    backward,
+    draws,
+    images,
+    ours,
+    own_padding,
+    padded,
+    tensor,
+    theirs,
+    torch,
+)
 
 import gpuconv
-
-torch = pytest.importorskip("torch", reason="PyTorch is the oracle here (extra `oracle`)")
-F = torch.nn.functional
 
 pytestmark = [
     pytest.mark.oracle,
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
 ]
 
-DTYPES = (np.float64, np.float32, np.float16)
-AXES = (1, 2, 2, 3)
-ROUNDS = range(6)
-DRAWS, DRAWS_OF_KERNELS = 300, 75
+DRAWS = 240
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small arrays: PyTorch's threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def _draws(backend, number):
-    """Yield a source of random numbers for each draw of a round."""
-    rng = random.Random(number)
-    for _ in range(DRAWS if backend.is_numpy else DRAWS_OF_KERNELS):
-        yield rng
-
-
-def _draw_pool(rng, **options):
-    """Draw a pooling that PyTorch can do; and its padding, None where the image must be padded first."""
+def _draw_dtypes(rng):
+    """Draw dtypes of x, w, b and dy, seldom all the same, that promote to dtypes of results."""
+    choices = {
+        "one": [rng.choice([*FLOATS, *COMPLEX])],
+        "floats": FLOATS,
+        "integers too": [*FLOATS, *INTEGERS],
+        "complex too": [*FLOATS, *COMPLEX, *COMPLEX, rng.choice(INTEGERS)],
+    }[rng.choice(["one", "floats", "integers too", "complex too"])]
     while True:
-        case = draw(rng, pool=True, free=rng.random() < 0.7, axes=rng.choice(AXES), **options)
-        own = _own_padding(case.sliding(pool=True).pads)
-        # In 3-D it refuses averages of a volume smaller than the kernel, padded or not.
-        small = len(case.kernel) == 3 and any(n < k for n, k in zip(case.in_size, case.kernel, strict=True))
-        if own is not None and not small and all(p <= k // 2 for p, k in zip(own, case.kernel, strict=True)):
-            return case, own
-        if not case.ceil_mode:  # padding first would move the end that ceil mode looks at
-            return case, None
+        x, w, b, dy = dtypes = [np.dtype(rng.choice(choices)) for _ in range(4)]
+        y = np.result_type(x, w, b)
+        results = [y, np.result_type(dy, w), np.result_type(dy, x), dy]
+        # dy is complex where y is; but it may be real there too, as anyone's may who sums real parts
+        if all(r.kind in "fc" for r in results) and (dy.kind == "f" or y.kind == "c"):
+            return dtypes
 
 
-def _own_padding(pads):
-    """Return the padding as PyTorch takes it, or None where it can't."""
-    return tuple(p for p, _ in pads) if all(before == after for before, after in pads) else None
+CORNERS = {
+    "one spatial axis": lambda c: len(c.kernel) == 1,
+    "three spatial axes": lambda c: len(c.kernel) == 3,
+    "channels last": lambda c: c.channels_last,
+    "groups": lambda c: 1 < c.groups < c.c_in,
+    "depthwise": lambda c: 1 < c.groups == c.c_in,
+    "dilation": lambda c: any(k > 1 < d for k, d in zip(c.kernel, c.dilation, strict=True)),
+    "stride": lambda c: max(c.stride) > 1,
+    "a stride beyond the kernel": lambda c: any(s > k for s, k in zip(c.stride, c.kernel, strict=True)),
+    "a word as padding": lambda c: isinstance(c.padding, str),
+    "unlike paddings": lambda c: own_padding(c.sliding().pads) is None,
+    "padding larger than the kernel": lambda c: any(
+        max(pads) > k for pads, k in zip(c.sliding().pads, c.kernel, strict=True)
+    ),
+    "sizes that don't divide": lambda c: any(
+        (n + sum(pads) - (k - 1) * d - 1) % s
+        for n, pads, k, d, s in zip(c.in_size, c.sliding().pads, c.kernel, c.dilation, c.stride, strict=True)
+    ),
+    "batch 0": lambda c: c.n == 0,
+    "one channel": lambda c: c.c_in == 1,
+    "1x1 images": lambda c: len(c.in_size) > 1 and max(c.in_size) == 1,
+}
 
 
-def _tensor(x):
-    return torch.tensor(np.ascontiguousarray(x, np.float64), requires_grad=True)
+def test_the_draws_reach_every_corner():
+    rng = random.Random(0)
+    cases = [draw(rng, free=rng.random() < 0.7, axes=rng.choice(AXES)) for _ in range(1000)]
+    counts = {corner: sum(map(lies_there, cases)) for corner, lies_there in CORNERS.items()}
+    dtypes = [_draw_dtypes(rng) for _ in range(1000)]
+    counts["mixtures of dtypes"] = sum(len(set(some)) > 1 for some in dtypes)
+    counts |= {kind: sum(any(d.kind == kind for d in some) for some in dtypes) for kind in "biufc"}
+    assert min(counts.values()) >= 40, counts
 
 
-def _padded(x, pads, value=0.0):
-    """Pad the spatial axes, or cut where negative; PyTorch begins with the last."""
-    return F.pad(x, [p for pair in reversed(pads) for p in pair], value=value)
-
-
-def _public(name, case):
-    return getattr(gpuconv, name.format(len(case.kernel)))
-
-
-def _oracle(name, case):
-    return getattr(F, name.format(len(case.kernel)))
-
-
-def _compare_convolution(backend, rng, case, name, oracle):
+def _compare(backend, rng, case, name, oracle):
     """Compare a result and its three gradients; each array has its own dtype and layout of memory."""
+    shapes = {"x": case.x_shape(), "w": case.w_shape(), "b": (case.c_out,), "dy": case.y_shape()}
     x, w, b, dy = (
-        case.array(name, shape, rng.choice(DTYPES))
-        for name, shape in (
-            ("x", case.x_shape()),
-            ("w", case.w_shape()),
-            ("b", (case.c_out,)),
-            ("dy", case.y_shape()),
-        )
+        case.array(name, shape, dtype)
+        for (name, shape), dtype in zip(shapes.items(), _draw_dtypes(rng), strict=True)
     )
-    last = case.channels_last
-    x1, w1, b1 = _tensor(define.first(x, last)), _tensor(define.weights_first(w, last)), _tensor(b)
-    want = oracle(x1, w1, b1)
-    want.backward(torch.tensor(np.ascontiguousarray(define.first(dy, last), np.float64)))
+    flip = rng.random() < 0.25
+    dtype, wide = np.result_type(x, w, b), np.result_type(x, w, b, np.float64)
+    leaves = images(case, x), tensor(define.weights_first(w, case.channels_last)), tensor(b.astype(wide))
+    x1, w1, b1 = (a.to(leaves[2].dtype) for a in leaves)
+    want = oracle(x1, w1.flip(tuple(range(2, w1.ndim))) if flip else w1, b1)
+    backward(want, dy, case.channels_last)
+    gradients = [a.grad.numpy() for a in leaves]
 
     x0, w0, b0, dy0 = (lay_out(rng, backend.to_array(a)) for a in (x, w, b, dy))
-    y = _public(name, case)(x0, w0, b0, **case.conv())
-    dx, dw, db = _public(f"{name}_backward", case)(dy0, x0, w0, **case.conv())
-    assert y.dtype == np.result_type(x, w, b)
-    assert (dx.dtype, dw.dtype, db.dtype) == (np.result_type(dy, w), np.result_type(dy, x), dy.dtype)
+    y = ours(name, case)(x0, w0, b0, **case.conv(), flip=flip)
+    dx, dw, db = ours(f"{name}_backward", case)(dy0, x0, w0, **case.conv(), flip=flip)
+    assert y.dtype == dtype
+    assert dx.dtype == _gradient_dtype(x, dy, w)
+    assert dw.dtype == _gradient_dtype(w, dy, x)
+    assert db.dtype == dy.dtype
     assert_close(backend.to_numpy(y), in_layout(case, want.detach().numpy()))
-    assert_close(backend.to_numpy(dx), in_layout(case, x1.grad.numpy()))
-    assert_close(backend.to_numpy(dw), weights_in_layout(case, w1.grad.numpy()))
-    assert_close(backend.to_numpy(db), b1.grad.numpy())
+    assert_close(backend.to_numpy(dx), in_layout(case, gradients[0]))
+    assert_close(backend.to_numpy(dw), weights_in_layout(case, gradients[1]))
+    assert_close(backend.to_numpy(db), gradients[2])
+
+
+def _gradient_dtype(by, *arrays):
+    """Return the dtype that the others promote to; of a real array, that of a real part."""
+    dtype = np.result_type(*arrays)
+    return dtype if by.dtype.kind == "c" else np.empty(0, dtype).real.dtype
 
 
 @pytest.mark.parametrize("number", ROUNDS)
 def test_convolution_and_its_gradients(backend, number):
-    for rng in _draws(backend, number):
+    for rng in draws(backend, number, DRAWS):
         case = draw(rng, free=rng.random() < 0.7, axes=rng.choice(AXES))
         pads = case.sliding().pads
-        own = _own_padding(pads)
+        own = own_padding(pads)
         if case.padding == "valid" or (case.padding == "same" and set(case.stride) == {1}):
             own = case.padding
 
         def oracle(x, w, b, case=case, own=own, pads=pads):
-            image, padding = (_padded(x, pads), 0) if own is None else (x, own)
-            return _oracle("conv{}d", case)(image, w, b, case.stride, padding, case.dilation, case.groups)
+            image, padding = (padded(x, pads), 0) if own is None else (x, own)
+            return theirs("conv{}d", case)(image, w, b, case.stride, padding, case.dilation, case.groups)
 
-        _compare_convolution(backend, rng, case, "conv{}d", oracle)
+        _compare(backend, rng, case, "conv{}d", oracle)
 
 
 @pytest.mark.parametrize("number", ROUNDS)
 def test_transposed_convolution_and_its_gradients(backend, number):
-    for rng in _draws(backend, number):
+    for rng in draws(backend, number, DRAWS):
         case = draw_transposed(rng, free=rng.random() < 0.7, axes=rng.choice(AXES))
-        own = None if isinstance(case.padding, str) else _own_padding(case.pads)
+        own = None if isinstance(case.padding, str) else own_padding(case.pads)
 
         def oracle(x, w, b, case=case, own=own):
             bias, padding = (None, 0) if own is None else (b, own)
-            y = _oracle("conv_transpose{}d", case)(
+            y = theirs("conv_transpose{}d", case)(
                 x, w, bias, case.stride, padding, case.output_padding, case.groups, case.dilation
             )
             if own is not None:
@@ -143,67 +160,10 @@ def test_transposed_convolution_and_its_gradients(backend, number):
             # the places before are cut off, and after that the result has the size it has
             sliding = case.sliding()
             rest = zip(sliding.pads, sliding.out_size, y.shape[2:], strict=True)
-            y = _padded(y, [(-before, size - have + before) for (before, _), size, have in rest])
+            y = padded(y, [(-before, size - have + before) for (before, _), size, have in rest])
             return y + b.reshape(-1, *(1,) * len(case.kernel))
 
-        _compare_convolution(backend, rng, case, "conv_transpose{}d", oracle)
-
-
-@pytest.mark.parametrize("number", ROUNDS)
-def test_max_pooling_and_its_gradient(backend, number):
-    for rng in _draws(backend, number):
-        case, own = _draw_pool(rng)
-        dtype = rng.choice(DTYPES)
-        x = case.array("x", case.x_shape(), dtype, whole=rng.random() < 0.3)  # whole numbers tie
-        pads = case.sliding(pool=True).pads
-        x1 = _tensor(define.first(x, case.channels_last))
-        image, padding = (_padded(x1, pads, -torch.inf), 0) if own is None else (x1, own)
-        want, indices = _oracle("max_pool{}d", case)(
-            image, case.kernel, case.stride, padding, case.dilation, case.ceil_mode, return_indices=True
-        )
-        indices = indices.numpy()
-        if own is None:  # from the padded plane's numbering to that of x
-            places = np.unravel_index(indices, image.shape[2:])
-            places = [place - before for place, (before, _) in zip(places, pads, strict=True)]
-            indices = np.ravel_multi_index(places, case.in_size)
-        dy = case.array("dy", case.y_shape(pool=True), dtype)
-        want.backward(torch.tensor(np.ascontiguousarray(define.first(dy, case.channels_last), np.float64)))
-
-        x0, dy0 = (lay_out(rng, backend.to_array(a)) for a in (x, dy))
-        y, argmax = _public("max_pool{}d", case)(x0, case.kernel, **case.pool())
-        given = (case.x_shape(), case.kernel)
-        dx = _public("max_pool{}d_backward", case)(dy0, argmax, *given, **case.pool())
-        got = gpuconv.argmax_to_indices(argmax, *given, **case.pool())
-        np.testing.assert_array_equal(backend.to_numpy(y), in_layout(case, want.detach().numpy()))
-        np.testing.assert_array_equal(backend.to_numpy(got), in_layout(case, indices))
-        assert_close(backend.to_numpy(dx), in_layout(case, x1.grad.numpy()))
-
-
-@pytest.mark.parametrize("number", ROUNDS)
-def test_average_pooling_and_its_gradient(backend, number):
-    for rng in _draws(backend, number):
-        case, own = _draw_pool(rng, dilated=False)  # PyTorch's can't dilate
-        dtype = rng.choice(DTYPES)
-        x, dy = (
-            case.array(name, shape, dtype)
-            for name, shape in (("x", case.x_shape()), ("dy", case.y_shape(pool=True)))
-        )
-        pool, x1 = _oracle("avg_pool{}d", case), _tensor(define.first(x, case.channels_last))
-        if own is not None:
-            want = pool(x1, case.kernel, case.stride, own, case.ceil_mode, case.count_include_pad)
-        else:
-            pads = case.sliding(pool=True).pads
-            want = pool(_padded(x1, pads), case.kernel, case.stride)
-            if not case.count_include_pad:
-                want = want / pool(_padded(torch.ones_like(x1), pads), case.kernel, case.stride)
-        want.backward(torch.tensor(np.ascontiguousarray(define.first(dy, case.channels_last), np.float64)))
-
-        options = {**case.pool(), "count_include_pad": case.count_include_pad}
-        x0, dy0 = (lay_out(rng, backend.to_array(a)) for a in (x, dy))
-        y = _public("avg_pool{}d", case)(x0, case.kernel, **options)
-        dx = _public("avg_pool{}d_backward", case)(dy0, case.x_shape(), case.kernel, **options)
-        assert_close(backend.to_numpy(y), in_layout(case, want.detach().numpy()))
-        assert_close(backend.to_numpy(dx), in_layout(case, x1.grad.numpy()))
+        _compare(backend, rng, case, "conv_transpose{}d", oracle)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -222,7 +182,7 @@ def test_average_pooling_and_its_gradient(backend, number):
 def test_layers_large_enough_for_threads_and_blocks(x_shape, w_shape, options, channels_last):
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal(x_shape, np.float32), rng.standard_normal(w_shape, np.float32)
-    x1, w1 = _tensor(x), _tensor(w)
+    x1, w1 = tensor(x), tensor(w)
     want = F.conv2d(x1, w1, **options)
     dy = rng.standard_normal(want.shape, np.float32)
     want.backward(torch.tensor(dy, dtype=torch.float64))
