@@ -1,4 +1,4 @@
-"""im2col and col2im: the definition, the matrix product that makes a convolution of them, the adjoint."""
+"""im2col and col2im: the definition, the matrix product that makes a convolution of them."""
 
 import definitions as define
 import numpy as np
@@ -57,17 +57,6 @@ def test_columns_over_one_and_three_spatial_axes(backend, axes, rng):
     back = gpuconv.col2im(col, x.shape, case.kernel, **case.columns())
     must = in_layout(case, define.col2im(want, case.c_in, case.sliding()))
     np.testing.assert_array_equal(backend.to_numpy(back), must)
-
-
-@given(rng=randoms)
-def test_col2im_is_the_adjoint_of_im2col(backend, rng):
-    case = draw(rng, free=True)
-    x = backend.to_array(case.array("x", case.x_shape()))
-    col = gpuconv.im2col(x, case.kernel, **case.columns())
-    other = backend.to_array(case.array("other", col.shape))
-    back = gpuconv.col2im(other, case.x_shape(), case.kernel, **case.columns())
-    scale = float(abs(col * other).sum()) + 1
-    assert float((col * other).sum()) == pytest.approx(float((x * back).sum()), abs=1e-12 * scale)
 
 
 @given(rng=randoms)

@@ -1,4 +1,4 @@
-"""conv2d and its gradients: the definition, finite differences, adjoint identities, memory, odd inputs."""
+"""conv2d and its gradients: the definition, finite differences, memory, odd inputs."""
 
 import random
 import subprocess
@@ -142,19 +142,6 @@ def test_gradients_agree_with_finite_differences(backend, rng):
         along = (backend.to_numpy(grad) * direction).sum()
         # the loss is linear in each argument, so only rounding is left
         assert slope == pytest.approx(along, rel=1e-7, abs=1e-6)
-
-
-@given(rng=randoms)
-def test_input_and_weight_gradients_are_adjoints_of_the_convolution(backend, rng):
-    case = draw(rng, free=True)
-    x, w, _, dy = (backend.to_array(a) for a in _arrays(case, whole=False))
-    y = gpuconv.conv2d(x, w, **case.conv())
-    dx = gpuconv.conv2d_input_grad(dy, w, case.x_shape(), **case.conv())
-    dw = gpuconv.conv2d_weight_grad(dy, x, case.kernel, **case.conv())
-    want = float((y * dy).sum())
-    scale = float(abs(y * dy).sum()) + 1
-    assert float((x * dx).sum()) == pytest.approx(want, abs=1e-12 * scale)
-    assert float((w * dw).sum()) == pytest.approx(want, abs=1e-12 * scale)
 
 
 @given(rng=randoms)
