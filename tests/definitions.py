@@ -381,6 +381,43 @@ def avg_pool_backward(dy, sliding, count_include_pad):
     return dx
 
 
+def lp_pool(x, sliding, norm):
+    """y[n, c, o] = (sum over j of |x[n, c, i]| ** norm) ** (1 / norm)."""
+    sums = np.zeros((*x.shape[:2], *sliding.out_size), x.real.dtype)
+    for o, _, i in sliding.reads():
+        sums[:, :, *o] += abs(x[:, :, *i]) ** norm
+    return sums ** (1 / norm)
+
+
+def lp_pool_backward(dy, x, y, sliding, norm):
+    """dx[n, c, i] = sum over the o that read i of dy[o] * x[i] / |x[i]| * (|x[i]| / y[o]) ** (norm - 1).
+
+    A place of zero has no terms, nor has a window of zeros alone.
+    """
+    dx = np.zeros((*dy.shape[:2], *sliding.in_size), x.dtype)
+    for n, c in np.ndindex(*dy.shape[:2]):
+        for o, _, i in sliding.reads():
+            value, size = x[n, c, *i], abs(x[n, c, *i])
+            if size != 0 and y[n, c, *o] != 0:
+                dx[n, c, *i] += dy[n, c, *o] * value / size * (size / y[n, c, *o]) ** (norm - 1)
+    return dx
+
+
+def upsample(x, scale):
+    """y[n, c, i * scale + j] = x[n, c, i] for every 0 <= j < scale."""
+    for axis, times in enumerate(scale, start=2):
+        x = np.repeat(x, times, axis)
+    return x
+
+
+def upsample_backward(dy, scale):
+    """dx[n, c, i] = sum over 0 <= j < scale of dy[n, c, i * scale + j]."""
+    dx = np.zeros((*dy.shape[:2], *(n // s for n, s in zip(dy.shape[2:], scale, strict=True))), dy.dtype)
+    for place in np.ndindex(*dy.shape[2:]):
+        dx[:, :, *(at // s for at, s in zip(place, scale, strict=True))] += dy[:, :, *place]
+    return dx
+
+
 def first(x, channels_last):
     """[N, *spatial, C] as [N, C, *spatial], where it isn't already."""
     return np.moveaxis(x, -1, 1) if channels_last else x
