@@ -1,8 +1,7 @@
-"""Complex numbers, on every backend: the definitions, adjoints, PyTorch, real arrays among complex ones."""
+"""Complex numbers, on every backend: the definitions, norms, real arrays among complex ones."""
 
 import random
 from dataclasses import replace
-from math import prod
 
 import definitions as define
 import numpy as np
@@ -205,29 +204,6 @@ def _check_adjoint(backend, y, dy, x, dx):
     want, got = (np.vdot(backend.to_numpy(a), backend.to_numpy(b)) for a, b in ((dy, y), (dx, x)))
     scale = np.abs(backend.to_numpy(y)).sum() * np.abs(dy).max(initial=0) + 1
     assert abs(got - want) <= 1e-12 * scale
-
-
-@kinds
-@ranks
-@settings(max_examples=10)
-@given(rng=randoms)
-def test_gradients_of_convolution_are_its_adjoints(backend, axes, transposed, rng):
-    case = DRAWS[transposed][1](rng, axes=axes)
-    x, w, _, dy = _arrays(case, whole=False)
-    y, dx, dw, _ = _computed(backend, case, transposed, x, w, None, dy)
-    _check_adjoint(backend, y, dy, x, dx)
-    _check_adjoint(backend, y, dy, w, dw)
-
-
-@settings(max_examples=15)
-@given(rng=randoms)
-def test_col2im_is_the_adjoint_of_im2col(backend, rng):
-    case = draw(rng, axes=rng.randint(1, 3))
-    x = _numbers(case, "x", case.x_shape(), whole=False)
-    col = gpuconv.im2col(backend.to_array(x), case.kernel, **case.columns())
-    dy = _numbers(case, "dy", col.shape, whole=False)
-    dx = gpuconv.col2im(backend.to_array(dy), x.shape, case.kernel, **case.columns())
-    _check_adjoint(backend, col, dy, x, dx)
 
 
 # Averages and the like are made of sums and real factors: the parts go through them each for itself.
@@ -472,34 +448,6 @@ def torch():
     module.set_num_threads(1)
     yield module
     module.set_num_threads(before)
-
-
-@pytest.mark.oracle
-@kinds
-@ranks
-def test_gradients_are_those_of_pytorchs_complex_autograd(torch, axes, transposed):
-    rng = random.Random(axes)
-    name = f"conv_transpose{axes}d" if transposed else f"conv{axes}d"
-    for _ in range(12):
-        case = replace(DRAWS[transposed][1](rng, axes=axes), channels_last=False, padding=0)
-        if not transposed:
-            span = [(k - 1) * d + 1 for k, d in zip(case.kernel, case.dilation, strict=True)]
-            case = replace(case, padding=1, in_size=tuple(s + rng.randint(0, 3) for s in span))
-        case = replace(case, n=max(1, case.n))
-        dtypes = [rng.choice([C16, np.dtype("f8")]) for _ in range(3)]
-        x, w, b, dy = _arrays(case, [*dtypes, C16 if C16 in dtypes else np.dtype("f8")], whole=False)
-        leaves = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
-        options = {k: v for k, v in case.conv().items() if k != "channels_last"}
-        whole = [leaf.to(torch.tensor(dy).dtype) for leaf in leaves]
-        want = getattr(torch.nn.functional, name)(*whole, **options)
-        want.backward(torch.tensor(dy))
-        y = getattr(gpuconv, name)(x, w, b, **case.conv())
-        dx, dw, db = getattr(gpuconv, f"{name}_backward")(dy, x, w, **case.conv())
-        grads = [leaf.grad.numpy() for leaf in leaves]
-        db = db if b.dtype == C16 else db.real  # what b is, the function isn't told
-        for got, must in zip((y, dx, dw, db), (want.detach().numpy(), *grads), strict=True):
-            assert got.dtype == must.dtype
-            np.testing.assert_allclose(got, must, rtol=1e-10, atol=1e-10 * (1 + prod(case.kernel)))
 
 
 @pytest.mark.oracle
