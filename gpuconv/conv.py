@@ -406,12 +406,14 @@ def collect(
     outs = several(op, out, "dx", "dw", "db")
     grads: list[Array | None] = [None] * 3
     for i, name in enumerate("xwb"):
-        if name in needs:
-            dtype = by[i] if like[i].dtype.kind == "c" else real_dtype(by[i])
-            written = {f"out[{j}]": outs[j] for j in range(i) if outs[j] is not None}
-            grads[i] = result(
-                op, backend, outs[i], shapes[i], dtype, name=f"out[{i}]", dy=dy, x=x, w=w, **written
-            )
+        if name not in needs:
+            continue
+        dtype = by[i] if like[i].dtype.kind == "c" else real_dtype(by[i])
+        if outs[i] is None:
+            grads[i] = backend.arrays.empty(shapes[i], dtype, dy)
+        else:
+            inputs = {"dy": dy, "x": x, "w": w, **{f"out[{j}]": outs[j] for j in range(i)}}
+            grads[i] = result(op, backend, outs[i], shapes[i], dtype, name=f"out[{i}]", **inputs)
     for grad, dtype, write in zip(grads, by, compute, strict=True):
         if grad is None:
             continue
