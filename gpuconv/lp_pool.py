@@ -1,6 +1,6 @@
 """Lp pooling: the norm of every window. The public functions."""
 
-from math import isfinite
+from math import inf
 from numbers import Real
 from typing import Any
 
@@ -149,7 +149,10 @@ def check_norm(op: str, value: Any) -> float:
     """Return the exponent of a norm as a float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{op}: norm_type must be a number, not {value!r}")
-    norm = float(value)
-    if not (isfinite(norm) and norm >= 1):
+    try:
+        norm = float(value)
+    except OverflowError:  # an int beyond all floats
+        norm = inf
+    if not 1 <= norm < inf:
         raise ValueError(f"{op}: norm_type must be a number of 1 or more, not {value!r}")
     return norm

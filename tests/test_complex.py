@@ -437,6 +437,19 @@ def test_rounded_products_are_an_option_for_complex64_too(backend, channels_last
     _check_exact(backend, got, _defined(case, False, *arrays), [np.complex64] * 4)
 
 
+def test_a_layer_with_real_parameters_trains_on_complex_images(device):
+    rng = np.random.default_rng(0)
+    layer = device.move(gpuconv.nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular", rng=0))
+    x = (rng.standard_normal((2, 2, 5, 5)) + 1j * rng.standard_normal((2, 2, 5, 5))).astype(np.complex64)
+    y = layer(device.to_array(x))
+    dx = layer.backward(y)
+    assert y.dtype == dx.dtype == np.complex64
+    assert {grad.dtype for grad in layer.grads.values()} == {np.dtype(np.float32)}
+    want = device.to_numpy(y).real.sum((0, 2, 3))
+    np.testing.assert_allclose(device.to_numpy(layer.grads["bias"]), want, rtol=1e-4, atol=1e-4)
+    gpuconv.SGD(layer, 0.1).step()
+
+
 # PyTorch.
 
 

@@ -156,6 +156,7 @@ X, Y = np.ones((2, 3, 6, 6)), np.ones((2, 3, 3, 3))
         ((X, 0.5, 2), {}, ValueError, r"norm_type must be a number of 1 or more, not 0\.5"),
         ((X, np.inf, 2), {}, ValueError, "norm_type must be a number of 1 or more, not inf"),
         ((X, np.nan, 2), {}, ValueError, "norm_type must be a number of 1 or more, not nan"),
+        ((X, 10**400, 2), {}, ValueError, "norm_type must be a number of 1 or more"),
         ((X, True, 2), {}, TypeError, "norm_type must be a number, not True"),
         ((X, "2", 2), {}, TypeError, "norm_type must be a number, not '2'"),
         ((X, 2 + 0j, 2), {}, TypeError, "norm_type must be a number, not"),

@@ -96,7 +96,8 @@ class _Conv(Layer):
         needs = ("x",) * needs_dx + ("w",) + ("b",) * ("bias" in self.params)
         dx, self.grads["weight"], db = type(self)._gradients(dy, x, w, needs=needs, **self._window())
         if db is not None:
-            self.grads["bias"] = db
+            # The function doesn't know the bias: of a real one the gradient is real.
+            self.grads["bias"] = db if db.dtype.kind == self.params["bias"].dtype.kind else db.real
         return pad_backward(dx, pads, self.padding_mode) if pads and needs_dx else dx
 
     def _borders(self, x: Array, w: Array) -> Pads:
