@@ -1,6 +1,6 @@
 // Gradient of Lp pooling.
 //
-//   dx[n, c, i] = x |x|^(norm-2) * sum over the windows o that read i of dy[n, c, o] * y[n, c, o]^(1-norm)
+//   dx[n, c, i] = x / |x| * sum over the windows o that read i of dy[n, c, o] * (|x| / y[n, c, o])^(norm-1)
 //
 // and nothing of windows whose norm is 0.
 //
@@ -27,28 +27,32 @@ extern "C" __global__ void gpuconv_lp_pool_backward(const Y *__restrict__ dy, co
         const Item item = item_at(number, p.order);
         const Y *gradient = plane_of(item, dy, p.dy), *norms = plane_of(item, y, p.y);
         const T *from = plane_of(item, x, p.x);
-        const REAL exponent = (REAL)(p.norm - 1);
+        ACC value[VECTOR];
+#pragma unroll
+        for (int v = 0; v < PLACES; ++v) {
+            const Vector<T, CHANNELS> values = load<CHANNELS>(from + offset(item.place[v], p.x));
+#pragma unroll
+            for (int lane = 0; lane < CHANNELS; ++lane) value[v + lane] = (ACC)values.lane[lane];
+        }
         REAL sum[VECTOR] = {};
         for_covering(item, p.window, [&](int v, const Place &out, const Place &) {
             const Vector<Y, CHANNELS> terms = load<CHANNELS>(gradient + offset(out, p.dy));
             const Vector<Y, CHANNELS> of = load<CHANNELS>(norms + offset(out, p.y));
 #pragma unroll
             for (int lane = 0; lane < CHANNELS; ++lane) {
-                const REAL norm = (REAL)of.lane[lane];
-                if (norm != 0) sum[v + lane] += (REAL)terms.lane[lane] / power<NORM - 1>(norm, exponent);
+                const REAL norm = (REAL)of.lane[lane], term = (REAL)terms.lane[lane];
+                // The power of a quotient of at most 1: the powers alone may be beyond the type.
+                if (norm != 0)
+                    sum[v + lane] += NORM == 2 ? term / norm
+                                               : term * power<NORM - 1>(magnitude(value[v + lane]) / norm,
+                                                                        (REAL)(p.norm - 1));
             }
         });
         ACC share[VECTOR];
 #pragma unroll
-        for (int v = 0; v < PLACES; ++v) {
-            const Vector<T, CHANNELS> values = load<CHANNELS>(from + offset(item.place[v], p.x));
-#pragma unroll
-            for (int lane = 0; lane < CHANNELS; ++lane) {
-                const ACC value = (ACC)values.lane[lane];
-                const REAL size = magnitude(value);
-                const REAL grown = NORM == 2 ? 1 : size == 0 ? 0 : power<NORM - 1>(size, exponent) / size;
-                share[v + lane] = scaled(value, sum[v + lane] * grown);
-            }
+        for (int v = 0; v < VECTOR; ++v) {
+            const REAL size = magnitude(value[v]);
+            share[v] = scaled(value[v], NORM == 2 ? sum[v] : size == 0 ? 0 : sum[v] / size);
         }
         store(dx + number * VECTOR, share);
     }

@@ -92,7 +92,7 @@ def lp_pool2d_backward(
 ) -> Array:
     """Return the gradient of `lp_pool2d` by x.
 
-    ``dx[i] = x[i] * |x[i]| ** (norm-2) * (sum of dy[o] * y[o] ** (1-norm))`` over the windows o that read
+    ``dx[i] = x[i] / |x[i]| * (sum of dy[o] * (|x[i]| / y[o]) ** (norm-1))`` over the windows o that read
     place i; 0 where x is, and nothing of windows whose norm is 0, where there is no slope.
 
     Parameters

@@ -147,6 +147,16 @@ def test_layers_worth_of_gradients_agree_with_finite_differences(device):
     )
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_shares_are_numbers_where_powers_alone_are_not(backend, channels_last):
+    # in float32 1e8 / y**9 is infinite, though |x|**10 is a number
+    x = backend.to_array(np.full((1, 4, 4, 4), 2e-4, np.float32))
+    dy = backend.to_array(np.full((1, 4, 2, 2) if not channels_last else (1, 2, 2, 4), 1e8, np.float32))
+    y = gpuconv.lp_pool2d(x, 10, 2, channels_last=channels_last)
+    dx = backend.to_numpy(gpuconv.lp_pool2d_backward(dy, x, y, 10, 2, channels_last=channels_last))
+    np.testing.assert_allclose(dx, 1e8 * 4**-0.9, rtol=1e-4)
+
+
 X, Y = np.ones((2, 3, 6, 6)), np.ones((2, 3, 3, 3))
 
 

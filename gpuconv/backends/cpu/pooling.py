@@ -273,20 +273,27 @@ def lp_pool(x: Array, y: Array, window: Window, channels_last: bool, norm: float
 def lp_pool_backward(
     dy: Array, x: Array, y: Array, dx: Array, window: Window, channels_last: bool, norm: float
 ) -> None:
-    """Write dx: each dy by its norm's power, spread over its window, by each x's share in it."""
+    """Write dx: each dy shared out over its window by what each place adds to the norm."""
     values, target = channels_first(x, channels_last), channels_first(dx, channels_last)
     gradient, norms = channels_first(dy, channels_last), channels_first(y, channels_last)
     wide = accumulator(y.dtype)
+    taps = _taps(window)
 
     def one(planes: tuple[slice, slice]) -> None:
-        total = norms[planes].astype(wide)
+        total, shared = norms[planes].astype(wide), gradient[planes]
         total[total == 0] = np.inf  # no slope: it gives nothing
-        shared = gradient[planes] / _power(total, norm - 1)
         part = values[planes].astype(accumulator(x.dtype), copy=False)
-        spread = _spread(shared, window, wide, channels_last)
-        target[planes] = spread * (part if norm == 2 else np.sign(part) * _power(np.abs(part), norm - 1))
+        if norm == 2:
+            target[planes] = _spread(shared / total, window, wide, channels_last) * part
+            return
+        # Shares are powers of a quotient of at most 1: the powers alone may be beyond the dtype.
+        size, sums = np.abs(part), np.zeros(part.shape, wide)
+        for places, taken in taps:
+            there, here = (slice(None), slice(None), *places), (slice(None), slice(None), *taken)
+            sums[there] += shared[here] * _power(size[there] / total[here], norm - 1)
+        target[planes] = np.sign(part) * sums
 
-    parallel(one, plane_blocks(target, channels_last), dx.size * sum(window.kernel))
+    parallel(one, plane_blocks(target, channels_last), dx.size * window.taps)
 
 
 def _power(x: Array, exponent: float) -> Array:

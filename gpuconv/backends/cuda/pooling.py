@@ -274,7 +274,7 @@ def _lp_pool(
 def lp_pool_backward(
     dy: Array, x: Array, y: Array, dx: Array, window: Window, channels_last: bool, norm: float
 ) -> None:
-    """Write dx: each dy by its norm's power, spread over its window, by each x's share in it."""
+    """Write dx: each dy shared out over its window by what each place adds to the norm."""
     runtime = runtimes.of(dy)
     if dx.size:
         n, c, gradient = described(runtime, dy, channels_last)
