@@ -42,7 +42,7 @@ def run(program):
 
 
 def test_import_takes_less_than_a_fifth_of_a_second_more_than_numpy():
-    clock = "time.perf_counter()"
+    clock = "time.process_time()"  # the processor's, which other programs on the machine don't lengthen
     program = f"import time, numpy; start = {clock}; import gpuconv; print({clock} - start)"
     run(program)  # writes the byte code
     assert min(float(run(program)) for _ in range(5)) < 0.2
