@@ -13,15 +13,15 @@ from gpuconv.backends.dispatch import (
     check_shape,
     result,
 )
+from gpuconv.entry import public
 from gpuconv.geometry import array_shape
 from gpuconv.pool import maxima
-from gpuconv.trace import traced
 
 Array = Any
 OutputSize = int | tuple[int | None, ...] | None
 
 
-@traced
+@public
 def adaptive_avg_pool2d(
     x: Array, output_size: OutputSize, *, channels_last: bool = False, out: Array | None = None
 ) -> Array:
@@ -65,7 +65,7 @@ def adaptive_avg_pool2d(
     return y
 
 
-@traced
+@public
 def adaptive_avg_pool2d_backward(
     dy: Array, x_shape: tuple[int, ...], *, channels_last: bool = False, out: Array | None = None
 ) -> Array:
@@ -106,7 +106,7 @@ def adaptive_avg_pool2d_backward(
     return dx
 
 
-@traced
+@public
 def adaptive_max_pool2d(
     x: Array,
     output_size: OutputSize,
@@ -160,7 +160,7 @@ def adaptive_max_pool2d(
     return y if argmax is None else (y, argmax)
 
 
-@traced
+@public
 def adaptive_max_pool2d_backward(
     dy: Array,
     argmax: Array,

@@ -4,13 +4,13 @@ from typing import Any
 
 from gpuconv import geometry
 from gpuconv.backends.dispatch import backend_of, check_kind, check_shape, result
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding, Window
-from gpuconv.trace import traced
 
 Array = Any
 
 
-@traced
+@public
 def im2col(
     x: Array,
     kernel_size: Ints,
@@ -74,7 +74,7 @@ def im2col(
     return col
 
 
-@traced
+@public
 def col2im(
     col: Array,
     x_shape: tuple[int, ...],

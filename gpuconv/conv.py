@@ -23,8 +23,8 @@ from gpuconv.backends.dispatch import (
     result,
     several,
 )
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding, Window, array_shape
-from gpuconv.trace import traced
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -40,7 +40,7 @@ class ConvGrads(NamedTuple):
 Outs = tuple[Array | None, ...] | None
 
 
-@traced
+@public
 def conv2d(
     x: Array,
     w: Array,
@@ -117,7 +117,7 @@ def conv2d(
     return convolve("conv2d", 2, x, w, b, stride, padding, dilation, groups, channels_last, flip, out)
 
 
-@traced
+@public
 def conv2d_backward(
     dy: Array,
     x: Array,
@@ -180,7 +180,7 @@ def conv2d_backward(
     return gradients(op, 2, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip, out)
 
 
-@traced
+@public
 def conv2d_input_grad(
     dy: Array,
     w: Array,
@@ -232,7 +232,7 @@ def conv2d_input_grad(
     return input_grad(op, 2, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip, out)
 
 
-@traced
+@public
 def conv2d_weight_grad(
     dy: Array,
     x: Array,
@@ -284,7 +284,7 @@ def conv2d_weight_grad(
     return weight_grad(op, 2, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip, out)
 
 
-@traced
+@public
 def conv2d_bias_grad(dy: Array, *, channels_last: bool = False, out: Array | None = None) -> Array:
     """Return the gradient of `conv2d` by b: ``db[f] = sum over n, p, q of dy[n, f, p, q]``.
 

@@ -3,11 +3,11 @@
 from collections.abc import Collection
 
 from gpuconv.conv import Array, ConvGrads, Outs, bias_grad, convolve, gradients, input_grad, weight_grad
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding
-from gpuconv.trace import traced
 
 
-@traced
+@public
 def conv1d(
     x: Array,
     w: Array,
@@ -59,7 +59,7 @@ def conv1d(
     return convolve("conv1d", 1, x, w, b, stride, padding, dilation, groups, channels_last, flip, out)
 
 
-@traced
+@public
 def conv1d_backward(
     dy: Array,
     x: Array,
@@ -108,7 +108,7 @@ def conv1d_backward(
     return gradients(op, 1, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip, out)
 
 
-@traced
+@public
 def conv1d_input_grad(
     dy: Array,
     w: Array,
@@ -155,7 +155,7 @@ def conv1d_input_grad(
     return input_grad(op, 1, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip, out)
 
 
-@traced
+@public
 def conv1d_weight_grad(
     dy: Array,
     x: Array,
@@ -202,7 +202,7 @@ def conv1d_weight_grad(
     return weight_grad(op, 1, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip, out)
 
 
-@traced
+@public
 def conv1d_bias_grad(dy: Array, *, channels_last: bool = False, out: Array | None = None) -> Array:
     """Return the gradient of `conv1d` by b: dy summed over images and places.
 

@@ -3,11 +3,11 @@
 from collections.abc import Collection
 
 from gpuconv.conv import Array, ConvGrads, Outs, bias_grad, convolve, gradients, input_grad, weight_grad
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding
-from gpuconv.trace import traced
 
 
-@traced
+@public
 def conv3d(
     x: Array,
     w: Array,
@@ -62,7 +62,7 @@ def conv3d(
     return convolve("conv3d", 3, x, w, b, stride, padding, dilation, groups, channels_last, flip, out)
 
 
-@traced
+@public
 def conv3d_backward(
     dy: Array,
     x: Array,
@@ -116,7 +116,7 @@ def conv3d_backward(
     return gradients(op, 3, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip, out)
 
 
-@traced
+@public
 def conv3d_input_grad(
     dy: Array,
     w: Array,
@@ -164,7 +164,7 @@ def conv3d_input_grad(
     return input_grad(op, 3, dy, w, x_shape, stride, padding, dilation, groups, channels_last, flip, out)
 
 
-@traced
+@public
 def conv3d_weight_grad(
     dy: Array,
     x: Array,
@@ -212,7 +212,7 @@ def conv3d_weight_grad(
     return weight_grad(op, 3, dy, x, kernel_size, stride, padding, dilation, groups, channels_last, flip, out)
 
 
-@traced
+@public
 def conv3d_bias_grad(dy: Array, *, channels_last: bool = False, out: Array | None = None) -> Array:
     """Return the gradient of `conv3d` by b: dy summed over images and places.
 

@@ -14,13 +14,13 @@ from typing import Any
 from gpuconv import geometry
 from gpuconv.backends.dispatch import backend_of, check_rank, check_shape, given, inexact_result, result
 from gpuconv.conv import ConvGrads, Outs, collect, conjugate, flipped
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding, Window, array_shape
-from gpuconv.trace import traced
 
 Array = Any
 
 
-@traced
+@public
 def conv_transpose2d(
     x: Array,
     w: Array,
@@ -89,7 +89,7 @@ def conv_transpose2d(
     return _transpose("conv_transpose2d", 2, x, w, b, flip, out, *options)
 
 
-@traced
+@public
 def conv_transpose2d_backward(
     dy: Array,
     x: Array,
@@ -143,7 +143,7 @@ def conv_transpose2d_backward(
     return _gradients("conv_transpose2d_backward", 2, dy, x, w, needs, flip, out, *options)
 
 
-@traced
+@public
 def conv_transpose1d(
     x: Array,
     w: Array,
@@ -193,7 +193,7 @@ def conv_transpose1d(
     return _transpose("conv_transpose1d", 1, x, w, b, flip, out, *options)
 
 
-@traced
+@public
 def conv_transpose1d_backward(
     dy: Array,
     x: Array,
@@ -243,7 +243,7 @@ def conv_transpose1d_backward(
     return _gradients("conv_transpose1d_backward", 1, dy, x, w, needs, flip, out, *options)
 
 
-@traced
+@public
 def conv_transpose3d(
     x: Array,
     w: Array,
@@ -296,7 +296,7 @@ def conv_transpose3d(
     return _transpose("conv_transpose3d", 3, x, w, b, flip, out, *options)
 
 
-@traced
+@public
 def conv_transpose3d_backward(
     dy: Array,
     x: Array,

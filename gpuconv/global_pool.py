@@ -9,14 +9,14 @@ import numpy as np
 
 from gpuconv import geometry
 from gpuconv.backends.dispatch import backend_of, check_inexact, check_kind, check_shape, result
+from gpuconv.entry import public
 from gpuconv.geometry import array_shape
 from gpuconv.pool import maxima
-from gpuconv.trace import traced
 
 Array = Any
 
 
-@traced
+@public
 def global_avg_pool(
     x: Array, *, channels_last: bool = False, keepdims: bool = True, out: Array | None = None
 ) -> Array:
@@ -61,7 +61,7 @@ def global_avg_pool(
     return y
 
 
-@traced
+@public
 def global_avg_pool_backward(
     dy: Array,
     x_shape: tuple[int, ...],
@@ -109,7 +109,7 @@ def global_avg_pool_backward(
     return dx
 
 
-@traced
+@public
 def global_max_pool(
     x: Array,
     *,
@@ -163,7 +163,7 @@ def global_max_pool(
     return y if argmax is None else (y, argmax)
 
 
-@traced
+@public
 def global_max_pool_backward(
     dy: Array,
     argmax: Array,

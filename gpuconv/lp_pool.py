@@ -5,14 +5,14 @@ from numbers import Real
 from typing import Any
 
 from gpuconv.backends.dispatch import backend_of, check_inexact, check_shape, real_dtype, result
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding
 from gpuconv.pool import Options, describe, y_shape
-from gpuconv.trace import traced
 
 Array = Any
 
 
-@traced
+@public
 def lp_pool2d(
     x: Array,
     norm_type: float,
@@ -75,7 +75,7 @@ def lp_pool2d(
     return y
 
 
-@traced
+@public
 def lp_pool2d_backward(
     dy: Array,
     x: Array,

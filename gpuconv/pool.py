@@ -7,13 +7,13 @@ import numpy as np
 
 from gpuconv import geometry
 from gpuconv.backends.dispatch import backend_of, check_inexact, check_kind, check_shape, result, several
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding, Window, array_shape
-from gpuconv.trace import traced
 
 Array = Any
 
 
-@traced
+@public
 def max_pool2d(
     x: Array,
     kernel_size: Ints,
@@ -82,7 +82,7 @@ def max_pool2d(
     return max_pool("max_pool2d", 2, x, options, return_argmax, out)
 
 
-@traced
+@public
 def max_pool2d_backward(
     dy: Array,
     argmax: Array,
@@ -134,7 +134,7 @@ def max_pool2d_backward(
     return max_pool_backward("max_pool2d_backward", 2, dy, argmax, x_shape, options, out)
 
 
-@traced
+@public
 def argmax_to_indices(
     argmax: Array,
     x_shape: tuple[int, ...],
@@ -194,7 +194,7 @@ def argmax_to_indices(
     return indices
 
 
-@traced
+@public
 def avg_pool2d(
     x: Array,
     kernel_size: Ints,
@@ -248,7 +248,7 @@ def avg_pool2d(
     return avg_pool("avg_pool2d", 2, x, options, *counts, out)
 
 
-@traced
+@public
 def avg_pool2d_backward(
     dy: Array,
     x_shape: tuple[int, ...],

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding
 from gpuconv.pool import Array, Options, avg_pool, avg_pool_backward, max_pool, max_pool_backward
-from gpuconv.trace import traced
 
 
-@traced
+@public
 def max_pool1d(
     x: Array,
     kernel_size: Ints,
@@ -55,7 +55,7 @@ def max_pool1d(
     return max_pool("max_pool1d", 1, x, options, return_argmax, out)
 
 
-@traced
+@public
 def max_pool1d_backward(
     dy: Array,
     argmax: Array,
@@ -105,7 +105,7 @@ def max_pool1d_backward(
     return max_pool_backward("max_pool1d_backward", 1, dy, argmax, x_shape, options, out)
 
 
-@traced
+@public
 def avg_pool1d(
     x: Array,
     kernel_size: Ints,
@@ -151,7 +151,7 @@ def avg_pool1d(
     return avg_pool("avg_pool1d", 1, x, options, *counts, out)
 
 
-@traced
+@public
 def avg_pool1d_backward(
     dy: Array,
     x_shape: tuple[int, ...],

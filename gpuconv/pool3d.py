@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding
 from gpuconv.pool import Array, Options, avg_pool, avg_pool_backward, max_pool, max_pool_backward
-from gpuconv.trace import traced
 
 
-@traced
+@public
 def max_pool3d(
     x: Array,
     kernel_size: Ints,
@@ -56,7 +56,7 @@ def max_pool3d(
     return max_pool("max_pool3d", 3, x, options, return_argmax, out)
 
 
-@traced
+@public
 def max_pool3d_backward(
     dy: Array,
     argmax: Array,
@@ -107,7 +107,7 @@ def max_pool3d_backward(
     return max_pool_backward("max_pool3d_backward", 3, dy, argmax, x_shape, options, out)
 
 
-@traced
+@public
 def avg_pool3d(
     x: Array,
     kernel_size: Ints,
@@ -153,7 +153,7 @@ def avg_pool3d(
     return avg_pool("avg_pool3d", 3, x, options, *counts, out)
 
 
-@traced
+@public
 def avg_pool3d_backward(
     dy: Array,
     x_shape: tuple[int, ...],

@@ -4,14 +4,14 @@ from typing import Any
 
 from gpuconv import geometry
 from gpuconv.backends.dispatch import backend_of, check_kind, check_shape, result
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Padding
 from gpuconv.pool import Options, describe, y_shape
-from gpuconv.trace import traced
 
 Array = Any
 
 
-@traced
+@public
 def max_unpool2d(
     x: Array,
     argmax: Array,
@@ -68,7 +68,7 @@ def max_unpool2d(
     return _max_unpool("max_unpool2d", 2, x, argmax, x_shape, options, out)
 
 
-@traced
+@public
 def max_unpool2d_backward(
     dy: Array,
     argmax: Array,
@@ -118,7 +118,7 @@ def max_unpool2d_backward(
     return _max_unpool_backward("max_unpool2d_backward", 2, dy, argmax, options, out)
 
 
-@traced
+@public
 def max_unpool1d(
     x: Array,
     argmax: Array,
@@ -168,7 +168,7 @@ def max_unpool1d(
     return _max_unpool("max_unpool1d", 1, x, argmax, x_shape, options, out)
 
 
-@traced
+@public
 def max_unpool1d_backward(
     dy: Array,
     argmax: Array,
@@ -215,7 +215,7 @@ def max_unpool1d_backward(
     return _max_unpool_backward("max_unpool1d_backward", 1, dy, argmax, options, out)
 
 
-@traced
+@public
 def max_unpool3d(
     x: Array,
     argmax: Array,
@@ -269,7 +269,7 @@ def max_unpool3d(
     return _max_unpool("max_unpool3d", 3, x, argmax, x_shape, options, out)
 
 
-@traced
+@public
 def max_unpool3d_backward(
     dy: Array,
     argmax: Array,

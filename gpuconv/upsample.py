@@ -7,13 +7,13 @@ from typing import Any
 
 from gpuconv import geometry
 from gpuconv.backends.dispatch import backend_of, check_inexact, result
+from gpuconv.entry import public
 from gpuconv.geometry import Ints, Window, array_shape
-from gpuconv.trace import traced
 
 Array = Any
 
 
-@traced
+@public
 def upsample(x: Array, scale_factor: Ints, *, channels_last: bool = False, out: Array | None = None) -> Array:
     """Repeat every place along each spatial axis: nearest-neighbour enlargement by whole factors.
 
@@ -58,7 +58,7 @@ def upsample(x: Array, scale_factor: Ints, *, channels_last: bool = False, out: 
     return y
 
 
-@traced
+@public
 def upsample_backward(
     dy: Array, scale_factor: Ints, *, channels_last: bool = False, out: Array | None = None
 ) -> Array:

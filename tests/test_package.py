@@ -143,7 +143,7 @@ SIGNATURES = {
 def test_signatures_are_those_of_the_design(name):
     signature = inspect.signature(getattr(gpuconv, name))
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
-    assert str(inspect.Signature(plain)) == f"({SIGNATURES[name]}, out=None)"
+    assert str(inspect.Signature(plain)) == f"({SIGNATURES[name]}, out=None, like=None)"
 
 
 def test_gradients_of_a_convolution_are_a_named_tuple():
