@@ -493,6 +493,13 @@ def test_a_cudnn_of_cupy_s_own_is_not_hidden(tmp_path, place):
             cudnn.install()
 
 
+def test_an_attribute_of_cupy_s_own_is_not_hidden(cupy_14):
+    cupy_14.cuda.cudnn = own = object()  # as where CuPy 8 to 13 couldn't load the library
+    with pytest.raises(RuntimeError, match=r"has its own cupy\.cuda\.cudnn"):
+        cudnn.install()
+    assert cupy_14.cuda.cudnn is own and not hasattr(cupy_14, "cudnn")
+
+
 def test_without_cupy_it_says_what_is_missing(monkeypatch):
     for name in [*sys.modules]:
         if name.partition(".")[0] in ("cupy", "cupyx"):

@@ -20,6 +20,7 @@ from gpuconv.compat import cudnn
 
 if importlib.util.find_spec("sigpy") is None:
     pytest.skip("sigpy isn't installed (extra `oracle`)", allow_module_level=True)
+pytestmark = pytest.mark.oracle
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,16 @@ what                     cuDNN, as CuPy 13 called it                 here
 layouts                  NHWC for images with two spatial axes       for one to three (NWC, NHWC, NDHWC)
 arrays written to        in C order                                  with any strides
 spatial axes             two or three                                one, too
+workspace                at most 8 MiB, unless set                   `config.workspace_limit`
 ``auto_tune``            tries algorithms on the first call          ignored
 ``deterministic``        False may sum in another order every time   ignored; sums have a fixed order
 ``tensor_core``          lets float16 use tensor cores               ignored once its spelling is checked;
                                                                      float32: `config.fp32_precision`
-equal maxima             the gradient goes to one, unspecified       to the first in row-major order
-NaN in max pooling       loses against numbers                       wins, so that it is seen
-pooling windows of       undefined                                   ValueError
+equal maxima             unspecified                                 the first has the whole gradient
+NaN in max pooling       isn't propagated                            wins, so that it is seen
+pooling windows of       unspecified                                 ValueError
 nothing but padding
-wrong arguments          CuDNNError, or memory read out of bounds    TypeError or ValueError, that say which
+wrong arguments          CuDNNError                                  TypeError or ValueError, that say which
 =======================  ==========================================  ====================================
 
 >>> import numpy as np
