@@ -25,7 +25,7 @@ from host.runtime import Device, DeviceArray, HostRuntime, to_host
 # What may be called, and with which keywords.
 FUNCTIONS = {
     **dict.fromkeys(("exp", "log", "maximum", "sqrt", "square", "subtract", "tanh"), "dtype"),
-    **dict.fromkeys(("arange", "ascontiguousarray", "ones", "zeros", "zeros_like"), "dtype"),
+    **dict.fromkeys(("arange", "ascontiguousarray", "full", "ones", "zeros", "zeros_like"), "dtype"),
     **dict.fromkeys(("concatenate", "stack"), "axis"),
     **dict.fromkeys(("moveaxis", "where"), ""),
     "copyto": "where",
