@@ -170,6 +170,8 @@ def test_backward_uses_the_kernels_that_forward_saw_and_may_be_called_twice():
     equal(layer.dW, dW)
     assert layer.dW is not dW
     equal(layer.col_W, W.reshape(3, -1).T)
+    W *= 2  # in place: the book's col_W is a view, too
+    close(layer.backward(dout), 2 * dx)
 
 
 def test_float32_stays_float32():

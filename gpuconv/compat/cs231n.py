@@ -14,17 +14,18 @@ cache of a convolution     (x, w, b, conv_param), and x_cols    (x, w, b, conv_p
 cache of a max pooling     (x, pool_param); fast: ("reshape",   (x, pool_param, argmax); fast: ("reshape",
                            (x, x_reshaped, out)) or             (x, x_reshaped, out)) or ("im2col",
                            ("im2col", ...)                      (x, pool_param, argmax))
-sizes that the stride      an AssertionError in im2col and      what doesn't fill a window isn't read, under
-doesn't divide             strides                              every name
+sizes that the stride      an AssertionError in im2col, also    what doesn't fill a window isn't read, under
+doesn't divide             for pooling                          every name
 equal maxima               reshape (and fast, where windows     the same; naive is first in row-major order,
                            tile): share the gradient equally;   which is what argmax gives there
                            im2col: the first
 NaN in a window            reshape divides by the number of     the maximum; the gradient goes to it under
                            maxima, of which it finds none:      naive and im2col, nowhere under reshape
                            all its places get NaN
-dtypes                     naive: float64, whatever comes in;   NumPy's promotion: float32 stays float32.
-                           fast: x's, so an integer x cuts      All integers: a TypeError (x.astype(float))
-                           the result's fraction off
+dtypes                     naive: float64, whatever comes in;   NumPy's promotion: float32 stays float32, and
+                           fast: NumPy's promotion              gradients are dout's with x's or w's. A
+                                                                convolution of integers alone is a TypeError
+                                                                (x.astype(float))
 padding in im2col_indices  `padding=1` where not given          the same
 =========================  ===================================  =============================================
 
