@@ -229,9 +229,10 @@ def test_columns_are_chainers_and_col2im_is_their_adjoint(device, window, dtype,
     want = Plain.im2col_cpu(img, kh, kw, sy, sx, ph, pw, pval, cover_all, dy, dx)
     equal(col, want)
     if pval == 0:
-        equal(chainer.im2col_gpu(device.to_array(img), kh, kw, sy, sx, ph, pw, cover_all, dy, dx), want)
+        for im2col in (chainer.im2col_gpu, chainer.im2col):
+            equal(im2col(device.to_array(img), kh, kw, sy, sx, ph, pw, cover_all, dy, dx), want)
     whole = (9 * numbers(*want.shape)).round().astype(dtype)
-    for col2im in (chainer.col2im_cpu, chainer.col2im_gpu):
+    for col2im in (chainer.col2im_cpu, chainer.col2im_gpu, chainer.col2im):
         back = col2im(device.to_array(whole), sy, sx, ph, pw, 7, 6, dy, dx)
         equal(back, Plain.col2im_cpu(whole, sy, sx, ph, pw, 7, 6, dy, dx))
         assert back.dtype == dtype

@@ -20,20 +20,17 @@ begin in that padding; here, as in Chainer, a convolution gives its bias there, 
 =========================  ===================================  =============================================
 What                       Chainer                              Here
 =========================  ===================================  =============================================
-a window with nothing but  max: -inf on the CPU, on the GPU     a ValueError that says which
-padding (a large pad, or   what lies beyond the image in
-cover_all and a stride     memory; average: 0
+a window with nothing but  max: -inf; average: 0, or NaN for    a ValueError that says which
+padding (a large pad, or   pad_value=None; unpooling drops
+cover_all and a stride     its value
 beyond ksize)
-NaN in max pooling         wins on the CPU, on the GPU loses    wins
-                           unless it comes first
-float64 on the GPU         max pooling without cuDNN rounds it  stays
-                           to float32
+NaN in max pooling         wins on the CPU; loses in Chainer's  wins
+                           own kernel
 equal maxima               the first in row-major order         the same
-indexes                    int64 on the CPU, int32 on the GPU,  int64, and int32 of CuPy arrays
-                           none where cuDNN pools
+indexes                    int64 on the CPU, int32 on the GPU   int64, and int32 of CuPy arrays
 an index that upsampling   dropped                              a ValueError for NumPy's, dropped for CuPy's
 would put in the padding
-`*_cpu` and `*_gpu`        each for its own arrays              either for both; pval is im2col_cpu's alone
+im2col, `*_cpu`, `*_gpu`   each for its own arrays              all for both; pval is im2col_cpu's alone
 dtype of a convolution     x's, also where W is wider           NumPy's promotion; x or W may be integers
 more than 2^31 elements    int32 indexes overflow on the GPU    fine
 errors                     InvalidType, AssertionError          TypeError, ValueError
@@ -59,6 +56,7 @@ from gpuconv.pool3d import avg_pool3d, max_pool3d
 __all__ = [
     "average_pooling_2d",
     "average_pooling_nd",
+    "col2im",
     "col2im_cpu",
     "col2im_gpu",
     "convolution_2d",
@@ -67,6 +65,7 @@ __all__ = [
     "deconvolution_nd",
     "get_conv_outsize",
     "get_deconv_outsize",
+    "im2col",
     "im2col_cpu",
     "im2col_gpu",
     "max_pooling_2d",
@@ -571,7 +570,7 @@ def im2col_gpu(
     out_h: int | None = None,
     out_w: int | None = None,
 ) -> Array:
-    """Return `im2col_cpu` with zeros as padding; Chainer's function has no pval.
+    """Return `im2col_cpu` with zeros as padding: this function has no pval. Also `im2col`.
 
     Parameters
     ----------
@@ -585,10 +584,13 @@ def im2col_gpu(
     return _im2col("im2col_gpu", img, kh, kw, sy, sx, ph, pw, 0, cover_all, dy, dx, out_h, out_w)
 
 
+im2col = im2col_gpu
+
+
 def col2im_cpu(
     col: Array, sy: int, sx: int, ph: int, pw: int, h: int, w: int, dy: int = 1, dx: int = 1
 ) -> Array:
-    """Add every entry to the place that `im2col_cpu` copied it from. Also `col2im_gpu`.
+    """Add every entry to the place that `im2col` copied it from. Also `col2im_gpu` and `col2im`.
 
     Parameters
     ----------
@@ -626,7 +628,7 @@ def col2im_cpu(
     return columns.col2im(flat, (n, c, *sizes), (kh, kw), **window)
 
 
-col2im_gpu = col2im_cpu
+col2im_gpu = col2im = col2im_cpu
 
 
 # From Chainer's numbers to those of the public functions; `op` is the name the caller knows.
