@@ -75,6 +75,7 @@ from gpuconv.nn import (
     Tanh,
     Upsample,
 )
+from gpuconv.offload import offload
 from gpuconv.pool import (
     argmax_to_indices,
     avg_pool2d,
@@ -188,6 +189,7 @@ __all__ = [
     "max_unpool3d",
     "max_unpool3d_backward",
     "nn",
+    "offload",
     "testing",
     "upsample",
     "upsample_backward",

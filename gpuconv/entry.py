@@ -7,7 +7,8 @@ the CUDA array interface: as a NumPy or CuPy array on the same memory.
 import importlib
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from contextvars import ContextVar
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,10 @@ Array = Any
 
 # Types that are no other library's array: most arguments are of these, and one look tells.
 _OWN = {int, float, bool, str, tuple, list, type(None)}
+
+# What a call is handed to, with the function and its signature, where arrays are not computed as they lie
+# (`gpuconv.offload`); None: nothing of the kind.
+PLACE: ContextVar[Callable[..., Any] | None] = ContextVar("gpuconv.place", default=None)
 
 _LIKE = """    like : array, optional
         One of another library's arrays: results are then of its kind, on the same memory. Without it they are
@@ -45,10 +50,11 @@ def public(function: F) -> F:
                 arguments = tuple(taken(op, n, a) for n, a in zip(parameters, arguments, strict=False))
                 named = {name: taken(op, name, value) for name, value in named.items()}
                 break
+        run = inner if (place := PLACE.get()) is None else partial(place, inner, signature)
         if like is None:
-            return inner(*arguments, **named)
+            return run(*arguments, **named)
         give_back = giver(op, like)
-        result = inner(*arguments, **named)
+        result = run(*arguments, **named)
         if not isinstance(result, tuple):
             return give_back(result)
         given = [each if each is None else give_back(each) for each in result]
