@@ -5,8 +5,8 @@ themselves, don't mix with them, have the functions, methods and keywords that a
 CuPy's; a new one is added when gpuconv needs it) and note where the program would wait for the GPU.
 
 Stricter than CuPy: NumPy's functions and NumPy's indices are refused, which CuPy takes in part. Not shown:
-rounding, memory order and speed of CuPy's own functions, which are NumPy's here; several devices or streams;
-what goes wrong only because a GPU is still at work.
+rounding, memory order and speed of CuPy's own functions, which are NumPy's here; several devices; what goes
+wrong only because a GPU is still at work, but for copies on streams (see streams.py).
 """
 
 import operator
@@ -20,6 +20,7 @@ import pytest
 
 from gpuconv.backends import dispatch
 from gpuconv.backends.cuda import runtime
+from host import streams
 from host.runtime import Device, DeviceArray, HostRuntime, to_host
 
 # What may be called, and with which keywords.
@@ -95,10 +96,37 @@ class ndarray:
     def __setitem__(self, index, value):
         self._values[_on_device(index)] = _on_device(value)
 
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        """Return a copy in NumPy; or let a stream write one to pinned memory."""
+        assert order == "C"
+        if stream is None and out is None and blocking:
+            waits.append("get")
+            streams.default.use(self._values)
+            streams.default.synchronize()
+            return to_host(self._values)
+        _check_twins(self, out)
+        assert isinstance(stream, streams.Stream) and not blocking
+        stream.copy(streams.span(out), streams.span(self._values))
+        return out
+
+    def set(self, arr, stream=None):
+        """Let a stream fill the array from pinned memory."""
+        _check_twins(self, arr)
+        assert isinstance(stream, streams.Stream)
+        stream.copy(streams.span(self._values), streams.span(arr))
+
     def astype(self, dtype, order="K", copy=True):
         if not copy and order == "K" and self.dtype == dtype:
             return self
         return ndarray(self._values.astype(dtype, order=order))
+
+
+def _check_twins(there, here):
+    if type(here) is not np.ndarray or here.dtype != there.dtype:
+        raise TypeError(f"{type(here)} of {here.dtype}, but the array on the GPU is of {there.dtype}")
+    if here.shape != there.shape:
+        raise ValueError(f"Shape mismatch: {here.shape} and {there.shape}")
+    streams.check_pinned(here)
 
 
 def _on_device(x):
@@ -164,7 +192,7 @@ for _name in COMPARISONS:
     setattr(ndarray, f"__{_name}__", _operator(getattr(operator, _name)))
 for _name in ("neg", "abs", "invert"):
     setattr(ndarray, f"__{_name}__", _taking("", getattr(operator, _name)))
-READERS = {"get": to_host, "item": DeviceArray.item, "tolist": DeviceArray.tolist}
+READERS = {"item": DeviceArray.item, "tolist": DeviceArray.tolist}
 READERS |= {"__bool__": bool, "__float__": float, "__int__": int, "__repr__": repr}
 for _name, _read in READERS.items():
     setattr(ndarray, _name, _waiting(_name, _read))
@@ -178,9 +206,12 @@ class _Runtime(HostRuntime):
         self.orders = 1
 
     def empty(self, shape, dtype):
-        return ndarray(super().empty(shape, dtype))
+        # CuPy's pool hands out memory that the stream may still have to use for what had it before.
+        streams.default.use(values := super().empty(shape, dtype))
+        return ndarray(values)
 
     def address(self, array):
+        streams.default.use(array._values)
         return super().address(array._values)
 
 
@@ -193,18 +224,27 @@ def _module():
         assert order == "C"
         return memory.empty(prototype.shape if shape is None else shape, prototype.dtype)
 
-    def asarray(a, dtype=None):
+    def empty(shape, dtype=float):
+        return memory.empty(shape, dtype)
+
+    def asarray(a, dtype=None, *, blocking=False):
+        if blocking:
+            waits.append("asarray")
         if isinstance(a, ndarray):
             return a if dtype is None else a.astype(dtype, copy=False)
         a = np.asarray(a, dtype)
+        a = a.astype(a.dtype.newbyteorder("="), copy=False)
         array = memory.empty(a.shape, a.dtype)
         array._values[...] = a
         return array
 
     vars(cupy).update({name: _taking(keywords, getattr(np, name)) for name, keywords in FUNCTIONS.items()})
-    vars(cupy).update(ndarray=ndarray, asarray=asarray, empty_like=empty_like)
+    vars(cupy).update(ndarray=ndarray, asarray=asarray, empty=empty, empty_like=empty_like)
     # What is asked before "cuda" is chosen.
     cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(is_hip=False, getDeviceCount=lambda: 1))
+    streams.reset()
+    cupy.cuda.Stream, cupy.cuda.alloc_pinned_memory = streams.Stream, streams.alloc_pinned_memory
+    cupy.cuda.get_current_stream = lambda device_id=-1: streams.default
     return cupy
 
 

@@ -21,6 +21,12 @@ class Device:
     id = 0
     __hash__ = None
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
 
 class DeviceArray(np.ndarray):
     """An array on the device; NumPy's expressions of them give such arrays again."""
