@@ -412,8 +412,10 @@ def avg_pool3d(
 
 
 # What the functions of every rank do: `op` is the public function's name, `axes` the number of spatial axes.
+# PyTorch's compiler stays out: it would make tensors of the arrays beneath, and copies of the tensors.
 
 
+@torch.compiler.disable
 def _convolve(op: str, axes: int, x: Any, w: Any, b: Any, channels_last: bool, options: Options) -> Tensor:
     _check_tensors(op, input=x, weight=w)
     if b is not None:
@@ -425,6 +427,7 @@ def _convolve(op: str, axes: int, x: Any, w: Any, b: Any, channels_last: bool, o
     return y if x.ndim != axes + 1 else y.squeeze(0)
 
 
+@torch.compiler.disable
 def _max_pool(
     op: str,
     axes: int,
@@ -447,6 +450,7 @@ def _max_pool(
     return tuple(results) if return_indices else results[0]
 
 
+@torch.compiler.disable
 def _avg_pool(op: str, axes: int, x: Any, kernel_size: Ints, channels_last: bool, options: Options) -> Tensor:
     _check_tensors(op, input=x)
     options = {**_each_axis({**options, "kernel_size": kernel_size}, axes), "channels_last": channels_last}

@@ -563,6 +563,16 @@ def test_swap_knows_every_module(name):
     assert type(ours.swap(module)) is getattr(ours, name)
 
 
+def test_the_compiler_leaves_the_arrays_beneath_alone(seen):
+    model = nn.Sequential(ours.Conv2d(3, 4, 3), nn.ReLU(), ours.MaxPool2d(2), ours.AvgPool2d(2))
+    x, compiled = torch.rand(2, 3, 10, 10), torch.compile(model, backend="eager")
+    y = compiled(x)
+    assert seen["forward"][:2] == [x.data_ptr(), model[0].weight.data_ptr()]
+    assert seen["calls"] == ["forward", "max_pool", "avg_pool"]
+    (dw,) = torch.autograd.grad(y.sum(), model[0].weight)
+    torch.testing.assert_close(dw, torch.autograd.grad(model(x).sum(), model[0].weight)[0])
+
+
 # Bad input.
 
 
