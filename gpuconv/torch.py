@@ -625,9 +625,8 @@ def _current_stream(x: Tensor) -> Iterator[None]:
     check_gpu()
     import cupy
 
-    stream = torch.cuda.current_stream(x.device)
-    device = x.device.index
-    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream.cuda_stream, device):
+    stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(x.device))
+    with cupy.cuda.Device(x.device.index), stream:  # which is entered only on its own device
         yield
 
 

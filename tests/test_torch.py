@@ -651,15 +651,14 @@ def test_on_a_gpu_cupy_works_in_pytorchs_current_stream_of_the_tensors_device(mo
 
     cuda = SimpleNamespace(
         Device=lambda number: entering("device", number),
-        ExternalStream=lambda address, number: entering("stream", address, number),
+        Stream=SimpleNamespace(from_external=lambda stream: entering("stream", stream)),
     )
-    streams = {1: SimpleNamespace(cuda_stream=0xABC)}
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(ours, "check_gpu", lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device.index])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the current one of {device.index}")
     tensor = SimpleNamespace(is_cuda=True, device=SimpleNamespace(index=1))
     with ours._current_stream(tensor):
-        assert entered == [("device", 1), ("stream", 0xABC, 1)]
+        assert entered == [("device", 1), ("stream", "the current one of 1")]
     assert not entered
 
 
@@ -700,3 +699,11 @@ def test_a_gpu_without_cupy_is_told(monkeypatch):
     tensor = SimpleNamespace(is_cuda=True, device=SimpleNamespace(index=0))
     with pytest.raises(RuntimeError, match="CUDA needs CuPy"), ours._current_stream(tensor):
         pass
+
+
+def test_cupy_takes_the_streams_of_pytorch():
+    """As far as it can be seen without a GPU: their classes know the same protocol."""
+    cupy = pytest.importorskip("cupy")
+    assert callable(torch.cuda.Stream.__cuda_stream__)
+    default = SimpleNamespace(__cuda_stream__=lambda: (0, 0))
+    assert cupy.cuda.Stream.from_external(default).ptr == 0
