@@ -14,6 +14,7 @@ one call computes.
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -190,24 +191,25 @@ class _Call:
         bound: dict[str, Any],
         arrays: dict[str, Array],
         here: dict[str, Array],
-        size: int | None,
+        chunk_bytes: int | None,
     ) -> None:
         self._function, self._op = function, function.__name__
         self._out = bound.pop("out", None)
-        self._bound, self._arrays, self._here, self._size = bound, arrays, here, size
+        self._bound, self._arrays, self._here = bound, arrays, here
+        self._size = sys.maxsize if chunk_bytes is None else chunk_bytes
         # Results are of the first array's kind.
         self._stays = not isinstance(next(iter(arrays.values())), np.ndarray)
         self._targets: list[Array | None] = []
 
     def run(self, cupy: ModuleType) -> Any:
         """Move the arrays, compute, and bring the results back."""
-        if self._size is not None and not self._stays and self._is_large(*self._here.values()):
-            found = self._overlapped(cupy, self._size)
+        if not self._stays and self._is_large(*self._here.values()):
+            found = self._overlapped(cupy)
         else:
             # What stays on the GPU isn't waited for, and the caller may write to what was moved.
             moved = {name: cupy.asarray(x, blocking=self._stays) for name, x in self._here.items()}
             found = self._function(**self._bound | moved)
-            if self._size is not None and not self._stays and self._is_large(*_all(found)):
+            if not self._stays and self._is_large(*_all(found)):
                 with _lane(self._size) as down:
                     down.stream.wait_event(cupy.cuda.get_current_stream().record())
                     self._bring_back(found, down)
@@ -218,18 +220,18 @@ class _Call:
         return self._targets[0]
 
     def _is_large(self, *arrays: Array | None) -> bool:
-        size = sum(x.nbytes for x in arrays if x is not None)
-        return self._size is not None and size >= WORTH_CUTTING * self._size
+        size: int = sum(x.nbytes for x in arrays if x is not None)
+        return size >= WORTH_CUTTING * self._size
 
-    def _overlapped(self, cupy: ModuleType, size: int) -> Any:
+    def _overlapped(self, cupy: ModuleType) -> Any:
         """Compute with chunks of the images, or with all, and copy meanwhile; return the last results."""
-        images, step = self._chunks(size)
+        images, step = self._chunks()
         cut = [name for name in self._here if name in BATCHED] if step < images else []
         computing = cupy.cuda.get_current_stream()
         whole = {name: _like(cupy, x) for name, x in self._here.items() if name not in cut}
         turns = [{name: _like(cupy, self._here[name][:step]) for name in cut} for _ in range(2)]
         computed: list[Any] = [None, None]
-        with _lane(size) as up, _lane(size) as down:
+        with _lane(self._size) as up, _lane(self._size) as down:
             # That stream may still have to use their memory for what had it before.
             up.stream.wait_event(computing.record())
             for name, there in whole.items():
@@ -259,7 +261,7 @@ class _Call:
                 self._bring_back(found, down, (start, images) if cut else None)
         return found
 
-    def _chunks(self, size: int) -> tuple[int, int]:
+    def _chunks(self) -> tuple[int, int]:
         """Return how many images there are, and how many to a chunk; 1 and 1 where the batch must not be cut.
 
         It must not where results are sums over it, where an array is on the GPU already, or where numbers of
@@ -267,21 +269,25 @@ class _Call:
         """
         batched = [x for name, x in self._arrays.items() if name in BATCHED]
         total = self._here.keys() >= (self._arrays.keys() & set(BATCHED))
-        counts = {len(x) if x.ndim else 0 for x in batched}
+        counts: set[Any] = {len(x) if x.ndim else 0 for x in batched}
         x_shape = self._bound.get("x_shape")
         if x_shape is not None:
-            counts.add(x_shape[0] if isinstance(x_shape, tuple | list) and x_shape else 0)
+            first = x_shape[0] if isinstance(x_shape, tuple | list) and x_shape else None
+            counts.add(first if isinstance(first, int | np.integer) else 0)
         if not total or _sums(self._op) or len(counts) != 1 or (images := counts.pop()) < 1:
             return 1, 1
-        return images, max(1, size * images // max(1, sum(x.nbytes for x in batched)))
+        return images, max(1, self._size * images // max(1, sum(x.nbytes for x in batched)))
 
     def _bring_back(
         self, found: Any, lane: "Lane | None" = None, among: tuple[int, int] | None = None
     ) -> None:
         """Copy results to where they go: of all images, or, by `among`, from which one on of how many."""
-        self._targets = self._targets or self._prepare(found, among)
-        for y, target in zip(_all(found), self._targets, strict=True):
-            if y is None or target is None or y is target:
+        self._targets = self._targets or self._prepare(found, lane, among)
+        for i, (y, target) in enumerate(zip(_all(found), self._targets, strict=True)):
+            if y is None or y is target:
+                continue
+            if target is None:
+                self._targets[i] = y.get()
                 continue
             part = target if among is None else target[among[0] : among[0] + len(y)]
             if not isinstance(target, np.ndarray):
@@ -291,8 +297,11 @@ class _Call:
             else:
                 lane.down(y, part)
 
-    def _prepare(self, found: Any, among: tuple[int, int] | None) -> list[Array | None]:
-        """Return new arrays for results, or those that were given, checked as the function checks them."""
+    def _prepare(self, found: Any, lane: "Lane | None", among: tuple[int, int] | None) -> list[Array | None]:
+        """Return where results go: to what was given, checked as the function checks it, or to new arrays.
+
+        None where a copy makes its own.
+        """
         op = self._op
         if isinstance(found, tuple):
             outs = several(op, self._out, *getattr(found, "_fields", ("y", "argmax")))
@@ -307,7 +316,8 @@ class _Call:
                 continue
             shape = y.shape if among is None else (among[1], *y.shape[1:])
             if out is None:
-                targets.append(y if self._stays else np.empty(shape, y.dtype))
+                new = None if lane is None else np.empty(shape, y.dtype)
+                targets.append(y if self._stays else new)
                 continue
             backend, is_here = backend_of(op, **{name: out}), isinstance(out, np.ndarray)
             alike = {n: x for n, x in others.items() if isinstance(x, np.ndarray) == is_here}

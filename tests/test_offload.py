@@ -311,6 +311,7 @@ WRONG = {
     "channels": lambda: gpuconv.conv2d(X, W[:, :2]),
     "images": lambda: gpuconv.conv2d_backward(numbers(N - 1, *Y[1:]), X, W),
     "images of a shape": lambda: gpuconv.conv2d_input_grad(numbers(*Y), W, (N + 1, *X.shape[1:])),
+    "a shape of lists": lambda: gpuconv.conv2d_input_grad(numbers(*Y), W, ([N], [4], [6], [5])),
     "no shape": lambda: gpuconv.conv2d_input_grad(numbers(*Y), W, 3),
     "no axes": lambda: gpuconv.max_pool2d(np.float32(3) + np.zeros(()), 2),
     "a list": lambda: gpuconv.conv2d(X.tolist(), W),
