@@ -334,6 +334,17 @@ __device__ __forceinline__ double magnitude(double x) { return fabs(x); }
 __device__ __forceinline__ float magnitude(const Complex<float> &x) { return hypotf(x.re, x.im); }
 __device__ __forceinline__ double magnitude(const Complex<double> &x) { return hypot(x.re, x.im); }
 
+// x / |x|, and 0 of 0.
+template <typename R>
+__device__ __forceinline__ R direction(R x) {
+    return x > 0 ? 1 : x < 0 ? -1 : x;  // NaN is itself
+}
+template <typename R>
+__device__ __forceinline__ Complex<R> direction(const Complex<R> &x) {
+    const R size = magnitude(x);
+    return size == 0 ? x : mean(x, size);
+}
+
 __device__ __forceinline__ float root(float x) { return sqrtf(x); }
 __device__ __forceinline__ double root(double x) { return sqrt(x); }
 

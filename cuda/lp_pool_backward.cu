@@ -51,8 +51,8 @@ extern "C" __global__ void gpuconv_lp_pool_backward(const Y *__restrict__ dy, co
         ACC share[VECTOR];
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) {
-            const REAL size = magnitude(value[v]);
-            share[v] = scaled(value[v], NORM == 2 ? sum[v] : size == 0 ? 0 : sum[v] / size);
+            // Not x * (sum / |x|): of a tiny x that quotient is infinite.
+            share[v] = scaled(NORM == 2 ? value[v] : direction(value[v]), sum[v]);
         }
         store(dx + number * VECTOR, share);
     }

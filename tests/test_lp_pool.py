@@ -157,6 +157,16 @@ def test_shares_are_numbers_where_powers_alone_are_not(backend, channels_last):
     np.testing.assert_allclose(dx, 1e8 * 4**-0.9, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # infinity by infinity, to the power of 0
+@pytest.mark.parametrize("value", [5e-38, -5e-38, 5e-38j, np.inf, -np.inf])
+def test_the_slope_of_a_magnitude_is_1_for_tiny_and_infinite_numbers_too(backend, value):
+    x = np.full((1, 1, 1, 2), value, np.complex64 if isinstance(value, complex) else np.float32)
+    dy, norms = np.full((1, 1, 1, 1), 40, np.float32), np.full((1, 1, 1, 1), 2 * abs(value), np.float32)
+    arrays = [backend.to_array(a) for a in (dy, x, norms)]
+    dx = backend.to_numpy(gpuconv.lp_pool2d_backward(*arrays, 1, (1, 2)))
+    np.testing.assert_allclose(dx, 40 * np.sign(x), rtol=1e-6)
+
+
 X, Y = np.ones((2, 3, 6, 6)), np.ones((2, 3, 3, 3))
 
 
