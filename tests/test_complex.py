@@ -450,6 +450,16 @@ def test_a_layer_with_real_parameters_trains_on_complex_images(device):
     gpuconv.SGD(layer, 0.1).step()
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [gpuconv.nn.ReLU(), gpuconv.nn.BatchNorm2d(2), gpuconv.nn.AvgPool2d(2), gpuconv.nn.Conv2d(2, 2, 2)],
+)
+def test_a_complex_gradient_of_a_real_result_is_refused(layer):
+    y = layer(np.random.default_rng(0).standard_normal((2, 2, 4, 4)))
+    with pytest.raises(TypeError, match=r"\.backward: dy has dtype complex128; it must be float16"):
+        layer.backward(y.astype(complex))
+
+
 # PyTorch.
 
 

@@ -14,6 +14,7 @@ from gpuconv.backends.dispatch import (
     backend_of,
     beside,
     check_shape,
+    float_result,
     inexact_result,
     to_device,
 )
@@ -73,6 +74,7 @@ class Layer:
         self.training = True
         self._kept: Any = None
         self._y_shape: tuple[int, ...] | None = None
+        self._y_is_complex = False
 
     def forward(self, x: Array) -> Array:
         """Return y, and keep what `backward` will need."""
@@ -183,6 +185,7 @@ class Layer:
         """Keep what backward needs beside y's shape; return y."""
         self._kept = kept
         self._y_shape = y.shape
+        self._y_is_complex = y.dtype.kind == "c"
         return y
 
     def _recall(self, dy: Array) -> Any:
@@ -191,7 +194,7 @@ class Layer:
         if self._y_shape is None:
             raise RuntimeError(f"{op}: call forward first; its input is needed for the gradient")
         backend_of(op, dy=dy)
-        inexact_result(op, dy=dy)
+        (inexact_result if self._y_is_complex else float_result)(op, dy=dy)
         check_shape(op, "dy", dy.shape, self._y_shape, "to match the y of the last forward")
         return self._kept
 
