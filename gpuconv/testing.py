@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.dispatch import array_module, backend_of
+from gpuconv.backends.dispatch import array_module, backend_of, check_kind
 
 Array = Any
 
@@ -91,6 +91,8 @@ def check_gradients(
     ------
     AssertionError
         Where a gradient differs: with the array, index, and both numbers, and whether a kink lies there.
+    TypeError
+        Where an input is no real array.
     ValueError
         Where the check can't be made: y changes from one call to the next (a `Dropout` that draws new masks),
         y is not float64, or a gradient is missing or has another shape.
@@ -255,7 +257,9 @@ def _directions(array: Array, rng: np.random.Generator) -> Iterator[tuple[str, A
 
 
 def _float64(i: int, array: Array) -> Array:
-    backend_of("check_gradients", **{f"inputs[{i}]": array})
+    name = f"inputs[{i}]"
+    backend_of("check_gradients", **{name: array})
+    check_kind("check_gradients", name, array, "biuf")  # astype would leave imaginary parts out
     return array.astype(np.float64)
 
 

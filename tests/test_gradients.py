@@ -302,6 +302,8 @@ def test_checker_refuses_what_it_cannot_check():
         check_gradients(np.multiply, x, x, backward=lambda dy, x, y: dy)
     with pytest.raises(TypeError, match=r"inputs\[0\] must be a NumPy or CuPy array, not builtins.list"):
         check_gradients(nn.ReLU(), [1.0])
+    with pytest.raises(TypeError, match=r"inputs\[0\] has dtype complex128"):
+        check_gradients(nn.AvgPool2d(1), np.full((1, 1, 1, 1), 1 + 2j))
 
 
 def test_report_prints_what_was_compared():
