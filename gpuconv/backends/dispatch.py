@@ -56,7 +56,9 @@ def _kind_of_new_type(op: str, name: str, value: Any) -> str:
     if cls.__name__ == "ndarray" and cls.__module__.partition(".")[0] == "cupy":
         KINDS[cls] = "CuPy"
         return "CuPy"
-    hint = f"; numpy.asarray({name}) makes one" if isinstance(value, list | tuple | np.generic) else ""
+    # not for a result, which the user would then not see
+    convertible = isinstance(value, list | tuple | np.generic) and not name.startswith("out")
+    hint = f"; numpy.asarray({name}) makes one" if convertible else ""
     raise TypeError(
         f"{op}: {name} must be a NumPy or CuPy array, not {cls.__module__}.{cls.__qualname__}{hint}"
     )
@@ -158,8 +160,7 @@ def result(
     if out is None:
         return backend.arrays.empty(shape, dtype, next(iter(inputs.values())))
     inputs = given(**inputs)
-    if backend_of(op, **inputs, **{name: out}) is not backend:
-        raise TypeError(f"{op}: {name} must be an array of the inputs' kind")
+    backend_of(op, **inputs, **{name: out})
     if out.dtype != dtype:
         # not their names, which leave out the order of bytes
         raise TypeError(f"{op}: {name} has dtype {out.dtype}, but the result is {np.dtype(dtype)}")
