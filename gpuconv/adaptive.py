@@ -226,17 +226,17 @@ def _in_size(op: str, name: str, x: Array, channels_last: bool) -> tuple[int, ..
 
 def _y_shape(op: str, x: Array, output_size: Any, channels_last: bool) -> tuple[int, ...]:
     """Check x and the wanted size, and return the result's shape."""
-    out_size = _output_size(op, output_size, _in_size(op, "x", x, channels_last))
+    out_size = output_sizes(op, output_size, _in_size(op, "x", x, channels_last))
     return array_shape(x.shape[0], x.shape[-1 if channels_last else 1], out_size, channels_last)
 
 
-def _output_size(op: str, value: Any, in_size: tuple[int, ...]) -> tuple[int, ...]:
+def output_sizes(op: str, value: Any, in_size: tuple[int, ...]) -> tuple[int, ...]:
     """Return how many outputs there are along each axis; None for as many as there are places."""
-    each = value if isinstance(value, list | tuple) else (value,) * len(in_size)
-    filled = [n if out is None else out for out, n in zip(each, in_size, strict=False)]
-    return geometry.per_axis(
-        op, "output_size", filled if len(each) == len(in_size) else value, len(in_size), 1
-    )
+    if value is None:
+        return in_size
+    if isinstance(value, list | tuple) and len(value) == len(in_size):
+        value = [n if out is None else out for out, n in zip(value, in_size, strict=True)]
+    return geometry.per_axis(op, "output_size", value, len(in_size), 1)
 
 
 def _x_shape(op: str, dy: Array, x_shape: Any, channels_last: bool) -> tuple[int, ...]:

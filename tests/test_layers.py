@@ -722,9 +722,15 @@ def test_one_seed_gives_the_same_weights_and_none_gives_others():
         ),
         (lambda: nn.Upsample(0), ValueError, "Upsample: scale_factor must be at least 1, not 0"),
         (
+            lambda: nn.Upsample((2, 2, 2, 2)),
+            ValueError,
+            "Upsample: scale_factor must be an integer, or 1 to 3 of them",
+        ),
+        (lambda: nn.Upsample(()), ValueError, "Upsample: scale_factor must be an integer, or 1 to 3"),
+        (
             lambda: nn.Upsample((2, 1.5)),
             TypeError,
-            "Upsample: scale_factor must be an integer, not float 1.5",
+            r"Upsample: scale_factor\[1\] must be an integer, not float 1.5",
         ),
         (
             lambda: nn.AvgPool2d(2, divisor_override=0),
@@ -736,6 +742,11 @@ def test_one_seed_gives_the_same_weights_and_none_gives_others():
             lambda: nn.AdaptiveMaxPool2d((2, 2, 2)),
             ValueError,
             "AdaptiveMaxPool2d: output_size must be an integer or 2 of them",
+        ),
+        (
+            lambda: nn.AdaptiveAvgPool2d((None,)),
+            ValueError,
+            r"2 of them, one per spatial axis, not \(None,\)",
         ),
         (lambda: nn.AdaptiveAvgPool2d((None, 1.0)), TypeError, r"output_size\[1\] must be an integer, not"),
         (lambda: nn.AdaptiveAvgPool2d("7"), TypeError, "output_size must be an integer, not str '7'"),

@@ -1,15 +1,14 @@
 """Global and adaptive pooling as layers: a fixed number of outputs, whatever the image's size."""
 
-from typing import Any
-
 from gpuconv.adaptive import (
     OutputSize,
     adaptive_avg_pool2d,
     adaptive_avg_pool2d_backward,
     adaptive_max_pool2d,
     adaptive_max_pool2d_backward,
+    output_sizes,
 )
-from gpuconv.geometry import flag, per_axis
+from gpuconv.geometry import flag
 from gpuconv.global_pool import (
     global_avg_pool,
     global_avg_pool_backward,
@@ -119,10 +118,7 @@ class _AdaptivePool2d(Layer):
     def __init__(self, output_size: OutputSize, *, channels_last: bool = False) -> None:
         super().__init__()
         op = type(self).__name__
-        sizes: Any = 1 if output_size is None else output_size
-        if isinstance(sizes, list | tuple):
-            sizes = [1 if size is None else size for size in sizes]
-        per_axis(op, "output_size", sizes, 2, 1)
+        output_sizes(op, output_size, (1, 1))
         self.output_size = output_size
         self.channels_last = flag(op, "channels_last", channels_last)
 

@@ -1,6 +1,6 @@
 """Nearest upsampling as a layer."""
 
-from gpuconv.geometry import Ints, flag, integer
+from gpuconv.geometry import Ints, flag, per_axis
 from gpuconv.nn.layer import Array, Layer, unusual
 from gpuconv.upsample import upsample, upsample_backward
 
@@ -37,8 +37,13 @@ class Upsample(Layer):
 
     def __init__(self, scale_factor: Ints, *, channels_last: bool = False) -> None:
         super().__init__()
-        for factor in scale_factor if isinstance(scale_factor, list | tuple) else (scale_factor,):
-            integer("Upsample", "scale_factor", factor, 1)
+        axes = len(scale_factor) if isinstance(scale_factor, list | tuple) else 1
+        if not 1 <= axes <= 3:
+            raise ValueError(
+                "Upsample: scale_factor must be an integer, or 1 to 3 of them, one per spatial axis, not "
+                f"{scale_factor!r}"
+            )
+        per_axis("Upsample", "scale_factor", scale_factor, axes, 1)
         self.scale_factor = scale_factor
         self.channels_last = flag("Upsample", "channels_last", channels_last)
 
