@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
-from definitions import Sliding, Spreading, last, weights_last
+
+from gpuconv.reference import Sliding, Spreading, last, weights_last
 
 # (kernel, stride, dilation). A backend that compiles a kernel for each of these compiles few.
 WINDOWS = [

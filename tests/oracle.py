@@ -6,11 +6,11 @@ the result sets how near it must come (`compare.assert_close`).
 
 import random
 
-import definitions as define
 import numpy as np
 import pytest
 
 import gpuconv
+from gpuconv import reference as define
 
 torch = pytest.importorskip("torch", reason="PyTorch is the oracle here (extra `oracle`)")
 F = torch.nn.functional

@@ -2,7 +2,6 @@
 
 import re
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw_adaptive, lay_out, numbers
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv import reference as define
 from gpuconv.testing import check_gradients
 
 randoms = st.randoms(use_true_random=False)

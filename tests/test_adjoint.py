@@ -10,11 +10,11 @@ from math import prod
 import numpy as np
 import pytest
 from cases import draw, draw_adaptive, draw_transposed, lay_out, numbers
-from definitions import first, last
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv.reference import first, last
 
 ranks = pytest.mark.parametrize("axes", [1, 2, 3])
 some = settings(max_examples=25)

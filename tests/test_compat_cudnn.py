@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from cases import draw, lay_out
 from compare import assert_close
-from definitions import (
+from host import compiler, cupy_packages, cupy_stand_in
+
+import gpuconv
+from gpuconv.compat import cudnn
+from gpuconv.reference import (
     Sliding,
     avg_pool,
     avg_pool_backward,
@@ -23,10 +27,6 @@ from definitions import (
     max_pool,
     max_pool_backward,
 )
-from host import compiler, cupy_packages, cupy_stand_in
-
-import gpuconv
-from gpuconv.compat import cudnn
 
 NCHW, NHWC = cudnn.CUDNN_TENSOR_NCHW, cudnn.CUDNN_TENSOR_NHWC
 FORWARD = {"auto_tune": True, "tensor_core": "auto"}

@@ -3,7 +3,6 @@
 import random
 from dataclasses import replace
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw, draw_transposed, in_layout, lay_out, weights_in_layout
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv import reference as define
 
 randoms = st.randoms(use_true_random=False)
 ranks = pytest.mark.parametrize("axes", [1, 2, 3])

@@ -4,7 +4,6 @@ import random
 import subprocess
 import sys
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw, in_layout, lay_out, weights_in_layout
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv import reference as define
 from gpuconv.geometry import sliding_window
 
 randoms = st.randoms(use_true_random=False)

@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import Case, draw, in_layout
@@ -22,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv import reference as define
 from gpuconv.backends import cpu, cuda
 from gpuconv.backends.cuda import columns, convolution, kernels, pooling, program, runtime
 from gpuconv.backends.cuda import problem as problem_module

@@ -2,7 +2,6 @@
 
 import re
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw, in_layout, lay_out
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv import reference as define
 from gpuconv.testing import check_gradients
 
 NORMS = [1, 2, 3, 2.5, 10]
@@ -21,9 +21,9 @@ def _defined(case, norm, x, dy):
     """Return y and dx by the definition, in at least float64 and in the case's layout."""
     wide = np.promote_types(x.dtype, np.float64)
     x1, dy1 = (define.first(a, case.channels_last) for a in (x.astype(wide), dy.astype(np.float64)))
-    y = define.lp_pool(x1, case.sliding(pool=True), norm)
+    y = define.lp_pool(x1, norm, case.sliding(pool=True))
     return [
-        in_layout(case, a) for a in (y, define.lp_pool_backward(dy1, x1, y, case.sliding(pool=True), norm))
+        in_layout(case, a) for a in (y, define.lp_pool_backward(dy1, x1, norm, case.sliding(pool=True)))
     ]
 
 

@@ -3,7 +3,6 @@
 import copy
 import pickle
 
-import definitions as define
 import numpy as np
 import pytest
 from anywhere import close, equal
@@ -11,6 +10,7 @@ from host import compiler, cupy_stand_in
 from host.cupy_stand_in import waits
 
 from gpuconv import nn
+from gpuconv import reference as define
 from gpuconv.testing import check_gradients
 from gpuconv.training import fit
 

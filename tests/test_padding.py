@@ -3,7 +3,6 @@
 import random
 from dataclasses import replace
 
-import definitions as define
 import numpy as np
 import pytest
 from anywhere import close, equal
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuconv import nn
+from gpuconv import reference as define
 from gpuconv.nn.padding import pad, pad_backward
 
 F64 = np.float64

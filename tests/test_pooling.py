@@ -1,6 +1,5 @@
 """Max and average pooling and their gradients: the definition, ties, NaN, padding, ceil mode, divisors."""
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw, in_layout, lay_out
@@ -9,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv import reference as define
 
 randoms = st.randoms(use_true_random=False)
 

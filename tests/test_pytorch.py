@@ -10,7 +10,6 @@ adds 3,720 and 930. In an eighth of them the batch is empty, in a quarter images
 
 import random
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw, draw_transposed, in_layout, lay_out, weights_in_layout
@@ -34,6 +33,7 @@ from oracle import (
 )
 
 import gpuconv
+from gpuconv import reference as define
 
 pytestmark = [
     pytest.mark.oracle,

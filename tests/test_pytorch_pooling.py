@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from cases import draw, draw_adaptive, in_layout, lay_out, numbers
 from compare import assert_close
-from definitions import first, last
 from oracle import (
     AXES,
     COMPLEX,
@@ -30,6 +29,7 @@ from oracle import (
 )
 
 import gpuconv
+from gpuconv.reference import first, last
 
 pytestmark = pytest.mark.oracle
 

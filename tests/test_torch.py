@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw, draw_transposed, in_layout, lay_out, weights_in_layout
 from compare import assert_close
 
 import gpuconv
+from gpuconv import reference as define
 from gpuconv.backends import cpu
 
 torch = pytest.importorskip("torch", reason="gpuconv.torch is for PyTorch (extra `torch`)")

@@ -1,6 +1,5 @@
 """Transposed convolution and its gradients: the definition, finite differences, odd inputs."""
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw_transposed, in_layout, lay_out, weights_in_layout
@@ -8,6 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv import reference as define
 
 randoms = st.randoms(use_true_random=False)
 ranks = pytest.mark.parametrize("axes", [1, 2, 3])

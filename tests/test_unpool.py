@@ -1,6 +1,5 @@
 """Max unpooling and its gradient: the definition, whose value stands where windows overlap."""
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw, in_layout, lay_out
@@ -8,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv import reference as define
 
 randoms = st.randoms(use_true_random=False)
 

@@ -2,7 +2,6 @@
 
 import re
 
-import definitions as define
 import numpy as np
 import pytest
 from cases import draw_adaptive, lay_out, numbers
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpuconv
+from gpuconv import reference as define
 
 drawn = given(rng=st.randoms(use_true_random=False))
 
