@@ -6,6 +6,8 @@ and the same three primitives of the backends with their roles exchanged. With y
     conv_transpose(x, w)  is  conv's input gradient,  at dy = x,
     its dx                is  conv,                   of dy,
     its dw                is  conv's weight gradient, at dy = x, x = dy.
+
+With complex arrays conv_transpose itself conjugates nothing, and its gradients conjugate w and x.
 """
 
 from collections.abc import Collection
@@ -57,7 +59,7 @@ def conv_transpose2d(
     dilation, groups, channels_last
         As in `conv2d`.
     flip : bool
-        Turn the kernels round along their spatial axes, as in `conv2d`: the adjoint of the flipped one.
+        Turn the kernels round along their spatial axes, as in `conv2d`: the transpose of the flipped one.
     out : array, optional
         Where to write y, as in `conv2d`.
 

@@ -37,7 +37,8 @@ def lp_pool2d(
     x : array [N, C, H, W]
         Floats (float16 is summed in float32) or complex. ``channels_last``: [N, H, W, C].
     norm_type : float
-        The exponent, 1 or more. ``|x| ** norm_type`` must be a number of the dtype that is summed in.
+        The exponent, 1 or more. ``|x| ** norm_type`` must be a number of the dtype that is summed in: what is
+        too large gives infinity, what is too small counts as 0.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As in `max_pool2d`; padding adds nothing.
     out : array, optional
