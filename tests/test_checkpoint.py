@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gpuconv.files import write_whole
 from gpuconv.training import checkpoint as module
 from gpuconv.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
-    write_whole,
 )
 from gpuconv.training.datasets import Dataset
 from gpuconv.training.run import Diverged, Run, Settings

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from gpuconv.backends.dispatch import check_gpu
 from gpuconv.cli.errors import UserError
-from gpuconv.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, write_whole
+from gpuconv.files import write_whole
+from gpuconv.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from gpuconv.training.datasets import Dataset
 from gpuconv.training.run import Settings, check_settings
 

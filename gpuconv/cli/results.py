@@ -5,10 +5,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from gpuconv.backends.dispatch import to_host
 from gpuconv.cli.plan import METRICS, WEIGHTS
+from gpuconv.files import write_whole
 from gpuconv.training import pictures
-from gpuconv.training.checkpoint import write_whole
 from gpuconv.training.run import Record, Run
 
 CURVE, MISTAKES = "learning_curve.png", "misclassified.png"
@@ -29,8 +28,6 @@ def write_results(run: Run, out: Path) -> None:
     OSError
         Where one can't be written.
     """
-    from safetensors.numpy import save
-
     data = run.dataset
     records = [*run.records, run.current()] if run.in_an_epoch else run.records
     scores = run.scores(data.x_test)
@@ -45,8 +42,7 @@ def write_results(run: Run, out: Path) -> None:
         **asdict(run.settings),
         "history": {f.name: [getattr(record, f.name) for record in records] for f in fields(Record)},
     }
-    weights = run.network.state_dict()
-    write_whole(out / WEIGHTS, save({name: to_host(array) for name, array in weights.items()}))
+    run.network.save(out / WEIGHTS)
     write_whole(out / METRICS, (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
     title = f"{data.name}, {run.settings.algorithm}, seed {run.settings.seed}"
     written = [WEIGHTS, METRICS, MISTAKES]

@@ -5,7 +5,9 @@ rule is nothing but one `backward` after another. Parameter gradients are sums o
 is a mean, its gradient already carries the 1/N.
 """
 
+import os
 from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +20,7 @@ from gpuconv.backends.dispatch import (
     inexact_result,
     to_device,
 )
+from gpuconv.files import read_weights, write_weights
 from gpuconv.geometry import Ints, Padding, sliding_window
 
 Array = Any  # a NumPy or CuPy array
@@ -157,7 +160,70 @@ class Layer:
         TypeError
             Where a value's dtype doesn't fit the parameter's without loss.
         """
-        op = f"{type(self).__name__}.load_state_dict"
+        self._write(f"{type(self).__name__}.load_state_dict", state)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters and buffers into a safetensors file, under PyTorch's names ("0.weight").
+
+        PyTorch reads it with ``model.load_state_dict(safetensors.torch.load_file(path))``, if the model has
+        the same layers in the same order.
+
+        Parameters
+        ----------
+        path : str or path
+            At every moment the file is either what it was or the new one, whole.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without the package safetensors (the extra of this name).
+        OSError
+            Where the file can't be written; what was there before still is.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> import numpy as np
+        >>> import gpuconv.nn as nn
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3, rng=0), nn.ReLU())
+        >>> other = nn.Sequential(nn.Conv2d(1, 4, 3, rng=1), nn.ReLU())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "weights.safetensors"
+        ...     network.save(path)
+        ...     other.load(path)
+        >>> x = np.ones((1, 1, 8, 8), np.float32)
+        >>> bool((network(x) == other(x)).all())
+        True
+        """
+        write_weights(f"{type(self).__name__}.save", Path(path), self.state_dict())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read a safetensors file into the parameters and buffers, in place, wherever they are.
+
+        The network is there already: the file has arrays and names, but no layers. `save` writes such a file,
+        and PyTorch's side does with ``safetensors.torch.save_file(model.state_dict(), path)``.
+
+        Parameters
+        ----------
+        path : str or path
+            The file.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without the package safetensors (the extra of this name).
+        OSError
+            Where there is no such file.
+        ValueError
+            Where it isn't a safetensors file, is truncated, or is of a dtype that NumPy doesn't have
+            (bfloat16); and as `load_state_dict`. Nothing is written then.
+        TypeError
+            As `load_state_dict`.
+        """
+        op = f"{type(self).__name__}.load"
+        self._write(f"{op}: {path}", read_weights(op, Path(path)))
+
+    def _write(self, op: str, state: Mapping[str, Any]) -> None:
         own = {**self.params, **self.buffers}
         check_names(op, state, own)
         values = {name: beside(array, state[name]) for name, array in own.items()}

@@ -1,18 +1,18 @@
-"""Files that survive a kill, and the file that training goes on from.
+"""The file that training goes on from.
 
 A checkpoint is an .npz of plain arrays (never pickled objects), whose members carry checksums: damage is
 noticed when it is read, wherever it is.
 """
 
-import contextlib
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gpuconv.files import write_whole
 
 Array = np.ndarray[Any, Any]
 
@@ -79,25 +79,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not known:
         raise CheckpointError(f"{path}: its format is {text['format']!r}, not {FORMAT!r}")
     return Checkpoint(settings, arrays, state)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file aside, push it to the disk, then rename it into place.
-
-    Raises
-    ------
-    OSError
-        Where it can't be written; what was at `path` before is still there.
-    """
-    aside = path.with_name(f".{path.name}.part")  # one name, so that a kill leaves at most one behind
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        # A full disk is reported without the file's name.
-        raise OSError(error.errno, error.strerror, str(path)) from None

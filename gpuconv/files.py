@@ -1,0 +1,80 @@
+"""Files that survive a kill, and weights in safetensors files."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpuconv.backends.dispatch import to_host
+
+Array = Any
+
+
+def write_weights(op: str, path: Path, state: Mapping[str, Array]) -> None:
+    """Write arrays by name as a safetensors file, whole or not at all.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Without the package safetensors.
+    OSError
+        Where it can't be written; what was at `path` before is still there.
+    """
+    write_whole(path, _safetensors(op).save({name: to_host(array) for name, array in state.items()}))
+
+
+def read_weights(op: str, path: Path) -> dict[str, Array]:
+    """Read a safetensors file into NumPy arrays by name.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Without the package safetensors.
+    OSError
+        Where it can't be read.
+    ValueError
+        Where the file is something else, truncated, or holds a dtype that NumPy doesn't have.
+    """
+    package, content = _safetensors(op), path.read_bytes()
+    try:
+        state: dict[str, Array] = package.load(content)
+    except KeyError as error:  # the package asks NumPy's table for the dtype
+        raise ValueError(
+            f"{op}: {path} holds arrays of {error.args[0]}, a dtype that NumPy doesn't have"
+        ) from None
+    except Exception as error:  # the package has its own error for the header, and any for the arrays
+        raise ValueError(f"{op}: {path} is no safetensors file that can be read: {error!r}") from error
+    return state
+
+
+def _safetensors(op: str) -> Any:
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{op}: needs the package safetensors: pip install 'gpuconv[safetensors]'", name=error.name
+        ) from None
+    return safetensors.numpy
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file aside, push it to the disk, then rename it into place.
+
+    Raises
+    ------
+    OSError
+        Where it can't be written; what was at `path` before is still there.
+    """
+    aside = path.with_name(f".{path.name}.part")  # one name, so that a kill leaves at most one behind
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        # A full disk is reported without the file's name.
+        raise OSError(error.errno, error.strerror, str(path)) from None
