@@ -2,7 +2,9 @@
 
 import errno
 import os
+import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +80,13 @@ def test_a_cnn_of_pytorch_gives_the_same_outputs_and_ours_goes_back(path, device
     device.move(network(7)).save(path)
     theirs.load_state_dict(load_file(path))
     states_are_equal(network(7).state_dict(), {k: v.numpy() for k, v in theirs.state_dict().items()})
+
+
+@pytest.mark.oracle
+def test_the_example_with_pytorch_s_weights_finds_the_same_outputs():
+    pytest.importorskip("torch", reason="the example takes its weights from there (extra `oracle`)")
+    example = Path(__file__).parents[1] / "docs/examples/pytorch_weights.py"
+    assert runpy.run_path(str(example))["difference"] < 1e-5
 
 
 def refuses(loaded, path, kind, message):
