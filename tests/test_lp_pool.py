@@ -22,9 +22,7 @@ def _defined(case, norm, x, dy):
     wide = np.promote_types(x.dtype, np.float64)
     x1, dy1 = (define.first(a, case.channels_last) for a in (x.astype(wide), dy.astype(np.float64)))
     y = define.lp_pool(x1, norm, case.sliding(pool=True))
-    return [
-        in_layout(case, a) for a in (y, define.lp_pool_backward(dy1, x1, norm, case.sliding(pool=True)))
-    ]
+    return [in_layout(case, a) for a in (y, define.lp_pool_backward(dy1, x1, norm, case.sliding(pool=True)))]
 
 
 # 1, 2 and all others are kernels of their own: not each of them in each dtype.
