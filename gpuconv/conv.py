@@ -400,27 +400,28 @@ def collect(
     named = isinstance(needs, Collection) and not isinstance(needs, str)
     if not named or not all(n in ("x", "w", "b") for n in needs):
         raise ValueError(f'{op}: needs must be a tuple of "x", "w" and "b", not {needs!r}')
-    by = (inexact_result(op, dy=dy, w=w), inexact_result(op, dy=dy, x=x), inexact_result(op, dy=dy))
+    factors: tuple[dict[str, Array], ...] = ({"dy": dy, "w": w}, {"dy": dy, "x": x}, {"dy": dy})
+    by = [inexact_result(op, **f) if name in needs else None for name, f in zip("xwb", factors, strict=True)]
     like = (x, w, dy)
     shapes = (x.shape, w.shape, (c_out,))
     outs = several(op, out, "dx", "dw", "db")
     grads: list[Array | None] = [None] * 3
-    for i, name in enumerate("xwb"):
-        if name not in needs:
+    for i, exact in enumerate(by):
+        if exact is None:
             continue
-        dtype = by[i] if like[i].dtype.kind == "c" else real_dtype(by[i])
+        dtype = exact if like[i].dtype.kind == "c" else real_dtype(exact)
         if outs[i] is None:
             grads[i] = backend.arrays.empty(shapes[i], dtype, dy)
         else:
             inputs = {"dy": dy, "x": x, "w": w, **{f"out[{j}]": outs[j] for j in range(i)}}
             grads[i] = result(op, backend, outs[i], shapes[i], dtype, name=f"out[{i}]", **inputs)
-    for grad, dtype, write in zip(grads, by, compute, strict=True):
+    for grad, exact, write in zip(grads, by, compute, strict=True):
         if grad is None:
             continue
-        if grad.dtype == dtype:
+        if grad.dtype == exact:
             write(grad)
         else:
-            whole = backend.arrays.empty(grad.shape, dtype, grad)
+            whole = backend.arrays.empty(grad.shape, exact, grad)
             write(whole)
             grad[...] = whole.real
     return ConvGrads(*grads)

@@ -11,6 +11,9 @@ from gpuconv.pool import Options, describe, y_shape
 
 Array = Any
 
+# What float32 still holds, and its reciprocal too.
+LARGEST = 1e37
+
 
 @public
 def lp_pool2d(
@@ -37,7 +40,7 @@ def lp_pool2d(
     x : array [N, C, H, W]
         Floats (float16 is summed in float32) or complex. ``channels_last``: [N, H, W, C].
     norm_type : float
-        The exponent, 1 or more. ``|x| ** norm_type`` must be a number of the dtype that is summed in: what is
+        The exponent, from 1 on. ``|x| ** norm_type`` must be a number of the dtype that is summed in: what is
         too large gives infinity, what is too small counts as 0.
     kernel_size, stride, padding, dilation, ceil_mode, channels_last
         As in `max_pool2d`; padding adds nothing.
@@ -154,6 +157,6 @@ def check_norm(op: str, value: Any) -> float:
         norm = float(value)
     except OverflowError:  # an int beyond all floats
         norm = inf
-    if not 1 <= norm < inf:
-        raise ValueError(f"{op}: norm_type must be a number of 1 or more, not {value!r}")
+    if not 1 <= norm <= LARGEST:
+        raise ValueError(f"{op}: norm_type must be a number from 1 to {LARGEST:.0g}, not {value!r}")
     return norm

@@ -17,7 +17,7 @@ Array = Any
 def upsample(x: Array, scale_factor: Ints, *, channels_last: bool = False, out: Array | None = None) -> Array:
     """Repeat every place along each spatial axis: nearest-neighbour enlargement by whole factors.
 
-    ``y[n, c, p, q] = x[n, c, p // sh, q // sw]``.
+    ``y[n, c, p, q] = x[n, c, p // sh, q // sw]``, but for -0.0, which becomes 0.0.
 
     Parameters
     ----------

@@ -460,6 +460,25 @@ def test_a_complex_gradient_of_a_real_result_is_refused(layer):
         layer.backward(y.astype(complex))
 
 
+def test_complex_parameters_are_for_sgd():
+    layer = gpuconv.nn.Conv2d(1, 1, 1)
+    layer.params["weight"], layer.grads["weight"] = (np.full((1, 1, 1, 1), z) for z in (1 + 1j, 3 + 4j))
+    layer.grads["bias"] = np.zeros(1, np.float32)
+    gpuconv.SGD(layer, 0.1).step()
+    np.testing.assert_allclose(layer.params["weight"], 0.7 + 0.6j)
+    with pytest.raises(TypeError, match='Adam: "weight" is complex128, but it takes real parameters'):
+        gpuconv.Adam(layer, 0.1).step()
+
+
+def test_a_gradient_that_is_not_needed_needs_no_dtype():
+    x, w = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
+    dy = np.ones((1, 1, 2, 2), int)
+    dx = gpuconv.conv2d_backward(dy, x, w, needs=("x",)).dx
+    np.testing.assert_array_equal(dx, gpuconv.conv2d_input_grad(dy, w, x.shape))
+    with pytest.raises(TypeError, match="conv2d_backward: the arrays promote to int64"):
+        gpuconv.conv2d_backward(dy, x, w, needs=("b",))
+
+
 # PyTorch.
 
 

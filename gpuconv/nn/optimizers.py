@@ -246,6 +246,8 @@ class Adam(_Optimizer):
         self.weight_decay = self._number("Adam", "weight_decay", weight_decay)
 
     def _update(self, name: str, p: Array, g: Array) -> None:
+        if p.dtype.kind == "c":
+            raise TypeError(f'Adam: "{name}" is {p.dtype.name}, but it takes real parameters; SGD takes both')
         xp = array_module(p)
         if self.weight_decay:
             g = g + self.weight_decay * p

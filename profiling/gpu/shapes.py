@@ -187,9 +187,11 @@ class Row:
     @property
     def kind(self) -> str:
         """What kind of operation it is, to average over."""
+        if self.op in ON_ONE_SHAPE:
+            return "other"
         if isinstance(self.shape, ConvShape):
             return self.shape.kind
-        return "max pool" if "max" in self.op else "upsample" if "upsample" in self.op else "avg pool"
+        return "max pool" if self.op.startswith("max") else "avg pool"
 
     @property
     def key(self) -> dict[str, str]:
