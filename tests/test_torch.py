@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cases import draw, draw_transposed, in_layout, lay_out, weights_in_layout
 from compare import assert_close
+from conftest import BACKENDS
 
 import gpuconv
 from gpuconv import reference as define
@@ -707,3 +708,30 @@ def test_cupy_takes_the_streams_of_pytorch():
     assert callable(torch.cuda.Stream.__cuda_stream__)
     default = SimpleNamespace(__cuda_stream__=lambda: (0, 0))
     assert cupy.cuda.Stream.from_external(default).ptr == 0
+
+
+OFF = BACKENDS["cupy"].missing or ("" if torch.cuda.is_available() else "needs a PyTorch with CUDA")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(bool(OFF), reason=OFF)
+@pytest.mark.parametrize("of_its_own", [False, True], ids=["default stream", "stream of its own"])
+def test_tensors_on_a_gpu_stay_there_and_give_pytorchs_results_in_their_stream(of_its_own):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 32, 32, device="cuda", dtype=torch.float64)
+    w = torch.randn(8, 3, 3, 3, device="cuda", dtype=torch.float64)
+    torch.cuda.synchronize()
+    results = []
+    for library in (ours, F):
+        values = [each.clone().requires_grad_() for each in (x, w)]
+        with torch.cuda.stream(torch.cuda.Stream() if of_its_own else torch.cuda.current_stream()):
+            torch.cuda._sleep(10_000_000)  # what is started before this ends would read what isn't there yet
+            shifted = values[0] + 1
+            y = library.max_pool2d(library.conv2d(shifted, values[1], None, 2, 1), 2)
+            y.square().sum().backward()
+            y = y * 1
+        torch.cuda.synchronize()
+        results.append((y.detach(), *(each.grad for each in values)))
+    for a, b in zip(*results, strict=True):
+        assert a.is_cuda
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
