@@ -7,8 +7,9 @@ and friends, changes nothing else: NCHW images, kernels (F, C, HH, WW), a bias (
 =========================  ===================================  =============================================
 What                       The assignment                       Here
 =========================  ===================================  =============================================
-The four names of one      loops, im2col, strides and Cython,   one function; any name's cache fits any
-function                   each with its own cache              name's backward
+The four names of a        loops, im2col, strides and Cython,   one function; any name's cache fits any
+convolution                each with its own cache              name's backward. Pooling: naive and im2col
+                                                                are one, reshape and fast their own
 cache of a convolution     (x, w, b, conv_param), and x_cols    (x, w, b, conv_param): no columns are kept
                            in the fast ones
 cache of a max pooling     (x, pool_param); fast: ("reshape",   (x, pool_param, argmax); fast: ("reshape",
@@ -282,7 +283,7 @@ def max_pool_backward_reshape(dout: Array, cache: Cache) -> Array:
     """
     op = "max_pool_backward_reshape"
     x, x_reshaped, out = unpacked(op, cache, "max_pool_forward_reshape", 3)
-    backend_of(op, dout=dout, x=x)
+    backend_of(op, dout=dout, x=x, x_reshaped=x_reshaped, out=out)
     check_shape(op, "dout", dout.shape, out.shape, "as the gradient of out")
     is_maximum = x_reshaped == out[:, :, :, None, :, None]
     among = is_maximum.sum(axis=(3, 5), keepdims=True, dtype=dout.dtype)
@@ -373,7 +374,10 @@ def conv_relu_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     cache : tuple
         What `conv_relu_forward` returned with out.
     """
-    conv_cache, a = unpacked("conv_relu_backward", cache, "conv_relu_forward", 2)
+    op = "conv_relu_backward"
+    conv_cache, a = unpacked(op, cache, "conv_relu_forward", 2)
+    backend_of(op, dout=dout, a=a)
+    check_shape(op, "dout", dout.shape, a.shape, "as the gradient of out")
     return conv_backward_fast(dout * (a > 0), conv_cache)
 
 
