@@ -277,6 +277,14 @@ A, POOL_CACHE = coursera.pool_forward(A_PREV, POOL)
         ("conv_single_step", (A_PREV[0], W[..., 0], B[0]), ValueError, "a_slice_prev has shape"),
         ("conv_single_step", (W[..., 0], W[..., 0], B[0]), ValueError, "b has shape"),
         ("create_mask_from_window", ([1, 2],), TypeError, "x must be a NumPy or CuPy array"),
+        (
+            "conv_single_step",
+            (np.ones((2, 2, 3), int), np.ones((2, 2, 3), int), np.ones((1, 1, 1), int)),
+            TypeError,
+            "a_slice_prev is int64",
+        ),
+        ("distribute_value", ([1.0], (2, 2)), TypeError, "dz must be a NumPy or CuPy array"),
+        ("distribute_value", (1.0, (0, 2)), ValueError, r"shape\[0\] must be at least 1"),
         ("distribute_value", (1.0, 2), ValueError, "shape must be the 2 sizes"),
     ],
 )

@@ -51,6 +51,7 @@ Array = Any
 Cache = tuple[Any, ...]
 
 _of_convolution = errors_say(x="A_prev", w="W", y="Z", dy="dZ")
+_of_step = errors_say(x="a_slice_prev", w="W")
 _of_pooling = errors_say(x="A_prev", x_shape="A_prev's shape", y="A", dy="dA", kernel_size="window")
 
 
@@ -235,7 +236,7 @@ def zero_pad(X: Array, pad: int) -> Array:
     return array_module(X).pad(X, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="constant")
 
 
-@_of_convolution
+@_of_step
 def conv_single_step(a_slice_prev: Array, W: Array, b: Array) -> Array:
     """Apply one kernel to one slice of its own size: ``sum(a_slice_prev * W) + b``.
 
@@ -313,7 +314,7 @@ def distribute_value(dz: Any, shape: tuple[int, int]) -> Array:
     Raises
     ------
     TypeError, ValueError
-        Where shape isn't two integers.
+        Where dz is no number, or shape isn't two integers of at least 1.
 
     Examples
     --------
@@ -321,8 +322,14 @@ def distribute_value(dz: Any, shape: tuple[int, int]) -> Array:
     array([[0.5, 0.5],
            [0.5, 0.5]])
     """
-    n_H, n_W = sizes_of("distribute_value", "shape", shape, 2)
-    xp = np if isinstance(dz, int | float) else array_module(dz)
+    op = "distribute_value"
+    n_H, n_W = (integer(op, f"shape[{i}]", n, 1) for i, n in enumerate(sizes_of(op, "shape", shape, 2)))
+    if isinstance(dz, int | float | np.number):
+        xp: Any = np
+    else:
+        backend_of(op, dz=dz)
+        check_shape(op, "dz", dz.shape, (), "as one window's gradient")
+        xp = array_module(dz)
     return xp.ones((n_H, n_W)) * (dz / (n_H * n_W))
 
 
