@@ -324,3 +324,11 @@ def pooled(x=X, pool_h=2, pool_w=2, dout=None, **options):
 def test_wrong_arguments_get_errors_in_the_books_terms(call, error, said):
     with pytest.raises(error, match=f"^{said}"):
         call()
+
+
+def test_col_is_for_the_kernels_that_forward_saw():
+    layer = dlfs.Convolution(W, B)
+    layer.forward(X)
+    before = layer.col
+    layer.W = W[:, :, 1:, 1:]
+    equal(layer.col, before)

@@ -124,9 +124,9 @@ class Convolution:
     @property
     def col(self) -> Array | None:
         """The columns of the last `forward`'s x, computed now; None before."""
-        if self.x is None:
+        if self._seen is None:
             return None
-        fh, fw = self.W.shape[2:]
+        fh, fw = self._seen.shape[2:]
         return im2col(self.x, fh, fw, self.stride, self.pad)
 
     @property
