@@ -396,6 +396,12 @@ COL = chainer.im2col_cpu(X, 3, 3, 1, 1, 0, 0)
         (lambda F: F.im2col_cpu(X[0], 3, 3, 1, 1, 0, 0), ValueError, "im2col_cpu: img must have 4 axes"),
         (lambda F: F.im2col_gpu(X, 3, 3, 0, 1, 0, 0), ValueError, "im2col_gpu: sy must be at least 1"),
         (
+            lambda F: F.im2col_cpu(X, 3, 3, 1, 1, 0, 0, out_h=0),
+            ValueError,
+            "im2col_cpu: out_h must be at least 1",
+        ),
+        (lambda F: F.im2col(X, 3, 3, 1, 1, 0, 0, out_w=4.0), TypeError, "out_w must be an integer"),
+        (
             lambda F: F.im2col_cpu(X, 3, 3, 1, 1, 0, 0, out_h=9),
             ValueError,
             "im2col_cpu: 9 windows along .* axis 0",

@@ -743,7 +743,11 @@ def _im2col(
     n, c, h, w = img.shape
     kernel = _named(op, 1, kh=kh, kw=kw)
     steps = _named(op, 1, sy=sy, sx=sx), _named(op, 0, ph=ph, pw=pw), _named(op, 1, dy=dy, dx=dx)
-    outs, window = _window(op, (h, w), kernel, *steps, cover_all, (out_h, out_w))
+    asked = tuple(
+        None if out is None else integer(op, name, out, 1)
+        for name, out in (("out_h", out_h), ("out_w", out_w))
+    )
+    outs, window = _window(op, (h, w), kernel, *steps, cover_all, asked)
     if pval != 0:
         (top, bottom), (left, right) = window["padding"]
         padded = array_module(img).full((n, c, h + top + bottom, w + left + right), pval, img.dtype)
