@@ -472,6 +472,15 @@ def test_uninstalling_leaves_no_trace(cupy_14):
     assert state() == before
 
 
+def test_uninstalling_clears_a_package_whose_module_someone_forgot(cupy_14):
+    importlib.import_module("cupyx")
+    before = state()
+    cudnn.install()
+    del sys.modules["cupy.cudnn"]
+    cudnn.uninstall()
+    assert state() == before
+
+
 def test_installing_twice_is_installing_once(cupy_14):
     cudnn.install()
     once = state()

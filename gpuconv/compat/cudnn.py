@@ -571,10 +571,12 @@ def uninstall() -> None:
 
 
 def _remove(places: Sequence[str]) -> None:
+    this = sys.modules[__name__]
     for place in places:
-        if sys.modules.get(place) is sys.modules[__name__]:
+        if sys.modules.get(place) is this:
             del sys.modules[place]
-            parent = vars(sys.modules[place.rpartition(".")[0]])
+        parent = vars(sys.modules.get(place.rpartition(".")[0], object))
+        if parent.get("cudnn") is this:
             for name in _attributes(place):
                 parent.pop(name, None)
 
