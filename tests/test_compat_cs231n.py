@@ -364,3 +364,11 @@ def test_wrong_arguments_get_errors_in_the_assignments_terms(name, arguments, er
     function = getattr(cs231n, name)
     with pytest.raises(error, match=f"^{function.__name__.rpartition('_')[0]}_\\w+: .*{said}"):
         function(*arguments)
+
+
+def test_shares_of_many_equal_maxima_add_up_in_float16():
+    pool_param = {"pool_height": 300, "pool_width": 300, "stride": 300}
+    out, cache = cs231n.max_pool_forward_fast(np.zeros((1, 1, 300, 300), np.float16), pool_param)
+    dx = cs231n.max_pool_backward_fast(np.ones_like(out), cache)
+    assert dx.dtype == np.float16
+    assert abs(dx.sum(dtype=float) - 1) < 0.01

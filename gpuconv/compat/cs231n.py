@@ -35,6 +35,8 @@ padding in im2col_indices  `padding=1` where not given          the same
 
 from typing import Any
 
+import numpy as np
+
 from gpuconv.backends.dispatch import array_module, backend_of, check_rank, check_shape
 from gpuconv.columns import col2im, im2col
 from gpuconv.compat.terms import errors_say, numbers, unpacked
@@ -286,8 +288,10 @@ def max_pool_backward_reshape(dout: Array, cache: Cache) -> Array:
     backend_of(op, dout=dout, x=x, x_reshaped=x_reshaped, out=out)
     check_shape(op, "dout", dout.shape, out.shape, "as the gradient of out")
     is_maximum = x_reshaped == out[:, :, :, None, :, None]
-    among = is_maximum.sum(axis=(3, 5), keepdims=True, dtype=dout.dtype)
+    # float16 counts no further than 2048
+    among = is_maximum.sum(axis=(3, 5), keepdims=True, dtype=np.promote_types(dout.dtype, np.float32))
     shares = dout[:, :, :, None, :, None] / array_module(x).maximum(among, 1)  # none of them equals a NaN
+    shares = shares.astype(np.result_type(dout.dtype, np.float16), copy=False)
     return (is_maximum * shares).reshape(x.shape)
 
 
