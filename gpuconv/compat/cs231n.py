@@ -17,6 +17,8 @@ cache of a max pooling     (x, pool_param); fast: ("reshape",   (x, pool_param, 
                            ("im2col", ...)                      (x, pool_param, argmax))
 sizes that the stride      an AssertionError in im2col, also    what doesn't fill a window isn't read, under
 doesn't divide             for pooling                          every name
+x edited in place between  fast: dw is by the columns of the x  dw is by the x that is there then, as under
+forward and backward       that forward saw                     naive
 equal maxima               reshape (and fast, where windows     the same; naive is first in row-major order,
                            tile): share the gradient equally;   which is what argmax gives there
                            im2col: the first

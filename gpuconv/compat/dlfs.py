@@ -16,6 +16,8 @@ What                       The book                             Here
                                                                 window when read
 backward after W was       dx by the W that forward saw         the same
 assigned anew
+x edited in place between  dW by the x that forward saw, of     dW by the x that is there then
+forward and backward       which the columns are a copy
 backward without forward   AttributeError or TypeError          RuntimeError that says so
 Pooling with pad > 0       ValueError (the output's size        works; padding is never the maximum (in the
                            leaves pad out)                      book's columns it is a zero like others)
