@@ -47,6 +47,38 @@ from gpuconv.config import LEAST_WORKSPACE, config
 from gpuconv.geometry import Ints
 from gpuconv.trace import traced
 
+__all__ = [
+    "CUDNN_CONVOLUTION",
+    "CUDNN_CROSS_CORRELATION",
+    "CUDNN_POOLING_AVERAGE_COUNT_EXCLUDE_PADDING",
+    "CUDNN_POOLING_AVERAGE_COUNT_INCLUDE_PADDING",
+    "CUDNN_POOLING_MAX",
+    "CUDNN_POOLING_MAX_DETERMINISTIC",
+    "CUDNN_TENSOR_NCHW",
+    "CUDNN_TENSOR_NHWC",
+    "Descriptor",
+    "Installed",
+    "available",
+    "convolution_backward_data",
+    "convolution_backward_filter",
+    "convolution_forward",
+    "create_convolution_descriptor",
+    "create_filter_descriptor",
+    "create_pooling_descriptor",
+    "create_tensor_descriptor",
+    "getConvolution2dForwardOutputDim",
+    "getConvolutionNdForwardOutputDim",
+    "getPooling2dForwardOutputDim",
+    "getPoolingNdForwardOutputDim",
+    "getVersion",
+    "get_max_workspace_size",
+    "install",
+    "pooling_backward",
+    "pooling_forward",
+    "set_max_workspace_size",
+    "uninstall",
+]
+
 Array = Any
 Sizes = tuple[int, ...]
 
