@@ -92,6 +92,8 @@ def taken(op: str, name: str, value: Any) -> Any:
     try:
         if hasattr(value, "__dlpack__"):
             device = value.__dlpack_device__()[0]
+            if hasattr(value, "is_neg") and value.is_neg():  # in name only: PyTorch's DLPack forgets the sign
+                raise BufferError("it is negated in name only, use tensor.resolve_neg()")
             if device in _HOST:
                 return np.from_dlpack(value)
             if on_gpu := device in _CUDA:

@@ -114,9 +114,10 @@ def test_every_public_function_of_arrays_says_like(name):
         pytest.param(lambda: torch.from_numpy(X).requires_grad_(), "detach", marks=with_torch),
         pytest.param(lambda: torch.from_numpy(X).bfloat16(), "bfloat16", marks=with_torch),
         pytest.param(lambda: torch.empty(1, 2, 4, 4, device="meta"), "meta", marks=with_torch),
+        pytest.param(lambda: torch.from_numpy(X * 1j).conj().imag, "negated in name only", marks=with_torch),
         (lambda: Wrapped(X, device=(10, 0)), "no CPU and no NVIDIA GPU"),
     ],
-    ids=["wants gradients", "bfloat16", "no memory", "ROCm"],
+    ids=["wants gradients", "bfloat16", "no memory", "negated", "ROCm"],
 )
 def test_what_cannot_be_seen_is_refused_by_name(make, why):
     x = make()
