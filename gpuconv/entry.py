@@ -115,12 +115,13 @@ def giver(op: str, like: Any) -> Callable[[Array], Array]:
     TypeError
         Where `like` is of no library that takes arrays through DLPack.
     """
-    package = type(like).__module__.partition(".")[0]
-    library = importlib.import_module({"jaxlib": "jax.numpy"}.get(package, package))
-    if not (hasattr(library, "from_dlpack") and hasattr(like, "__dlpack__")):
-        raise TypeError(f"{op}: like must be an array that knows DLPack, not {described(like)}")
-    make: Callable[[Array], Array] = library.from_dlpack
-    return make
+    for kind in type(like).__mro__ if hasattr(like, "__dlpack__") else ():  # a subclass is its library's, too
+        package = kind.__module__.partition(".")[0]
+        library = importlib.import_module({"jaxlib": "jax.numpy"}.get(package, package))
+        if hasattr(library, "from_dlpack"):
+            make: Callable[[Array], Array] = library.from_dlpack
+            return make
+    raise TypeError(f"{op}: like must be an array that knows DLPack, not {described(like)}")
 
 
 def described(value: Any) -> str:

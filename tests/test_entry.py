@@ -92,6 +92,14 @@ def test_like_gives_the_results_back_in_kind_on_the_same_memory():
 
 
 @with_tensors
+def test_like_may_be_of_a_subclass_of_its_librarys_array():
+    class Picture(torch.Tensor):
+        pass
+
+    assert type(gpuconv.conv2d(X, W, like=torch.from_numpy(X).as_subclass(Picture))) is torch.Tensor
+
+
+@with_tensors
 def test_like_keeps_tuples_and_what_is_none():
     x = torch.from_numpy(X)
     grads = gpuconv.conv2d_backward(np.ones((1, 3, 3, 3), np.float32), x, W, needs=("w",), like=x)

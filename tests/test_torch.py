@@ -538,6 +538,15 @@ def test_a_network_that_was_swapped_trains_as_the_original(dtype, tolerance):
     assert swapped.state_dict().keys() == original.state_dict().keys()
 
 
+def test_tensors_of_a_subclass_are_taken():
+    class Picture(torch.Tensor):
+        pass
+
+    x, w = torch.rand(1, 2, 5, 5), torch.rand(3, 2, 3, 3)
+    y = ours.max_pool2d(ours.conv2d(x.as_subclass(Picture), w), 2)
+    assert torch.equal(y.as_subclass(torch.Tensor), ours.max_pool2d(ours.conv2d(x, w), 2))
+
+
 def test_swap_keeps_hooks_and_shared_modules_and_leaves_subclasses():
     class Own(nn.Conv2d):
         pass
