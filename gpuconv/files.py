@@ -1,7 +1,10 @@
 """Files that survive a kill, and weights in safetensors files."""
 
 import contextlib
+import errno
 import os
+import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,20 +64,30 @@ def _safetensors(op: str) -> Any:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file aside, push it to the disk, then rename it into place.
 
+    A link stays one, to the new content, and a file that was there keeps its permissions.
+
     Raises
     ------
     OSError
-        Where it can't be written; what was at `path` before is still there.
+        Where it can't be written, or is a device or pipe; what was at `path` before is still there.
     """
-    aside = path.with_name(f".{path.name}.part")  # one name, so that a kill leaves at most one behind
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):  # to rename would remove the device
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    # Of this writer alone: two at once would rename each other's halves.
+    aside = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_native_id()}.part")
     try:
         with open(aside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
+        with contextlib.suppress(OSError):
+            shutil.copymode(target, aside)
+        os.replace(aside, target)
+    except BaseException as error:  # Ctrl-C, too
         with contextlib.suppress(OSError):
             aside.unlink()
+        if not isinstance(error, OSError):
+            raise
         # A full disk is reported without the file's name.
         raise OSError(error.errno, error.strerror, str(path)) from None

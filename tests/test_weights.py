@@ -4,6 +4,7 @@ import errno
 import os
 import runpy
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,53 @@ def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
         network(2).save(path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_ctrl_c_leaves_the_old_file_and_nothing_else(path, monkeypatch):
+    network(0).save(path)
+
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        network(1).save(path)
+    monkeypatch.undo()
+    assert os.listdir(path.parent) == [path.name]
+    network(2).load(path)
+
+
+def test_two_writers_leave_the_whole_file_of_one(path, monkeypatch):
+    sync = os.fsync
+
+    def other_writer(descriptor):
+        monkeypatch.setattr(os, "fsync", sync)
+        thread = threading.Thread(target=network(1).save, args=(path,))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(os, "fsync", other_writer)
+    network(0).save(path)
+    loaded = network(2)
+    loaded.load(path)
+    states_are_equal(loaded.state_dict(), network(0).state_dict())
+
+
+def test_a_link_and_permissions_stay(path):
+    path.write_bytes(b"")
+    path.chmod(0o600)
+    link = path.with_name("link")
+    link.symlink_to(path)
+    network(0).save(link)
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+    network(1).load(path)
+
+
+def test_a_pipe_is_not_replaced(path):
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="Not a regular file"):
+        network().save(path)
+    assert path.is_fifo()
 
 
 @pytest.mark.parametrize("method", ["save", "load"])
