@@ -23,8 +23,15 @@ def write_weights(op: str, path: Path, state: Mapping[str, Array]) -> None:
         Without the package safetensors.
     OSError
         Where it can't be written; what was at `path` before is still there.
+    TypeError
+        Where the format has no such dtype (complex128).
     """
-    write_whole(path, _safetensors(op).save({name: to_host(array) for name, array in state.items()}))
+    package = _safetensors(op)
+    arrays = {name: to_host(array) for name, array in state.items()}
+    for name, array in arrays.items():
+        if array.dtype.char in "gDG":
+            raise TypeError(f'{op}: "{name}" is {array.dtype.name}, which safetensors files can\'t hold')
+    write_whole(path, package.save(arrays))
 
 
 def read_weights(op: str, path: Path) -> dict[str, Array]:

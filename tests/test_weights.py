@@ -184,6 +184,13 @@ def test_a_link_and_permissions_stay(path):
     network(1).load(path)
 
 
+def test_a_dtype_that_files_cannot_hold_is_named(path):
+    layer = nn.Linear(2, 2)
+    layer.params["weight"] = layer.params["weight"].astype(complex)
+    with pytest.raises(TypeError, match=r'Linear.save: "weight" is complex128, which safetensors'):
+        layer.save(path)
+
+
 def test_a_pipe_is_not_replaced(path):
     os.mkfifo(path)
     with pytest.raises(OSError, match="Not a regular file"):

@@ -179,6 +179,8 @@ class Layer:
             Without the package safetensors (the extra of this name).
         OSError
             Where the file can't be written; what was there before still is.
+        TypeError
+            Where the format has no such dtype (complex128).
 
         Examples
         --------
