@@ -57,7 +57,7 @@ class offload:
     computed on the CPU.
 
     Blocks may be nested, the innermost counts; a block holds for its thread or asyncio task, and not for
-    threads that it starts.
+    threads that it starts. A generator that yields within a block leaves it on for its caller: don't.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class offload:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
                 f"offload: {function.__name__} is a generator function, which its caller runs in pieces; "
-                "put a with block into it"
+                "put a with block into it, without a yield"
             )
         if inspect.iscoroutinefunction(function):
 

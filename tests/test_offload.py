@@ -492,7 +492,7 @@ def test_generators_are_not_decorated():
         yield 1
 
     for function in (some, others):
-        with pytest.raises(TypeError, match=f"offload: {function.__name__} is a generator function"):
+        with pytest.raises(TypeError, match=f"offload: {function.__name__} is a generator.*without a yield"):
             gpuconv.offload("cuda")(function)
 
 
