@@ -206,3 +206,15 @@ def test_a_missing_package_is_named_with_the_command(path, monkeypatch, method):
     ):
         getattr(network(), method)(path)
     assert not path.exists()
+
+
+@pytest.mark.oracle
+def test_tensors_that_are_no_arrays_are_refused_by_name():
+    torch = pytest.importorskip("torch", reason="PyTorch's tensors are read here")
+    layer = nn.Linear(3, 2)
+    theirs = torch.nn.Linear(3, 2)
+    before = layer.params["weight"].copy()
+    for state in (dict(theirs.named_parameters()), theirs.bfloat16().state_dict()):
+        with pytest.raises(TypeError, match=r'Linear.load_state_dict: "weight" can\'t be seen as an array: '):
+            layer.load_state_dict(state)
+    np.testing.assert_array_equal(layer.params["weight"], before)

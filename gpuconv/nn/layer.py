@@ -228,7 +228,12 @@ class Layer:
     def _write(self, op: str, state: Mapping[str, Any]) -> None:
         own = {**self.params, **self.buffers}
         check_names(op, state, own)
-        values = {name: beside(array, state[name]) for name, array in own.items()}
+        values = {}
+        for name, array in own.items():
+            try:
+                values[name] = beside(array, state[name])
+            except (RuntimeError, TypeError) as error:  # a tensor that wants gradients, or is bfloat16
+                raise TypeError(f'{op}: "{name}" can\'t be seen as an array: {error}') from error
         for name, array in own.items():
             value = values[name]
             check_shape(op, f'"{name}"', value.shape, array.shape, "to fit the layer")
