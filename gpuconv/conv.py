@@ -492,7 +492,6 @@ def weight_grad(
     _check_dy(op, dy, x.shape[0], c_out, window, channels_last)
     cg = c_in // groups
     shape = (*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel)
-    geometry.flag(op, "flip", flip)
     dw = result(op, backend, out, shape, inexact_result(op, dy=dy, x=x), dy=dy, x=x)
     turned = flipped(op, dw, axes, channels_last, flip)
     backend.convolution.weight_grad(dy, conjugate(x), turned, window, channels_last)

@@ -22,10 +22,42 @@ from gpuconv.unpool import (
 )
 
 
-class _MaxPool(Layer):
-    """A max pooling over `_axes` spatial axes."""
+class _Pool(Layer):
+    """What every pooling layer knows of its window, over `_axes` spatial axes."""
 
     _axes: ClassVar[int]
+
+    def __init__(
+        self,
+        kernel_size: Ints,
+        stride: Ints | None,
+        padding: Padding,
+        dilation: Ints,
+        ceil_mode: bool,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        check_window(op, self._axes, kernel_size, 1 if stride is None else stride, padding, dilation)
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = flag(op, "ceil_mode", ceil_mode)
+        self.channels_last = flag(op, "channels_last", channels_last)
+
+    def _window(self) -> dict[str, Any]:
+        return {
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "ceil_mode": self.ceil_mode,
+            "channels_last": self.channels_last,
+        }
+
+
+class _MaxPool(_Pool):
+    """A max pooling over `_axes` spatial axes."""
+
     _pool: ClassVar[Callable[..., Any]]
     _gradient: ClassVar[Callable[..., Array]]
 
@@ -39,15 +71,7 @@ class _MaxPool(Layer):
         ceil_mode: bool = False,
         channels_last: bool = False,
     ) -> None:
-        super().__init__()
-        op = type(self).__name__
-        check_window(op, self._axes, kernel_size, 1 if stride is None else stride, padding, dilation)
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.padding = padding
-        self.dilation = dilation
-        self.ceil_mode = flag(op, "ceil_mode", ceil_mode)
-        self.channels_last = flag(op, "channels_last", channels_last)
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
 
     def forward(self, x: Array) -> Array:
         """Return each window's maximum and keep its place."""
@@ -58,14 +82,6 @@ class _MaxPool(Layer):
         """Return dx: each dy at the place its window's maximum was found, zero elsewhere."""
         argmax, x_shape = self._recall(dy)
         return type(self)._gradient(dy, argmax, x_shape, self.kernel_size, self.stride, **self._window())
-
-    def _window(self) -> dict[str, Any]:
-        return {
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "ceil_mode": self.ceil_mode,
-            "channels_last": self.channels_last,
-        }
 
     def _arguments(self) -> str:
         return f"kernel_size={self.kernel_size}" + unusual(
@@ -316,10 +332,9 @@ class MaxUnpool3d(_MaxUnpool):
     _gradient = staticmethod(max_unpool3d_backward)
 
 
-class _AvgPool(Layer):
+class _AvgPool(_Pool):
     """An average pooling over `_axes` spatial axes."""
 
-    _axes: ClassVar[int]
     _pool: ClassVar[Callable[..., Array]]
     _gradient: ClassVar[Callable[..., Array]]
 
@@ -335,19 +350,12 @@ class _AvgPool(Layer):
         dilation: Ints = 1,
         channels_last: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
         op = type(self).__name__
-        check_window(op, self._axes, kernel_size, 1 if stride is None else stride, padding, dilation)
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.padding = padding
-        self.dilation = dilation
-        self.ceil_mode = flag(op, "ceil_mode", ceil_mode)
         self.count_include_pad = flag(op, "count_include_pad", count_include_pad)
         if divisor_override is not None:
             divisor_override = integer(op, "divisor_override", divisor_override, 1)
         self.divisor_override = divisor_override
-        self.channels_last = flag(op, "channels_last", channels_last)
 
     def forward(self, x: Array) -> Array:
         """Return each window's mean."""
@@ -360,12 +368,9 @@ class _AvgPool(Layer):
 
     def _window(self) -> dict[str, Any]:
         return {
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "ceil_mode": self.ceil_mode,
+            **super()._window(),
             "count_include_pad": self.count_include_pad,
             "divisor_override": self.divisor_override,
-            "channels_last": self.channels_last,
         }
 
     def _arguments(self) -> str:
@@ -464,7 +469,7 @@ class AvgPool3d(_AvgPool):
     _gradient = staticmethod(avg_pool3d_backward)
 
 
-class LPPool2d(Layer):
+class LPPool2d(_Pool):
     """The p-norm of each window, as `gpuconv.lp_pool2d` computes it.
 
     Parameters
@@ -490,6 +495,8 @@ class LPPool2d(Layer):
     array([[[[ 3., -4.,  0.,  7.]]]])
     """
 
+    _axes = 2
+
     def __init__(
         self,
         norm_type: float,
@@ -501,17 +508,9 @@ class LPPool2d(Layer):
         dilation: Ints = 1,
         channels_last: bool = False,
     ) -> None:
-        super().__init__()
-        op = type(self).__name__
-        check_norm(op, norm_type)
-        check_window(op, 2, kernel_size, 1 if stride is None else stride, padding, dilation)
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+        check_norm("LPPool2d", norm_type)
         self.norm_type = norm_type
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.ceil_mode = flag(op, "ceil_mode", ceil_mode)
-        self.padding = padding
-        self.dilation = dilation
-        self.channels_last = flag(op, "channels_last", channels_last)
 
     def forward(self, x: Array) -> Array:
         """Return each window's norm."""
@@ -523,14 +522,6 @@ class LPPool2d(Layer):
         x, y = self._recall(dy)
         window = (self.norm_type, self.kernel_size, self.stride)
         return lp_pool2d_backward(dy, x, y, *window, **self._window())
-
-    def _window(self) -> dict[str, Any]:
-        return {
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "ceil_mode": self.ceil_mode,
-            "channels_last": self.channels_last,
-        }
 
     def _arguments(self) -> str:
         return f"norm_type={self.norm_type}, kernel_size={self.kernel_size}" + unusual(

@@ -185,7 +185,7 @@ def _avg_pool(
     dtype: np.dtype[Any],
     channels_last: bool,
     count_include_pad: bool,
-    divisor_override: int | None = None,
+    divisor_override: int | None,
 ) -> Program:
     return _program(
         "avg_pool",
@@ -227,7 +227,7 @@ def _avg_pool_backward(
     dtype: np.dtype[Any],
     channels_last: bool,
     count_include_pad: bool,
-    divisor_override: int | None = None,
+    divisor_override: int | None,
 ) -> Program:
     return _program(
         "avg_pool_backward",

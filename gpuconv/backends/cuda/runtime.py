@@ -75,8 +75,10 @@ class CupyRuntime:
         self._functions: dict[tuple[int, Kernel], Any] = {}
         self._workspace: dict[int, int] = {}
         self._cublas: Any = None  # imported when first needed: pooling does without
-        # The products of a chunk are many and small: their scalars lie ready, by the dtype of the sums.
-        self._scalars = {dtype: tuple(np.array(value, dtype) for value in (0, 1)) for dtype in CUDA_TYPES}
+        # The products of a chunk are many and small: their scalars lie ready, by the dtype of the factors.
+        self._scalars = {
+            dtype: tuple(np.array(value, accumulator(dtype)) for value in (0, 1)) for dtype in CUDA_TYPES
+        }
 
     def elsewhere(self, array: Array) -> AbstractContextManager[Any] | None:
         """Return the array's device where it isn't the current one."""
@@ -137,9 +139,8 @@ class CupyRuntime:
         """Call gemmStridedBatchedEx on the current stream."""
         cublas = self._cublas = self._cublas or _import_cublas()
         handle = self._cupy.cuda.device.get_cublas_handle()
-        sums = accumulator(dtypes[0])
-        double, half = sums in DOUBLES, dtypes[0] == np.float16
-        zero, one = self._scalars[sums]
+        double, half = dtypes[0] in DOUBLES, dtypes[0] == np.float16
+        zero, one = self._scalars[dtypes[0]]
         if double:
             compute = cublas.CUBLAS_COMPUTE_64F
         elif precision == "tf32" and not half:
