@@ -1,6 +1,6 @@
 """Print, as JSON, the memory that one forward pass on vgg3_2 takes at its peak beside x, w and y.
 
-    python profiling/forward_memory.py 16        # 16 images; cpu_bench.py --memory runs it for 8 and 16
+    python profiling/forward_memory.py 16        # 16 images; the benchmark runs it for 8 and 16
 
 One process measures one call: buffers that a thread keeps for its next call would hide in a second one.
 `resident` is what the system counts, BLAS's own buffers and the threads' stacks included; `traced` is what

@@ -25,7 +25,6 @@ from gpu import (  # noqa: E402
     ceilings,
     children,
     determinism,
-    device,
     environment,
     report,
     sanitizers,
@@ -34,8 +33,11 @@ from gpu import (  # noqa: E402
     workspace,
 )
 from gpu.children import Deadline  # noqa: E402
-from gpu.results import PARTS, Results, commit, faults, source_sha256  # noqa: E402
-from gpu.shapes import rows  # noqa: E402
+from gpu.results import PARTS, Results, faults  # noqa: E402
+
+from gpuconv.measure import gpu as device  # noqa: E402
+from gpuconv.measure.records import commit, source_sha256  # noqa: E402
+from gpuconv.measure.shapes import rows  # noqa: E402
 
 # A part's share of what is left for it and those after it; what it doesn't use is theirs.
 WEIGHTS = {

@@ -16,27 +16,22 @@ import gpuconv
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "profiling"))
 
 import gpu_check
-from gpu import (
-    calls,
-    children,
-    determinism,
-    device,
-    outcomes,
-    report,
-    sanitizers,
-    shapes,
-    suite,
-    timings,
-    workspace,
-)
+from gpu import cases, children, determinism, outcomes, sanitizers, suite, timings, workspace
+from gpu.cases import Case
 from gpu.children import Deadline
-from gpu.results import PARTS, Results, commit, faults, file_stem, source_sha256, text
-from gpu.shapes import Case, ConvShape, PoolShape, Row
+from gpu.results import PARTS, Results, faults
 
-CONV = shapes.SMALL_CONVS[0]
-POOL = shapes.SMALL_POOLS[0]
+from gpuconv.measure import bench, calls, shapes
+from gpuconv.measure import gpu as device
+from gpuconv.measure.records import commit, file_stem, source_sha256, text
+from gpuconv.measure.shapes import ConvShape, PoolShape, Row
+from gpuconv.measure.tables import means
+from gpuconv.measure.timing import MIN_TURNS, MOST_TURNS, Sample, Timing, in_turns
+
+CONV = cases.SMALL_CONVS[0]
+POOL = cases.SMALL_POOLS[0]
 SCHEMA = [
-    *("op", "pass", "name", "dtype", "precision", "layout", "algorithm", "chosen"),
+    *("op", "kind", "pass", "name", "dtype", "precision", "layout", "algorithm", "chosen"),
     *("us", "cpu_us", "torch_us", "floor_us", "gbps", "tflops", "workspace_bytes"),
 ]
 
@@ -45,6 +40,8 @@ class FakeGpu:
     """NumPy in a GPU's place; a call takes 100 us, as long as nobody looks."""
 
     xp = np
+    gpu = "NVIDIA Fake 1"
+    sampler, undisturbed = device.Gpu.sampler, device.Gpu.undisturbed
     l2_bytes = 50 << 20
     workspace_bytes = 1000
     living = True
@@ -113,7 +110,7 @@ def test_rows_come_in_order_of_priority_and_once():
     assert [key["pass"] for key in keys[:3]] == ["forward", "input_grad", "weight_grad"]
 
 
-@pytest.mark.parametrize("case", list(shapes.small_cases()), ids=str)
+@pytest.mark.parametrize("case", list(cases.small_cases()), ids=str)
 def test_every_case_calls_the_operation_it_names(case):
     ours = calls.Calls(case.op, case.shape, case.dtype, case.channels_last, np).ours()
     first = calls.results(ours)[0]
@@ -137,11 +134,11 @@ def test_every_case_calls_the_operation_it_names(case):
 @pytest.mark.parametrize(
     ("op", "shape"),
     [
-        *((op, shape) for shape in shapes.SMALL_CONVS for op in shapes.CONV_PASSES),
-        *((op, shape) for shape in shapes.SMALL_POOLS for op in shapes.POOL_PASSES),
-        ("conv_transpose2d", shapes.SMALL_CONVS[1]),
+        *((op, shape) for shape in cases.SMALL_CONVS for op in shapes.CONV_PASSES),
+        *((op, shape) for shape in cases.SMALL_POOLS for op in shapes.POOL_PASSES),
+        ("conv_transpose2d", cases.SMALL_CONVS[1]),
         *(
-            (op, shapes.SMALL_POOLS[1])
+            (op, cases.SMALL_POOLS[1])
             for op in shapes.ON_ONE_SHAPE
             if not op.startswith(("conv", "lp")) and not op.endswith("backward")
         ),
@@ -164,20 +161,20 @@ def test_difference_is_infinite_for_another_shape_and_nan_for_nan():
 
 def test_floor_is_the_larger_of_bytes_and_products():
     data = {"copy_gbps": 1000.0, "gemm_tflops": {"ieee": 10.0}}
-    dense = ConvShape("dense", "", 1, 64, 10, 10, 64, 3, 3, 1, 1, 1, 1)
-    assert gpu_check.ceilings.floor_us(row_of(shape=dense), data) == 2 * 64 * 64 * 9 * 100 / 10e6
+    dense = ConvShape("dense", 1, 64, 10, 10, 64, 3, 3, 1, 1, 1, 1)
+    assert bench.floor_us(row_of(shape=dense), data) == 2 * 64 * 64 * 9 * 100 / 10e6
     pool = PoolShape("pool", 1, 10, 10, 10, 2, 2, 0)
     moved = 4 * 1000 + (4 + 1) * 250
-    assert gpu_check.ceilings.floor_us(row_of("max_pool2d", pool), data) == moved / 1e6
-    assert gpu_check.ceilings.floor_us(row_of("avg_pool2d", pool), data) == (moved - 250) / 1e6
-    assert gpu_check.ceilings.floor_us(row_of(precision="tf32"), data) is None
+    assert bench.floor_us(row_of("max_pool2d", pool), data) == moved / 1e6
+    assert bench.floor_us(row_of("avg_pool2d", pool), data) == (moved - 250) / 1e6
+    assert bench.floor_us(row_of(precision="tf32"), data) is None
 
 
 def test_places_between_strided_windows_need_not_be_read_but_their_gradient_must_be_written():
-    shape = ConvShape("1x1 stride 2", "", 1, 1, 8, 8, 1, 1, 1, 2, 0, 1, 1)
+    shape = ConvShape("1x1 stride 2", 1, 1, 8, 8, 1, 1, 1, 2, 0, 1, 1)
     assert shape.least_bytes("conv2d", "float16") == 2 * (16 + 1 + 16)
     assert shape.least_bytes("conv2d_input_grad", "float16") == 2 * (64 + 1 + 16)
-    overlapping = ConvShape("3x3 stride 2", "", 1, 1, 8, 8, 1, 3, 3, 2, 0, 1, 1)
+    overlapping = ConvShape("3x3 stride 2", 1, 1, 8, 8, 1, 3, 3, 2, 0, 1, 1)
     assert overlapping.least_bytes("conv2d", "float32") == 4 * (49 + 9 + 9)
 
 
@@ -283,27 +280,36 @@ def test_poison_fills_what_is_allocated(stand_in):
     assert stand_in.asked == [("memset", 0xAB, 100)]
 
 
-def test_contenders_take_turns_and_wait_for_their_launches():
-    seen = []
+class Counting:
+    """A clock that writes down whose turn it was."""
 
-    def clock(call, wait_us):
+    def __init__(self):
+        self.turns = []
+
+    def sampler(self, call):
         call()
-        seen.append(wait_us)
-        return float(len(seen)), 30.0
+        return lambda: (self.turns.append(call()), Sample(float(len(self.turns)), 30.0))[1]
 
-    order = []
-    both = {"ours": lambda: order.append("ours"), "torch": lambda: order.append("torch")}
-    samples = timings.in_turns(both, clock, Deadline(-1))
-    assert order == ["ours"] * 2 + ["torch"] * 2 + ["ours", "torch"] * timings.MIN_TURNS
-    assert seen[4:] == [110.0] * 2 * timings.MIN_TURNS
-    assert [us for us, _ in samples["torch"]] == [6.0, 8.0, 10.0, 12.0, 14.0]
-    assert len(timings.in_turns(both, clock, Deadline(60))["ours"]) == timings.MOST_TURNS
+
+def test_contenders_take_turns():
+    both = {"ours": lambda: "ours", "torch": lambda: "torch"}
+    timings = in_turns(both, clock := Counting(), -1)
+    assert clock.turns == ["ours", "torch"] * MIN_TURNS
+    assert timings["torch"] == Timing(6.0, 30.0, 4.0, 8.0, MIN_TURNS)
+    assert in_turns(both, Counting(), 60)["ours"].turns == MOST_TURNS
+
+
+def test_a_call_on_a_gpu_is_timed_behind_a_wait_for_its_launches(monkeypatch):
+    asked = []
+    monkeypatch.setattr(FakeGpu, "time", lambda gpu, call, wait_us: (asked.append(wait_us), (1.0, 30.0))[1])
+    sample = FakeGpu().sampler(lambda: None)
+    assert sample() == Sample(1.0, 30.0) and asked == [0.0, 0.0, 110.0]
 
 
 def test_spread_is_half_the_interquartile_range():
     times = [1.0, 2.0, 3.0, 4.0, 100.0]
     q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
-    assert timings.spread([(us, 0.0) for us in times]) == (q3 - q1) / 2 / median == 1 / 3
+    assert Timing.of([Sample(us, 0.0) for us in times]).spread == (q3 - q1) / 2 / median == 1 / 3
 
 
 def test_rows_hold_what_was_promised(results):
@@ -388,7 +394,7 @@ def test_nothing_is_timed_on_a_gpu_that_gave_up(results, monkeypatch):
 
 
 def test_determinism_passes_numpy(results):
-    few = [case for case in shapes.small_cases() if case.dtype != "float32"]
+    few = [case for case in cases.small_cases() if case.dtype != "float32"]
     assert determinism.run(results, Deadline(60), FakeGpu(), few) == "complete"
     assert results.data["determinism"] == {"runs": 10, "cases": len(few), "differing": [], "wrong": []}
 
@@ -631,17 +637,22 @@ def test_json_has_a_row_a_line_and_is_what_was_written():
 
 
 def test_the_hash_is_of_names_and_contents_of_sources(tmp_path):
-    for name, content in (("cuda/a.cu", "1"), ("gpuconv/b.py", "2")):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(content)
-    first = source_sha256(tmp_path)
-    (tmp_path / "gpuconv/__pycache__").mkdir()
-    (tmp_path / "gpuconv/__pycache__/b.pyc").write_text("x")
-    assert source_sha256(tmp_path) == first
-    (tmp_path / "cuda/a.cu").write_text("3")
-    changed = source_sha256(tmp_path)
-    (tmp_path / "cuda/a.cu").rename(tmp_path / "cuda/c.cu")
-    assert len({first, changed, source_sha256(tmp_path)}) == 3
+    kernels, package = tmp_path / "cuda", tmp_path / "gpuconv"
+    for path, content in ((kernels / "a.cu", "1"), (package / "b.py", "2")):
+        path.parent.mkdir()
+        path.write_text(content)
+
+    def now():
+        return source_sha256(package, kernels)
+
+    first = now()
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__/b.pyc").write_text("x")
+    assert now() == first
+    (kernels / "a.cu").write_text("3")
+    changed = now()
+    (kernels / "a.cu").rename(kernels / "c.cu")
+    assert len({first, changed, now()}) == 3
 
 
 def test_a_checkout_without_git_has_an_unknown_commit(tmp_path):
@@ -789,16 +800,22 @@ def test_a_wrong_option_is_refused(wrong):
 
 
 def test_means_are_geometric_and_by_kind():
-    name = {"name": "rn50_c3_3x3", "dtype": "float32", "precision": "ieee", "layout": "channels_first"}
+    name = {
+        "name": "rn50_c3_3x3",
+        "kind": "dense",
+        "dtype": "float32",
+        "precision": "ieee",
+        "layout": "channels_first",
+    }
     rows = [
         {**name, "op": "conv2d", "pass": "forward", "us": 10.0, "torch_us": other, "floor_us": 5.0}
         for other in (5.0, 20.0, None)
     ]
     rows.append({**name, "op": "conv2d", "pass": "forward", "us": None, "torch_us": None, "floor_us": None})
     pool = {**name, "name": "gap_7x7", "pass": "backward", "us": 10.0, "torch_us": 30.0, "floor_us": None}
-    rows += [{**pool, "op": "max_pool2d_backward"}, {**pool, "op": "avg_pool2d_backward"}]
+    rows += [{**pool, "kind": "max pool"}, {**pool, "kind": "avg pool"}]
     numbers = ("float32 ieee", "channels_first")
-    assert report.means(rows) == [
+    assert means(rows) == [
         ("dense", "forward", *numbers, "3", "1.00", "0.50"),
         ("max pool", "backward", *numbers, "1", "3.00", ""),
         ("avg pool", "backward", *numbers, "1", "3.00", ""),

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from .calls import Calls, difference
-from .calls import results as arrays
+from gpuconv.measure.calls import Calls, difference
+from gpuconv.measure.calls import results as arrays
+from gpuconv.measure.shapes import shared
+
+from .cases import Case, cases, small_cases
 from .children import Deadline
 from .results import Results
-from .shapes import Case, cases, shared, small_cases
 
 RUNS = 10
 # NaN in every floating type, and a large number: neither may show in a result.

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from .calls import Calls, difference
+from gpuconv.measure.calls import Calls, difference
+
+from .cases import SMALL_CONVS
 from .children import Deadline
 from .results import Results
-from .shapes import SMALL_CONVS
 
 
 def run(results: Results, deadline: Deadline, gpu: Any) -> str:

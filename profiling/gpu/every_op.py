@@ -1,7 +1,8 @@
 """Run every operation once on small arrays, for compute-sanitizer to watch, and say so at the end."""
 
-from .calls import Calls
-from .shapes import small_cases
+from gpuconv.measure.calls import Calls
+
+from .cases import small_cases
 
 END = "every operation ran"
 

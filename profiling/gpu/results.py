@@ -1,12 +1,11 @@
 """The results' file: kept up to date after every row, read again when a check goes on, judged at the end."""
 
-import hashlib
 import json
-import os
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
+
+from gpuconv.files import write_whole
+from gpuconv.measure.records import file_stem, text
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -63,50 +62,7 @@ class Results:
     def save(self) -> None:
         """Write the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write(self.path, text(self.data))
-
-
-def write(path: Path, content: str) -> None:
-    """Replace a file in one step: whoever is killed meanwhile leaves the old one."""
-    beside = path.with_suffix(f"{path.suffix}.{os.getpid()}")
-    beside.write_text(content)
-    beside.replace(path)
-
-
-def text(data: dict[str, Any]) -> str:
-    """Return JSON with the rows last, a line each."""
-    facts = json.dumps({key: value for key, value in data.items() if key != "rows"}, indent=1)
-    rows = ",\n  ".join(json.dumps(row) for row in data.get("rows", ()))
-    return f'{facts[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
-
-
-def file_stem(gpu: str) -> str:
-    """Return a name for files: "NVIDIA H200" becomes "h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("nvidia")).strip("-") or "gpu"
-
-
-def source_sha256(checkout: Path = CHECKOUT) -> str:
-    """Return the SHA-256 over the names and contents of what computes: cuda/ and gpuconv/."""
-    digest = hashlib.sha256()
-    files = (path for folder in ("cuda", "gpuconv") for path in (checkout / folder).rglob("*"))
-    for path in sorted(path for path in files if path.suffix in (".py", ".cu", ".cuh", ".h")):
-        digest.update(f"{path.relative_to(checkout).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def commit(checkout: Path = CHECKOUT) -> str:
-    """Return the checkout's commit, as far as git and a `.git` are there to tell."""
-    try:
-        head = _git(checkout, "rev-parse", "HEAD")
-        changed = _git(checkout, "status", "--porcelain", "--", "gpuconv", "cuda")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + (" with changes" if changed else "")
-
-
-def _git(checkout: Path, *command: str) -> str:
-    git = ["git", "-C", str(checkout), *command]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        write_whole(self.path, text(self.data).encode())
 
 
 def faults(data: dict[str, Any]) -> list[str]:

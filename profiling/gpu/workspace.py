@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import gpuconv
+from gpuconv.measure.calls import Calls, difference
+from gpuconv.measure.shapes import CONV_PASSES, shared
 
-from .calls import Calls, difference
+from .cases import Case
 from .children import Deadline
 from .results import Results
-from .shapes import CONV_PASSES, Case, shared
 
 SMALLEST = 1 << 20
 SHAPES = (

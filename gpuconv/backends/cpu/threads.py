@@ -197,3 +197,9 @@ def buffer(slot: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     if memory is None or memory.nbytes < size:
         memory = slots[slot] = np.empty(size, np.uint8)
     return memory[:size].view(dtype).reshape(shape)
+
+
+def release_buffers() -> None:
+    """Give back what the threads keep for their next calls; calls under way keep theirs until they end."""
+    global _kept
+    _kept = threading.local()

@@ -1,14 +1,17 @@
 """What is measured: the shared shapes, the rows in order of priority, the least work that each must do."""
 
 import csv
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-FOLDER = Path(__file__).resolve().parents[1]
+import numpy as np
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 ITEM_BYTES = {"float16": 2, "float32": 4, "float64": 8}
 
@@ -23,7 +26,6 @@ class ConvShape:
     """A line of conv_shapes.csv."""
 
     name: str
-    group: str
     n: int
     c_in: int
     h: int
@@ -31,16 +33,23 @@ class ConvShape:
     c_out: int
     kh: int
     kw: int
-    stride: int
-    padding: int
-    dilation: int
-    groups: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    group: str = ""
 
     @cached_property
     def out(self) -> tuple[int, int]:
         """Height and width of y."""
         window = (self.stride, self.padding, self.dilation)
         return window_places(self.h, self.kh, *window), window_places(self.w, self.kw, *window)
+
+    def check(self) -> None:
+        """Raise ValueError where no such convolution exists."""
+        _check_windows(self.out, (self.kh, self.kw))
+        if self.c_in % self.groups or self.c_out % self.groups:
+            raise ValueError(f"groups={self.groups} must divide c_in={self.c_in} and c_out={self.c_out}")
 
     @property
     def kind(self) -> str:
@@ -80,6 +89,11 @@ class ConvShape:
         return ITEM_BYTES[dtype] * (x + w + y)
 
 
+def _check_windows(out: tuple[int, int], kernel: tuple[int, int]) -> None:
+    if min(out) < 1:
+        raise ValueError(f"a kernel of {kernel} is larger than the padded image")
+
+
 def _laid_out(n: int, c: int, h: int, w: int, channels_last: bool) -> tuple[int, ...]:
     return (n, h, w, c) if channels_last else (n, c, h, w)
 
@@ -101,8 +115,8 @@ class PoolShape:
     h: int
     w: int
     kernel: int
-    stride: int
-    padding: int
+    stride: int = 1
+    padding: int = 0
 
     @cached_property
     def out(self) -> tuple[int, int]:
@@ -117,6 +131,12 @@ class PoolShape:
     def y_shape(self, channels_last: bool) -> tuple[int, ...]:
         """Shape of y."""
         return _laid_out(self.n, self.c, *self.out, channels_last)
+
+    def check(self) -> None:
+        """Raise ValueError where no such pooling exists."""
+        _check_windows(self.out, (self.kernel, self.kernel))
+        if self.padding >= self.kernel:
+            raise ValueError(f"padding={self.padding} must be less than kernel={self.kernel}")
 
     flops = 0  # beside the bytes, comparing and adding don't count
 
@@ -199,6 +219,7 @@ class Row:
         conv = isinstance(self.shape, ConvShape)
         return {
             "op": self.op,
+            "kind": self.kind,
             "pass": CONV_PASSES.get(self.op, "backward" if self.op.endswith("backward") else "forward"),
             "name": self.shape.name,
             "dtype": self.dtype,
@@ -209,84 +230,142 @@ class Row:
 
 
 # dtype, precision, whether pooling differs from a row above (it multiplies nothing).
-NUMBERS = (("float32", "ieee", True), ("float16", "fp16", True), ("float32", "tf32", False))
+Numbers = tuple[str, str, bool]
+NUMBERS: tuple[Numbers, ...] = (
+    ("float32", "ieee", True),
+    ("float16", "fp16", True),
+    ("float32", "tf32", False),
+)
+DOUBLE: Numbers = ("float64", "fp64", True)
+LAYOUTS = (False, True)  # channels_last
 
 
 def rows() -> Iterator[Row]:
-    """Yield what is to be timed, what matters most first."""
-    for channels_last in (False, True):
-        for dtype, precision, pools in NUMBERS:
-            for conv in conv_shapes():
-                for op in CONV_PASSES:
-                    yield Row(op, conv, dtype, precision, channels_last)
-            for pool in pool_shapes() if pools else ():
-                for op in POOL_PASSES:
-                    yield Row(op, pool, dtype, precision, channels_last)
-    for channels_last in (False, True):
+    """Yield what is to be timed of the shared shapes, what matters most first."""
+    yield from rows_of([*conv_shapes(), *pool_shapes()], NUMBERS, LAYOUTS)
+    for channels_last in LAYOUTS:
         for op, name in ON_ONE_SHAPE.items():
             yield Row(op, shared(name)[0], "float32", "ieee", channels_last)
 
 
+def rows_of(
+    shapes: Sequence[Shape], numbers: Iterable[Numbers], layouts: Iterable[bool] = LAYOUTS
+) -> Iterator[Row]:
+    """Yield every pass over these shapes."""
+    numbers = tuple(numbers)
+    for channels_last in layouts:
+        for dtype, precision, pools in numbers:
+            for shape in shapes:
+                if isinstance(shape, ConvShape) or pools:
+                    for op in CONV_PASSES if isinstance(shape, ConvShape) else POOL_PASSES:
+                        yield Row(op, shape, dtype, precision, channels_last)
+
+
 def conv_shapes() -> list[ConvShape]:
     """Return the lines of conv_shapes.csv."""
-    return [ConvShape(**line) for line in _lines("conv_shapes.csv")]
+    return [shape for shape in read(_folder() / "conv_shapes.csv") if isinstance(shape, ConvShape)]
 
 
 def pool_shapes() -> list[PoolShape]:
     """Return the lines of pool_shapes.csv."""
-    return [PoolShape(**line) for line in _lines("pool_shapes.csv")]
+    return [shape for shape in read(_folder() / "pool_shapes.csv") if isinstance(shape, PoolShape)]
 
 
-def _lines(file: str) -> Iterator[dict[str, Any]]:
-    with open(FOLDER / file, newline="") as lines:
-        for line in csv.DictReader(lines):
-            yield {key: int(value) if value.isdigit() else value for key, value in line.items()}
+def _folder() -> Path:
+    """Return where the shared lists are: in the installed package, or in the checkout's `profiling/`."""
+    inside = PACKAGE / "measure"
+    return inside if (inside / "conv_shapes.csv").is_file() else PACKAGE.parent / "profiling"
 
 
-# Small shapes that between them meet tails, strides, padding, dilation, groups and single taps; few, for each
-# has kernels of its own to compile.
-SMALL_CONVS = (
-    ConvShape("small 3x3", "small", 3, 8, 13, 11, 8, 3, 3, 1, 1, 1, 1),
-    ConvShape("small 3x3 stride 2, 2 groups", "small", 2, 6, 12, 15, 4, 3, 3, 2, 1, 1, 2),
-    ConvShape("small depthwise 3x3 dilation 2", "small", 2, 16, 9, 16, 16, 3, 3, 1, 2, 2, 16),
-    ConvShape("small 1x1", "small", 2, 16, 7, 7, 24, 1, 1, 1, 0, 1, 1),
-)
-SMALL_POOLS = (
-    PoolShape("small 3x3 stride 2", 2, 5, 13, 16, 3, 2, 1),
-    PoolShape("small 2x2", 2, 8, 12, 16, 2, 2, 0),
-)
+def read(path: Path) -> list[Shape]:
+    """Read a list of shapes, convolutions and poolings.
+
+    Parameters
+    ----------
+    path
+        A `.csv` with a line of titles, which are the fields of `ConvShape` or of `PoolShape`; those that have
+        a default may be missing. Or an `.npz` with an array of integers for each layer, under its name: 8 to
+        11 numbers (n, c_in, h, w, c_out, kh, kw, stride, padding, dilation, groups) are a convolution, 5 to 7
+        (n, c, h, w, kernel, stride, padding) a pooling.
+
+    Raises
+    ------
+    OSError
+        Where it can't be read.
+    ValueError
+        Where it is neither, or holds no such shape; with the line's number or the array's name.
+    """
+    found: list[Shape] = []
+    for place, values in _npz(path) if path.suffix == ".npz" else _lines(path):
+        pooling = "c" in values
+        kind: type[ConvShape] | type[PoolShape] = PoolShape if pooling else ConvShape
+        known = {field.name: field.default is MISSING for field in fields(kind)}
+        if unknown := [name for name in values if name not in known]:
+            raise ValueError(
+                f"{path}, {place}: there is no {unknown[0]!r}; the fields are {', '.join(known)}"
+            )
+        if missing := [name for name, needed in known.items() if needed and name not in values]:
+            raise ValueError(f"{path}, {place}: {', '.join(missing)} is missing")
+        try:
+            numbers: dict[str, Any] = {
+                n: v if n in ("name", "group") else _number(n, v) for n, v in values.items()
+            }
+            shape: Shape = kind(**numbers)
+            shape.check()
+        except ValueError as error:
+            raise ValueError(f"{path}, {place}: {error}") from None
+        found.append(shape)
+    if not found:
+        raise ValueError(f"{path}: holds no shapes")
+    return found
 
 
-@dataclass(frozen=True)
-class Case:
-    """One operation on one shape, to be checked."""
-
-    op: str
-    shape: Shape
-    dtype: str
-    channels_last: bool
-
-    def __str__(self) -> str:
-        layout = "channels last" if self.channels_last else "channels first"
-        return f"{self.op}, {self.shape.name}, {self.dtype}, {layout}"
+def _number(name: str, value: Any) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        raise ValueError(f"{name} must be an integer, not {value!r}") from None
+    least = 0 if name == "padding" else 1
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {number}")
+    return number
 
 
-def small_cases() -> Iterator[Case]:
-    """Yield every operation on the small shapes; float64 on the first of each kind only."""
-    for dtype in ("float32", "float16", "float64"):
-        most = 1 if dtype == "float64" else None
-        yield from cases((*SMALL_CONVS[:most], *SMALL_POOLS[:most]), dtype)
+Lines = Iterator[tuple[str, dict[str, Any]]]
 
 
-def cases(shapes: Iterable[Shape], dtype: str) -> Iterator[Case]:
-    """Yield every operation on these shapes, in both layouts."""
-    for shape in shapes:
-        for channels_last in (False, True):
-            for op in CONV_OPS if isinstance(shape, ConvShape) else POOL_OPS:
-                yield Case(op, shape, dtype, channels_last)
+def _lines(path: Path) -> Lines:
+    with open(path, newline="", encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(csv.DictReader(lines), 2):
+                if None in line or None in line.values():
+                    raise ValueError(f"{path}, line {number}: has more or fewer fields than the first")
+                yield f"line {number}", dict(line)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: is no list of shapes ({error})") from None
+
+
+CONV_COLUMNS = ("n", "c_in", "h", "w", "c_out", "kh", "kw", "stride", "padding", "dilation", "groups")
+POOL_COLUMNS = ("n", "c", "h", "w", "kernel", "stride", "padding")
+
+
+def _npz(path: Path) -> Lines:
+    try:
+        with np.load(path) as arrays:
+            layers = {name: arrays[name] for name in arrays}
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path}: is no .npz of integers ({error})") from None
+    for name, array in layers.items():
+        if array.ndim != 1 or array.dtype.kind not in "iu" or not 5 <= len(array) <= 11:
+            raise ValueError(
+                f"{path}, {name}: must hold 5 to 11 integers in one axis, not {array.dtype} {array.shape}"
+            )
+        columns = POOL_COLUMNS if len(array) <= len(POOL_COLUMNS) else CONV_COLUMNS
+        yield name, {"name": name, **dict(zip(columns, array.tolist(), strict=False))}
 
 
 def shared(*names: str) -> list[Shape]:
     """Return those of the shared shapes, in this order."""
-    known: dict[str, Shape] = {shape.name: shape for shape in (*conv_shapes(), *pool_shapes())}
+    everything: list[Shape] = [*conv_shapes(), *pool_shapes()]
+    known = {shape.name: shape for shape in everything}
     return [known[name] for name in names]

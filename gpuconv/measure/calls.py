@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 import gpuconv
-
-from .shapes import ADAPTED, SCALE, ConvShape, PoolShape, Shape
+from gpuconv.measure.shapes import ADAPTED, SCALE, ConvShape, PoolShape, Shape
 
 Array = Any
 Call = Callable[[], Array]

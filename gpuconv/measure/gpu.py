@@ -1,4 +1,4 @@
-"""The GPU as the checks use it: times, workspace, poisoned memory, ceilings; all that is CuPy's alone."""
+"""The GPU as the measurements use it: times, workspace, poison, ceilings; all that is CuPy's alone."""
 
 import os
 import platform
@@ -15,8 +15,12 @@ from typing import Any
 import numpy as np
 
 import gpuconv
-
-from .calls import random, results
+from gpuconv.backends.cuda.runtime import CUDA_TYPES
+from gpuconv.backends.dispatch import accumulator
+from gpuconv.measure.calls import random, results
+from gpuconv.measure.cpu import R
+from gpuconv.measure.records import file_stem
+from gpuconv.measure.timing import Call, Sample
 
 # Takes the given number of clock cycles, so that what is queued behind it starts without waiting for the CPU.
 WAIT = """
@@ -57,7 +61,9 @@ class Gpu:
     def __init__(self) -> None:
         import cupy
 
-        self.xp = cupy
+        self.xp: ModuleType = cupy
+        self.gpu: str | None = name()
+        self.stem = file_stem(name())
         properties = cupy.cuda.runtime.getDeviceProperties(0)
         self.l2_bytes = int(properties["l2CacheSize"])
         self._properties = properties
@@ -68,7 +74,7 @@ class Gpu:
         """Return what a reader must know to compare figures with others."""
         runtime, properties = self.xp.cuda.runtime, self._properties
         return {
-            "gpu": name(),
+            "gpu": self.gpu,
             "driver": _driver() or f"CUDA {runtime.driverGetVersion()}",
             "versions": versions(runtime.runtimeGetVersion()),
             "machine": {
@@ -111,6 +117,16 @@ class Gpu:
         events[1].synchronize()
         del result  # not before: its memory may be asked for again
         return self.xp.cuda.get_elapsed_time(*events) * 1e3, cpu_us
+
+    def sampler(self, call: Call) -> Callable[[], Sample]:
+        """Return what times one call; its second CPU time, all compiled and tuned, says how long to wait."""
+        self.time(call, 0.0)
+        wait_us = 50.0 + 2.0 * self.time(call, 0.0)[1]
+        return lambda: Sample(*self.time(call, wait_us))
+
+    def undisturbed(self, work: Callable[[], R], patience: float) -> tuple[R, float | None]:
+        """Do it: programs on the CPU's cores don't disturb what is queued on the GPU."""
+        return work(), None
 
     def workspace(self, call: Callable[[], Any]) -> tuple[Any, int]:
         """Return a call's result and the most bytes that it held beside it, as asked of the allocator."""
@@ -166,12 +182,12 @@ class Gpu:
 
     def copy_gbps(self) -> float:
         """Measure the bandwidth of a large copy in GB/s, bytes read and bytes written."""
-        free, _ = self.xp.cuda.runtime.memGetInfo()
+        free = int(self.xp.cuda.runtime.memGetInfo()[0])
         size = min(2 << 30, free // 4) // 4
         source = random(self.xp, (size,), "float32", 0)
         target = self.xp.empty_like(source)
         us = self._fastest(lambda: self.xp.copyto(target, source))
-        return 2 * source.nbytes / us / 1e3
+        return 2.0 * 4 * size / us / 1e3
 
     def gemm_tflops(self, precision: str, n: int = 8192) -> float:
         """Measure a large square matrix product through cuBLAS on random data, in TFLOP/s."""
@@ -181,11 +197,12 @@ class Gpu:
             "ieee": ("float32", cublas.CUBLAS_COMPUTE_32F),
             "tf32": ("float32", cublas.CUBLAS_COMPUTE_32F_FAST_TF32),
             "fp16": ("float16", cublas.CUBLAS_COMPUTE_32F),
+            "fp64": ("float64", cublas.CUBLAS_COMPUTE_64F),
         }[precision]
-        kind = {"float32": self.xp.cuda.runtime.CUDA_R_32F, "float16": self.xp.cuda.runtime.CUDA_R_16F}[dtype]
+        kind = CUDA_TYPES[np.dtype(dtype)]
         a, b = (random(self.xp, (n, n), dtype, seed) for seed in (1, 2))
         c = self.xp.empty_like(a)
-        one, zero = np.float32([1]), np.float32([0])
+        one, zero = (np.array([value], accumulator(a.dtype)) for value in (1, 0))
         handle = self.xp.cuda.device.get_cublas_handle()
 
         def multiply() -> None:

@@ -1,0 +1,1 @@
+"""What measures: work and ceilings, the one timing engine, profiles and benchmarks."""
