@@ -12,13 +12,13 @@ from gpuconv.training.run import Record
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were drawn, laid out as in the files."""
-    figures, png = [], pictures._png
+    figures, png = [], pictures.png
 
     def keep(figure):
         figures.append(figure)
         return png(figure)
 
-    monkeypatch.setattr(pictures, "_png", keep)
+    monkeypatch.setattr(pictures, "png", keep)
     return figures
 
 

@@ -1,10 +1,8 @@
 """`gpuconv train`: from pictures to a folder with a trained network and all there is to know about it."""
 
 import argparse
-import math
 import shlex
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from gpuconv.backends.cpu import threads
 from gpuconv.cli import requirements
 from gpuconv.cli.errors import UserError
 from gpuconv.cli.interrupt import Interrupt
+from gpuconv.cli.options import count, count_or_zero, not_negative, path, positive
 from gpuconv.cli.plan import (
     ALGORITHM,
     CHECKPOINT,
@@ -55,38 +54,38 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add(
         "--data",
-        type=_path,
+        type=path,
         help="mnist5k (default): 5,000 MNIST digits; digits: scikit-learn's 8 x 8; a folder of MNIST-format "
         "IDX files, plain or .gz; or an .npz with images ([N, H, W], [N, C, H, W] or [N, H, W, C]) and "
         "labels, perhaps test_images and test_labels",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default) is a GPU if usable")
     add("--algorithm", choices=tuple(ALGORITHMS), help=f"default {ALGORITHM}")
-    add("--epochs", type=_count, help="passes over the training pictures; default 12, digits 15")
-    add("--batch-size", type=_count, help="pictures per update; default 50; batch-gd takes all of them")
-    add("--step", type=_positive, help="step size alpha; default 0.003, sgd 0.02, batch-gd 2")
-    add("--max-iterations", type=_count, help="most updates (MAX); default for batch-gd 200")
+    add("--epochs", type=count, help="passes over the training pictures; default 12, digits 15")
+    add("--batch-size", type=count, help="pictures per update; default 50; batch-gd takes all of them")
+    add("--step", type=positive, help="step size alpha; default 0.003, sgd 0.02, batch-gd 2")
+    add("--max-iterations", type=count, help="most updates (MAX); default for batch-gd 200")
     add(
         "--tolerance",
-        type=_not_negative,
+        type=not_negative,
         help="stop when no parameter moved by more than this (epsilon); default for batch-gd 1e-5",
     )
     add(
         "--shift",
-        type=_count_or_zero,
+        type=count_or_zero,
         help="move pictures by up to so many pixels; default 2 from 20 x 20 up",
     )
-    add("--seed", type=_count_or_zero, help="of weights, order and shifts, not of the split; default 0")
+    add("--seed", type=count_or_zero, help="of weights, order and shifts, not of the split; default 0")
     add(
         "--out",
-        type=lambda text: Path(_path(text)),
+        type=lambda text: Path(path(text)),
         help="folder to write to; default runs/DATA-ALGORITHM, numbered if there is one",
     )
     add(
         "--resume",
         nargs="?",
         const=True,
-        type=_path,
+        type=path,
         metavar="PATH",
         help="go on from a folder or checkpoint; without PATH, from --out or the last default folder",
     )
@@ -159,27 +158,3 @@ def _description(run: Run) -> str:
 
 def _device(run: Run) -> str:
     return "the GPU" if run.device == "cuda" else f"the CPU with {threads.count()} threads"
-
-
-def _converter(
-    convert: Callable[[str], Any], suits: Callable[[Any], bool], must: str
-) -> Callable[[str], Any]:
-    """Return a converter for argparse that says what an option must be."""
-
-    def converter(text: str) -> Any:
-        try:
-            value = convert(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {must}, not {text!r}") from None
-        if not suits(value):
-            raise argparse.ArgumentTypeError(f"must be {must}, not {text!r}")
-        return value
-
-    return converter
-
-
-_path = _converter(str, bool, "a name or a path")
-_count = _converter(int, lambda value: value >= 1, "an integer of at least 1")
-_count_or_zero = _converter(int, lambda value: value >= 0, "an integer of at least 0")
-_positive = _converter(float, lambda value: 0 < value < math.inf, "a number above 0")
-_not_negative = _converter(float, lambda value: 0 <= value < math.inf, "a number of at least 0")

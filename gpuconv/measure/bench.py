@@ -18,6 +18,7 @@ Record = dict[str, Any]
 TOLERANCE = {"ieee": 1e-3, "tf32": 1e-2, "fp16": 1e-2, "fp64": 1e-10}
 
 FIGURES = ("us", "cpu_us", "torch_us", "floor_us", "gbps", "tflops", "workspace_bytes")
+# Workspace is the most that a call held beside arguments and results; with the results, `allocated_bytes`.
 
 # cuDNN's algorithms that are tried per shape when PyTorch tunes; 0 would try all, however long they take.
 TUNED_ALGORITHMS = 10
@@ -99,6 +100,7 @@ def _measured(row: Row, device: Device, torch: ModuleType | None, seconds: float
     with gpuconv.config(fp32_precision="tf32" if row.precision == "tf32" else "ieee"):
         with device.poisoned(0xFF):
             result, found["workspace_bytes"] = device.workspace(calls.ours)
+        found["allocated_bytes"] = found["workspace_bytes"] + sum(array.nbytes for array in results(result))
         device.synchronize()
         if torch is not None:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = row.precision == "tf32"

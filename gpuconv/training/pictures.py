@@ -1,17 +1,15 @@
 """What a run has to show: its learning curve, and the pictures that it got wrong."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gpuconv.backends.dispatch import to_host
+from gpuconv.drawing import BLUE, GREY, INK, PALE, RED, figure, png
 from gpuconv.training.run import Record
 
 Array = np.ndarray[Any, Any]
-
-INK, GREY, PALE, BLUE, RED = "#222222", "#888888", "#dddddd", "#2b6cb0", "#c53030"
 
 COLUMNS, ROWS = 10, 4
 
@@ -30,9 +28,9 @@ def learning_curve(records: Sequence[Record], title: str) -> bytes:
 
     epochs = [record.epoch for record in records]
     marker = "o" if len(records) <= 40 else None  # a dot an epoch, until they would run together
-    figure = _figure(9, 3.8)
-    figure.suptitle(title, color=INK, fontsize=12, x=0.02, ha="left")
-    left, right = figure.subplots(1, 2)
+    drawn = figure(9, 3.8)
+    drawn.suptitle(title, color=INK, fontsize=12, x=0.02, ha="left")
+    left, right = drawn.subplots(1, 2)
     left.plot(epochs, [record.loss for record in records], color=INK, marker=marker, markersize=3.5)
     left.set_ylabel("training loss (log)")
     left.set_yscale("log", subs=())
@@ -63,7 +61,7 @@ def learning_curve(records: Sequence[Record], title: str) -> bytes:
         axes.grid(color=PALE, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    return _png(figure)
+    return png(drawn)
 
 
 def misclassified(images: Array, labels: Array, scores: Array, title: str) -> bytes:
@@ -96,9 +94,9 @@ def misclassified(images: Array, labels: Array, scores: Array, title: str) -> by
         chosen = np.argsort(sureness, kind="stable")[:COLUMNS]
         what = f"none of {len(labels):,} test pictures misclassified; the least certain ones"
     rows = -(-len(chosen) // COLUMNS)
-    figure = _figure(COLUMNS * 1.1, rows * 1.55 + 0.7)  # as wide for few pictures: the title needs it
-    figure.suptitle(f"{title}\n{what} (true → given, how sure)", color=INK, fontsize=12, x=0.02, ha="left")
-    for axes, i in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, chosen, strict=False):
+    drawn = figure(COLUMNS * 1.1, rows * 1.55 + 0.7)  # as wide for few pictures: the title needs it
+    drawn.suptitle(f"{title}\n{what} (true → given, how sure)", color=INK, fontsize=12, x=0.02, ha="left")
+    for axes, i in zip(drawn.subplots(rows, COLUMNS, squeeze=False).flat, chosen, strict=False):
         image = images[i]
         axes.imshow(
             image.transpose(1, 2, 0) if len(image) == 3 else image[0], cmap="gray_r", **_limits(images)
@@ -106,26 +104,13 @@ def misclassified(images: Array, labels: Array, scores: Array, title: str) -> by
         right = guesses[i] == labels[i]
         axes.set_title(f"{labels[i]} → {guesses[i]}", color=BLUE if right else RED, fontsize=11, pad=3)
         axes.set_xlabel(f"{100 * sureness[i]:.0f} %", color=GREY, fontsize=8, labelpad=2)
-    for axes in figure.axes:
+    for axes in drawn.axes:
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color(PALE)
         axes.spines[:].set_visible(axes.has_data())
-    return _png(figure)
+    return png(drawn)
 
 
 def _limits(images: Array) -> dict[str, float]:
     return {"vmin": min(0.0, float(images.min())), "vmax": float(images.max())}
-
-
-def _figure(width: float, height: float) -> Any:
-    # Not pyplot: that would look for a screen, and keep every figure alive.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _png(figure: Any) -> bytes:
-    memory = io.BytesIO()
-    figure.savefig(memory, format="png", dpi=130)
-    return memory.getvalue()
