@@ -8,9 +8,7 @@ top, as gpu_check.py measures them (`cpu_us`).
 """
 
 import sys
-import time
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, n
 import gpuconv
 from gpuconv.backends import dispatch
 from gpuconv.backends.cuda import runtime
+from gpuconv.measure.cpu import Cpu
+from gpuconv.measure.timing import in_turns
 
 
 class Still(np.ndarray):
@@ -81,15 +81,8 @@ def main():
         "max_pool2d_backward": lambda: gpuconv.max_pool2d_backward(pooled, argmax, x.shape, 2),
         "avg_pool2d": lambda: gpuconv.avg_pool2d(x, 2),
     }
-    times = {name: [] for name in calls}
-    for _ in range(21):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(100):
-                call()
-            times[name].append((time.perf_counter() - start) / 100)
-    for name, taken in times.items():
-        print(f"{name:22}{median(taken) * 1e6:6.1f} us")
+    for name, timing in in_turns(calls, Cpu(), 2.0).items():
+        print(f"{name:22}{timing.us:6.1f} us ±{timing.spread:.0%}")
 
 
 if __name__ == "__main__":

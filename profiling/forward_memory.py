@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, as in cpu_bench.py
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, not another installed one
 
 import gpuconv
 
