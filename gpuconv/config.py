@@ -1,4 +1,4 @@
-"""Settings that hold for every call: how much memory a GPU operation may take, how float32 is multiplied.
+"""Settings that hold for every call: a GPU operation's memory, how float32 is multiplied, what profilers see.
 
 Set one for the whole process by assignment, or for a block of code (of this thread or task only) by `with`.
 
@@ -14,13 +14,16 @@ Examples
 True
 """
 
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 LEAST_WORKSPACE = 1 << 20
 PRECISIONS = ("ieee", "tf32")
+RANGES = ("none", "layers", "operations", "stages")  # each with those before it
 
 
 class Config:
@@ -36,12 +39,21 @@ class Config:
     fp32_precision : "ieee" or "tf32", default "ieee"
         How float32 is multiplied on a GPU: as IEEE 754 says, or by tensor cores with factors rounded to 10
         bits of mantissa, which can be several times as fast. Sums are float32 in both. Ignored elsewhere.
+    ranges : "none", "layers", "operations" or "stages", default "stages"
+        What a profiler that listens to NVTX sees, each with those before it: layers and the steps of
+        training; public operations with their shapes; an operation's kernels, matrix products and copies.
+        All by default, as ranges cost nothing where no profiler listens. The environment variable
+        ``GPUCONV_RANGES`` gives another default.
     """
 
     __slots__ = ("_here", "_values")
 
     def __init__(self) -> None:
-        self._values: dict[str, Any] = {"workspace_limit": None, "fp32_precision": "ieee"}
+        self._values: dict[str, Any] = {
+            "workspace_limit": None,
+            "fp32_precision": "ieee",
+            "ranges": _ranges_at_first(),
+        }
         self._here: ContextVar[Mapping[str, Any] | None] = ContextVar("gpuconv.config", default=None)
 
     @property
@@ -62,6 +74,15 @@ class Config:
     @fp32_precision.setter
     def fp32_precision(self, value: str) -> None:
         self._values["fp32_precision"] = _fp32_precision(value)
+
+    @property
+    def ranges(self) -> str:
+        """What a profiler sees: "none", "layers", "operations" or "stages"."""
+        return str(self._get("ranges"))
+
+    @ranges.setter
+    def ranges(self, value: str) -> None:
+        self._values["ranges"] = _ranges(value)
 
     def _get(self, name: str) -> Any:
         here = self._here.get()
@@ -110,9 +131,26 @@ def _fp32_precision(value: Any) -> str:
     return str(value)
 
 
+def _ranges(value: Any) -> str:
+    if not isinstance(value, str) or value not in RANGES:
+        raise ValueError(f'config: ranges must be "none", "layers", "operations" or "stages", not {value!r}')
+    return str(value)
+
+
+def _ranges_at_first() -> str:
+    """Return what the environment says, or the default; a wrong word is no reason for an import to fail."""
+    try:
+        return _ranges(os.environ.get("GPUCONV_RANGES", "stages"))
+    except ValueError as error:
+        with suppress(RuntimeWarning):  # where warnings are errors
+            warnings.warn(f'GPUCONV_RANGES: {error}; "stages" is used', RuntimeWarning, stacklevel=2)
+        return "stages"
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "workspace_limit": _workspace_limit,
     "fp32_precision": _fp32_precision,
+    "ranges": _ranges,
 }
 
 config = Config()

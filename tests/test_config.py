@@ -1,6 +1,9 @@
 """gpuconv.config: settings for the process, for a block, for a thread; wrong ones are refused by name."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -12,15 +15,16 @@ from gpuconv import config
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    before = config.workspace_limit, config.fp32_precision
+    before = config.workspace_limit, config.fp32_precision, config.ranges
     yield
-    config.workspace_limit, config.fp32_precision = before
+    config.workspace_limit, config.fp32_precision, config.ranges = before
 
 
 def test_defaults():
     assert config.workspace_limit is None
     assert config.fp32_precision == "ieee"
-    assert repr(config) == "gpuconv.config(workspace_limit=None, fp32_precision='ieee')"
+    assert config.ranges == "stages"
+    assert repr(config) == "gpuconv.config(workspace_limit=None, fp32_precision='ieee', ranges='stages')"
 
 
 def test_an_assignment_holds_for_every_thread():
@@ -86,6 +90,13 @@ def test_tasks_of_one_thread_have_their_own():
         ("fp32_precision", "TF32", ValueError, r'fp32_precision must be "ieee" or "tf32", not \'TF32\''),
         ("fp32_precision", None, ValueError, "fp32_precision"),
         ("fp32_precision", [], ValueError, "fp32_precision"),
+        (
+            "ranges",
+            "all",
+            ValueError,
+            'ranges must be "none", "layers", "operations" or "stages", not \'all\'',
+        ),
+        ("ranges", None, ValueError, "ranges"),
     ],
 )
 def test_wrong_values_are_refused_by_name(name, value, error, message):
@@ -97,7 +108,7 @@ def test_wrong_values_are_refused_by_name(name, value, error, message):
 
 
 def test_unknown_settings_are_refused():
-    message = r"no setting 'workspace'; there are workspace_limit, fp32_precision"
+    message = r"no setting 'workspace'; there are workspace_limit, fp32_precision, ranges"
     with pytest.raises(TypeError, match=message), config(workspace=5):
         pytest.fail("the block must not begin")
     with pytest.raises(AttributeError):
@@ -108,3 +119,18 @@ def test_numpy_arrays_are_not_touched_by_it():
     x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 3), np.float32)
     with gpuconv.config(fp32_precision="tf32", workspace_limit=1 << 20):
         assert gpuconv.conv2d(x, w).tolist() == [[[[9, 9], [9, 9]]]]
+
+
+@pytest.mark.parametrize("strict", [(), ("-W", "error")])
+def test_a_wrong_word_in_the_environment_is_warned_of_once_and_no_import_fails(strict):
+    program = "import gpuconv; gpuconv.config.ranges; print(gpuconv.config.ranges)"
+    command = [sys.executable, *strict, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GPUCONV_RANGES": "all"})
+    assert (run.returncode, run.stdout) == (0, "stages\n"), run.stderr
+    assert run.stderr.count('GPUCONV_RANGES: config: ranges must be "none"') == (0 if strict else 1)
+
+
+def test_the_environment_gives_the_first_value_of_ranges():
+    command = [sys.executable, "-c", "import gpuconv; print(gpuconv.config.ranges)"]
+    environment = {**os.environ, "GPUCONV_RANGES": "layers"}
+    assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout == "layers\n"
