@@ -27,6 +27,7 @@ import numpy as np
 from gpuconv import geometry
 from gpuconv.backends.dispatch import backend_of, check_gpu, result, several
 from gpuconv.entry import PLACE
+from gpuconv.trace import stage
 
 if TYPE_CHECKING:  # at run time, the backend is imported when first used
     from gpuconv.backends.cuda.staging import Lane
@@ -44,6 +45,8 @@ LEAST_CHUNK = 64
 # The public functions' parameters: arrays whose first axis is the batch, and arrays that belong to no image.
 BATCHED = ("x", "dy", "y", "argmax", "col")
 ARRAYS = (*BATCHED, "w", "b")
+# Names of the profiler's ranges.
+UP, DOWN = "copy to the GPU", "copy from the GPU"
 # What a GPU holds; a call with anything else (long double, say) stays on the CPU.
 MOVABLE = frozenset("?bBhHiIlLqQefdFD")
 
@@ -207,7 +210,8 @@ class _Call:
             found = self._overlapped(cupy)
         else:
             # What stays on the GPU isn't waited for, and the caller may write to what was moved.
-            moved = {name: cupy.asarray(x, blocking=self._stays) for name, x in self._here.items()}
+            with stage(UP, moved=sum(x.nbytes for x in self._here.values())):
+                moved = {name: cupy.asarray(x, blocking=self._stays) for name, x in self._here.items()}
             found = self._function(**self._bound | moved)
             if not self._stays and self._is_large(*_all(found)):
                 with _lane(self._size) as down:
@@ -234,16 +238,21 @@ class _Call:
         with _lane(self._size) as up, _lane(self._size) as down:
             # That stream may still have to use their memory for what had it before.
             up.stream.wait_event(computing.record())
-            for name, there in whole.items():
-                up.up(self._here[name], there)
+
+            def copy(pairs: list[tuple[Array, Array]]) -> None:
+                if pairs:
+                    with stage(UP, moved=sum(host.nbytes for host, _ in pairs)):
+                        for host, there in pairs:
+                            up.up(host, there)
+
+            copy([(self._here[name], there) for name, there in whole.items()])
 
             def load(i: int) -> Any:
                 """Copy the arguments of a chunk to where those of the one before the last are."""
                 if computed[i % 2] is not None:
                     up.stream.wait_event(computed[i % 2])
-                for name, there in turns[i % 2].items():
-                    part = self._here[name][i * step : (i + 1) * step]
-                    up.up(part, there[: len(part)])
+                parts = {name: self._here[name][i * step : (i + 1) * step] for name in turns[i % 2]}
+                copy([(part, turns[i % 2][name][: len(part)]) for name, part in parts.items()])
                 return up.stream.record()
 
             loaded = load(0)
@@ -286,16 +295,17 @@ class _Call:
         for i, (y, target) in enumerate(zip(_all(found), self._targets, strict=True)):
             if y is None or y is target:
                 continue
-            if target is None:
-                self._targets[i] = y.get()
-                continue
-            part = target if among is None else target[among[0] : among[0] + len(y)]
-            if not isinstance(target, np.ndarray):
-                part[...] = y
-            elif lane is None:
-                part[...] = y.get()
-            else:
-                lane.down(y, part)
+            part = target if target is None or among is None else target[among[0] : among[0] + len(y)]
+            direction = DOWN if part is None or isinstance(part, np.ndarray) else "copy on the GPU"
+            with stage(direction, moved=y.nbytes):
+                if part is None:
+                    self._targets[i] = y.get()
+                elif not isinstance(part, np.ndarray):
+                    part[...] = y
+                elif lane is None:
+                    part[...] = y.get()
+                else:
+                    lane.down(y, part)
 
     def _prepare(self, found: Any, lane: "Lane | None", among: tuple[int, int] | None) -> list[Array | None]:
         """Return where results go: to what was given, checked as the function checks it, or to new arrays.

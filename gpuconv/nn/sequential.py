@@ -4,6 +4,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any, Self, overload
 
 from gpuconv.nn.layer import Array, Layer
+from gpuconv.trace import AROUND_LAYER
 
 
 class Sequential(Layer):
@@ -71,8 +72,9 @@ class Sequential(Layer):
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's result."""
-        for layer in self._layers:
-            x = layer(x)
+        around = AROUND_LAYER.get()
+        for i, layer in enumerate(self._layers):
+            x = layer(x) if around is None else around(layer.forward, i, layer, "forward", x)
         return x
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
@@ -86,15 +88,19 @@ class Sequential(Layer):
             False ends the pass at the first layer that has parameters, which doesn't compute its dx; the
             result is None. For training, where nobody reads the gradient of the images.
         """
+        around = AROUND_LAYER.get()
+        layers = self._layers
+        first = -1 if needs_dx else next((i for i, layer in enumerate(layers) if layer.params), len(layers))
+        for i in range(len(layers) - 1, first, -1):
+            layer = layers[i]
+            dy = layer.backward(dy) if around is None else around(layer.backward, i, layer, "backward", dy)
         if needs_dx:
-            for layer in reversed(self._layers):
-                dy = layer.backward(dy)
             return dy
-        first = next((i for i, layer in enumerate(self._layers) if layer.params), len(self._layers))
-        for layer in reversed(self._layers[first + 1 :]):
-            dy = layer.backward(dy)
-        for layer in self._layers[first : first + 1]:
-            layer.backward(dy, needs_dx=False)
+        for layer in layers[first : first + 1]:
+            if around is None:
+                layer.backward(dy, needs_dx=False)
+            else:
+                around(layer.backward, first, layer, "backward", dy, needs_dx=False)
         return None
 
     def train(self, mode: bool = True) -> Self:

@@ -1,7 +1,6 @@
 """Training by gradient descent: forward through every layer, back through every layer, update, until done."""
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from gpuconv.backends.dispatch import array_module, backend_of, to_host
 from gpuconv.geometry import flag, integer
+from gpuconv.trace import training
 
 Callback = Callable[[int, Any], bool | None]
 
@@ -132,18 +132,57 @@ def fit(
     _check_parts(network, loss, optimizer)
     history = History()
     network.train()
-    for index in _batches(x, batch_size, rng, max_iterations):
-        history.raw_losses.append(loss.forward(network.forward(x[index]), y[index]))
-        network.backward(loss.backward(), needs_dx=False)
-        moved = _step(network, optimizer, measure=tolerance is not None)
-        asked_to_stop = _call(callback, history)
-        if tolerance is not None and moved <= tolerance:
-            history.stopped_by = "tolerance"
-            break
-        if asked_to_stop:
-            history.stopped_by = "callback"
+    for number, batches in enumerate(_epochs(x, batch_size, rng, max_iterations), 1):
+        with training("epoch", number):
+            stopped_by = descend(
+                network,
+                x,
+                y,
+                batches,
+                loss=loss,
+                optimizer=optimizer,
+                tolerance=tolerance,
+                callback=callback,
+                losses=history.raw_losses,
+            )
+        if stopped_by is not None:
+            history.stopped_by = stopped_by
             break
     return history
+
+
+def descend(
+    network: Any,
+    x: Any,
+    y: Any,
+    batches: Iterable[slice | Any],
+    *,
+    loss: Any,
+    optimizer: Any,
+    tolerance: float | None,
+    callback: Callback | None,
+    losses: list[Any],
+    before: int = 0,
+) -> str | None:
+    """Make one update for each batch, an index of x and y, as `fit` does; return what stopped it, or None.
+
+    The losses join those that are there; `before` counts updates whose losses are not.
+    """
+    for index in batches:
+        with training("step", before + len(losses) + 1):
+            scores = network.forward(x[index])
+            with training("loss"):
+                losses.append(loss.forward(scores, y[index]))
+                dy = loss.backward()
+            network.backward(dy, needs_dx=False)
+            with training("update"):
+                moved = _update(network, optimizer, measure=tolerance is not None)
+        asked_to_stop = callback is not None and _answer(callback(before + len(losses), losses[-1]))
+        if tolerance is not None and moved <= tolerance:
+            return "tolerance"
+        if asked_to_stop:
+            return "callback"
+    return None
 
 
 def _check(x: Any, y: Any, tolerance: Any, rng: Any, callback: Any) -> None:
@@ -186,23 +225,23 @@ def _check_parts(network: Any, loss: Any, optimizer: Any) -> None:
         raise ValueError("fit: optimizer must hold parameters of this network, but was made for another")
 
 
-def _batches(
-    x: Any, batch_size: int | None, rng: np.random.Generator | None, count: int
-) -> Iterator[slice | Any]:
-    """Yield what to index x and y with, pass after pass."""
+def _epochs(
+    x: Any, batch_size: int | None, rng: np.random.Generator | None, updates: int
+) -> Iterator[Iterable[slice | Any]]:
+    """Yield for each pass what to index x and y with, batch after batch, until there were so many updates."""
     n = len(x)
     size = n if batch_size is None else min(batch_size, n)
-    starts = itertools.cycle(range(0, n, size))
-    for start in itertools.islice(starts, count):
+    starts = range(0, n, size)
+    for left in range(updates, 0, -len(starts)):
+        slices = (slice(start, start + size) for start in starts[:left])
         if rng is None:
-            yield slice(start, start + size)
+            yield slices
             continue
-        if start == 0:
-            order = array_module(x).asarray(rng.permutation(n))
-        yield order[start : start + size]
+        order = array_module(x).asarray(rng.permutation(n))
+        yield map(order.__getitem__, slices)
 
 
-def _step(network: Any, optimizer: Any, measure: bool) -> float:
+def _update(network: Any, optimizer: Any, measure: bool) -> float:
     """Update the parameters; return by how much the one that moved most has moved, where asked to."""
     if not measure:
         optimizer.step()
@@ -214,8 +253,5 @@ def _step(network: Any, optimizer: Any, measure: bool) -> float:
     return float(array_module(changes[0]).stack(changes).max()) if changes else 0.0
 
 
-def _call(callback: Callback | None, history: History) -> bool:
-    if callback is None:
-        return False
-    answer = callback(history.iterations, history.raw_losses[-1])
+def _answer(answer: Any) -> bool:
     return answer is not None and flag("fit", "the callback's answer", answer)

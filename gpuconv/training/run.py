@@ -15,10 +15,11 @@ import numpy as np
 
 import gpuconv.nn as nn
 from gpuconv.backends.dispatch import array_module, to_host
+from gpuconv.trace import training
 from gpuconv.training.augment import random_shifts
 from gpuconv.training.checkpoint import Checkpoint, CheckpointError
 from gpuconv.training.datasets import Dataset
-from gpuconv.training.fit import Callback, fit
+from gpuconv.training.fit import Callback, descend
 from gpuconv.training.networks import modern_cnn, textbook_cnn
 
 Array = Any
@@ -232,13 +233,14 @@ class Run:
         self._started = time.perf_counter()
         try:
             while self.stopped_by is None and self.iterations < self.total:
-                how = self._fit_rest_of_epoch(on_update)
-                if how == "tolerance":
-                    self.stopped_by = how
-                elif how == "callback" and self.iterations < self.total:
-                    self.stopped_by = "interrupted"
-                if self._epoch.updates == self.updates_per_epoch:
-                    self._end_epoch(on_epoch)
+                with training("epoch", len(self.records) + 1):
+                    how = self._finish_epoch(on_update)
+                    if how == "tolerance":
+                        self.stopped_by = how
+                    elif how == "callback" and self.iterations < self.total:
+                        self.stopped_by = "interrupted"
+                    if self._epoch.updates == self.updates_per_epoch:
+                        self._end_epoch(on_epoch)
             self._check_loss()
             self.stopped_by = self.stopped_by or "max_iterations"
         finally:
@@ -343,29 +345,31 @@ class Run:
         if iterations != steps:
             raise CheckpointError(f"its iterations is {iterations}, but the optimizer made {steps} steps")
 
-    def _fit_rest_of_epoch(self, on_update: Callback | None) -> str:
-        """Train to the end of the epoch under way, or less; return what stopped `fit`."""
+    def _finish_epoch(self, on_update: Callback | None) -> str | None:
+        """Train to the end of the epoch under way, or less; return what stopped it, or None."""
         x, y = self._pictures()
-        first = self._epoch.updates * self._batch_size
-        before = self.iterations
+        done, size = self._epoch.updates, self._batch_size
+        updates = min(self.updates_per_epoch - done, self.total - self.iterations)
 
         def after_update(iteration: int, loss: Array) -> bool:
-            self.iterations = before + iteration
-            return on_update is not None and bool(on_update(self.iterations, loss))
+            self.iterations = iteration
+            return on_update is not None and bool(on_update(iteration, loss))
 
         decayed = self.settings.decay ** len(self.records)
         self.optimizer.lr = self.settings.step * max(decayed, SMALLEST_DECAY)
-        return fit(
+        self.network.train()
+        return descend(
             self.network,
-            x[first:],
-            y[first:],
+            x,
+            y,
+            (slice(i * size, (i + 1) * size) for i in range(done, done + updates)),
             loss=self._epoch,
             optimizer=self.optimizer,
-            max_iterations=min(self.updates_per_epoch - self._epoch.updates, self.total - self.iterations),
             tolerance=self.settings.tolerance,
-            batch_size=self.settings.batch_size,
             callback=after_update,
-        ).stopped_by
+            losses=[],
+            before=self.iterations,
+        )
 
     def _pictures(self) -> tuple[Array, Array]:
         """Return the pictures of the epoch under way, shuffled and shifted, and their classes."""
@@ -387,7 +391,8 @@ class Run:
 
     def _end_epoch(self, on_epoch: OnEpoch | None) -> None:
         self._check_loss()
-        record = self.current()
+        with training("evaluation"):
+            record = self.current()
         self.records.append(record)
         self._epoch = _Epoch()
         if on_epoch is not None:

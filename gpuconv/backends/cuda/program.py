@@ -42,6 +42,11 @@ class Launch(NamedTuple):
         """Name of the stage, as profilers show it."""
         return self.kernel.name
 
+    @property
+    def shown_sizes(self) -> str:
+        """None: the operation's shapes, which profilers show around it, determine them."""
+        return ""
+
     def run(self, runtime: Runtime, addresses: Sequence[int]) -> None:
         """Start it on arrays with these addresses."""
         pointers = [addresses[slot] + offset for slot, offset in self.pointers]
@@ -73,6 +78,12 @@ class Gemm(NamedTuple):
     def name(self) -> str:
         """Name of the stage, as profilers show it."""
         return "gemm"
+
+    @property
+    def shown_sizes(self) -> str:
+        """What profilers show behind it: the library's kernels don't tell their sizes."""
+        rows, inner, columns = self.sizes
+        return f" a[{rows},{inner}] b[{inner},{columns}]" + (f" x{self.batch}" if self.batch > 1 else "")
 
     def run(self, runtime: Runtime, addresses: Sequence[int]) -> None:
         """Start it on arrays with these addresses."""
@@ -125,11 +136,12 @@ def forget() -> None:
 
 def run(runtime: Runtime, program: Program, addresses: Sequence[int]) -> None:
     """Start a program's steps in order; with a profiler, each is a range."""
+    if not LISTENING:
+        for step in program.steps:
+            step.run(runtime, addresses)
+        return
     for step in program.steps:
-        if LISTENING:
-            with stage(step.name):
-                step.run(runtime, addresses)
-        else:
+        with stage(step.name, step.shown_sizes):
             step.run(runtime, addresses)
 
 
