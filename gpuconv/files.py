@@ -68,6 +68,20 @@ def _safetensors(op: str) -> Any:
     return safetensors.numpy
 
 
+def make_writable(folder: Path) -> None:
+    """Make a folder where there is none, and find out whether it takes files, before there is work to lose.
+
+    Raises
+    ------
+    OSError
+        Where it doesn't.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".can-write"
+    write_whole(probe, b"")
+    probe.unlink()
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file aside, push it to the disk, then rename it into place.
 

@@ -12,7 +12,7 @@ from typing import Any
 import gpuconv
 from gpuconv.cli.errors import UserError
 from gpuconv.cli.options import count, path, positive
-from gpuconv.files import write_whole
+from gpuconv.files import make_writable, write_whole
 from gpuconv.measure import bench, charts, compare, devices, records, tables
 from gpuconv.measure.cpu import DISTURBED, keep_memory
 from gpuconv.measure.shapes import DOUBLE, NUMBERS, Row, Shape, read, rows, rows_of
@@ -83,7 +83,7 @@ def run_command(options: argparse.Namespace) -> int:
     if not wanted:
         raise UserError(f"no row is left of --only {options.only.pattern!r} and the other options")
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        make_writable(options.out)
     kept = device.gpu is not None or (not options.fresh_memory and keep_memory())
     torch = bench.peer(device)
     data = _facts(options, device, torch, kept)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from gpuconv.backends.dispatch import check_gpu
 from gpuconv.cli.errors import UserError
-from gpuconv.files import write_whole
+from gpuconv.files import make_writable
 from gpuconv.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from gpuconv.training.datasets import Dataset
 from gpuconv.training.run import Settings, check_settings
 
 CHECKPOINT, WEIGHTS, METRICS = "checkpoint.npz", "weights.safetensors", "metrics.json"
 OUTPUTS = (CHECKPOINT, WEIGHTS, METRICS)
-PROBE = ".can-write"
 
 DATA, ALGORITHM = "mnist5k", "adam"
 
@@ -163,9 +162,7 @@ def make_folder(options: argparse.Namespace, resumed: Resumed | None, data: str,
         raise UserError(
             f"{out}: holds a run; go on with --resume, begin anew with --overwrite, or choose another --out"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / PROBE, b"")
-    (out / PROBE).unlink()
+    make_writable(out)
     return out
 
 
