@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cuda import runtime as runtimes
-from gpuconv.backends.cuda.program import At, Gemm, Matrix
+from gpuconv.backends.cuda.program import At, Gemm, Matrix, Program, run
 from gpuconv.config import config
 
 Array = Any
@@ -34,7 +34,7 @@ def product(a: Array, b: Array, dtype: np.dtype[Any], bias: Array | None = None)
             bias is not None,
             config.fp32_precision,
         )
-        step.run(runtime, [runtime.address(array) for array in (a, b, c)])
+        run(runtime, Program((step,)), [runtime.address(array) for array in (a, b, c)])
     return c
 
 
