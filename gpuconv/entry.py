@@ -26,6 +26,9 @@ _OWN = {int, float, bool, str, tuple, list, type(None)}
 # (`gpuconv.offload`); None: nothing of the kind.
 PLACE: ContextVar[Callable[..., Any] | None] = ContextVar("gpuconv.place", default=None)
 
+# All of them, by name.
+OPERATIONS: dict[str, Callable[..., Any]] = {}
+
 _LIKE = """    like : array, optional
         One of another library's arrays: results are then of its kind, on the same memory. Without it they are
         NumPy's or CuPy's, whatever was given.
@@ -66,6 +69,7 @@ def public(function: F) -> F:
     )
     before, heading, after = (function.__doc__ or "").partition("\n    Returns\n    -------\n")
     wrapper.__doc__ = before + _LIKE + heading + after
+    OPERATIONS[op] = wrapper
     return wrapper  # type: ignore[return-value]
 
 

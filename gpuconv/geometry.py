@@ -60,6 +60,27 @@ class Window:
         return tuple(_span(k, d) for k, d in zip(self.kernel, self.dilation, strict=True))
 
     @property
+    def read(self) -> tuple[int, ...]:
+        """Input places along each axis that some window reads; a stride beyond the kernel skips some."""
+        return tuple(self._read(axis) for axis in range(self.axes))
+
+    def _read(self, axis: int) -> int:
+        # Tap j reads the places s*m + r with r = (j*d - before) mod s, for as many m as there are outputs,
+        # from (j*d - before) // s on. Of each r, the m of all its taps together count, each once.
+        s, out = self.stride[axis], self.out_size[axis]
+        firsts: dict[int, list[int]] = {}
+        for j in range(self.kernel[axis]):
+            m, r = divmod(j * self.dilation[axis] - self.before[axis], s)
+            firsts.setdefault(r, []).append(m)
+        places = 0
+        for r, ms in firsts.items():
+            end, stop = 0, -(-(self.in_size[axis] - r) // s)
+            for m in ms:  # in order
+                places += max(0, min(stop, m + out) - max(end, m))
+                end = max(end, m + out)
+        return places
+
+    @property
     def mask(self) -> str:
         """Name of the smallest dtype that holds the offset of a place in the kernel, and one more."""
         return "uint8" if self.taps <= 255 else "int32"

@@ -27,6 +27,10 @@ def backend_of(op: str, **arrays: Any) -> ModuleType:
         from gpuconv.backends import cpu
 
         return cpu
+    if kind == UNMADE:
+        from gpuconv.backends import unmade
+
+        return unmade
     from gpuconv.backends import cuda
 
     cuda.check_device(op, arrays)
@@ -38,6 +42,8 @@ def given(**arrays: Any) -> dict[str, Any]:
     return {name: x for name, x in arrays.items() if x is not None}
 
 
+# The kind of arrays without values.
+UNMADE = "unmade"
 # Array types by kind. CuPy's joins them when first seen, so that nothing imports CuPy before.
 KINDS: dict[type, str] = {np.ndarray: "NumPy"}
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.backends import addresses
 from gpuconv.backends.cuda import runtime as runtimes
 
 Array = Any
@@ -21,17 +22,4 @@ def empty(shape: tuple[int, ...], dtype: Any, beside: Array) -> Array:
 
 def extent(x: Array) -> np.ndarray[Any, Any]:
     """Return a NumPy array with x's addresses, which must not be read."""
-    return np.asarray(_Memory(runtimes.of(x).address(x), x.shape, x.strides, x.itemsize))
-
-
-class _Memory:
-    """A piece of memory, by NumPy's array interface."""
-
-    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> None:
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (address, True),
-            "shape": shape,
-            "strides": strides,
-            "typestr": f"|V{itemsize}",
-        }
+    return addresses.at(runtimes.of(x).address(x), x.shape, x.strides, f"V{x.itemsize}")
