@@ -1,8 +1,8 @@
 """The least that an operation must do: floating-point operations, and bytes moved from and to memory.
 
 Operations are counted as the definition has them, padding included: a multiply-add is two, of complex numbers
-eight; what is done with one place of a pooling window is one, a norm's power and addition two. Bytes are those
-of all arguments, as far as windows read them, and of all results, each once: no algorithm does without.
+eight; what is done with one place of a pooling window is one, a norm's power and addition two. Bytes are of
+all arguments, as far as windows read them, and of all results, each once: no algorithm does without.
 """
 
 from collections.abc import Callable, Mapping
@@ -93,7 +93,8 @@ def _products(p: Mapping[str, Any]) -> int:
     """Count a convolution's multiply-adds, or a gradient's; a bias is what the sums begin with."""
     w: Unmade = p["w"] if "w" in p else p["dw"]
     images, window = len(p["y"] if "y" in p else p["dy"]), p["window"]
-    return (8 if w.dtype.kind == "c" else 2) * images * int(window.places) * w.size
+    complex_ = any(p[name].dtype.kind == "c" for name in ("x", "w", "dy") if name in p)
+    return (8 if complex_ else 2) * images * int(window.places) * w.size
 
 
 def _sums(p: Mapping[str, Any]) -> int:

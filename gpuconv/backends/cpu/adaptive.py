@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cpu.columns import channels_first
-from gpuconv.backends.cpu.pooling import along, by_parts, plane_blocks, scratch
-from gpuconv.backends.cpu.threads import parallel
+from gpuconv.backends.cpu.pooling import alike_planes, along, by_parts, plane_blocks, scratch
+from gpuconv.backends.cpu.threads import parallel, used
 from gpuconv.backends.dispatch import accumulator, real_dtype
+from gpuconv.backends.plans import Account, Part
 
 Array = np.ndarray[Any, Any]
 Sizes = tuple[int, ...]
@@ -123,6 +124,40 @@ def max_pool_backward(dy: Array, argmax: Array, dx: Array, channels_last: bool, 
         part[...] = flat.reshape(part.shape)
 
     parallel(one, plane_blocks(target, channels_last), dx.size)
+
+
+def plan(name: str, **p: Any) -> Part:
+    """Return how one of this module's primitives would compute; arrays are only viewed."""
+    account, last = Account(), p["channels_last"]
+    large, small = (channels_first(p[a if a in p else b], last) for a, b in (("dx", "x"), ("dy", "y")))
+    in_size, out_size = large.shape[2:], small.shape[2:]
+    blocks = plane_blocks(large, last)
+    for planes, number in alike_planes(blocks):
+        account.step("pool", number, planes=planes, windows=prod(out_size))
+        account.buffer("pool", planes * _plane_bytes(name, p, in_size, out_size))
+    if name == "max_pool_backward":
+        why = "each value is added at its flat place"
+        return account.part("places", why, len(blocks), used(len(blocks), large.size))
+    why = "windows along one axis after the other, a few planes at a time"
+    return account.part("axes", why, len(blocks), used(len(blocks), large.size))
+
+
+def _plane_bytes(name: str, p: dict[str, Any], in_size: Sizes, out_size: Sizes) -> int:
+    """Return the bytes that a thread takes for each plane at once, beside arguments and results."""
+    dtype: np.dtype[Any] = p["dy" if "dy" in p else "x"].dtype
+    if name == "max_pool_backward":
+        sums = 8 if dtype.kind == "f" else dtype.itemsize
+        return (16 + (8 if dtype != np.float64 else 0)) * prod(out_size) + sums * prod(in_size)
+    if (name == "avg_pool" and not p["channels_last"]) or name == "max_pool":
+        in_size, out_size = _merged(in_size, out_size)
+    item, axes = accumulator(dtype).itemsize, range(len(in_size))
+    if name == "avg_pool_backward":
+        return item * sum(prod(in_size[:i] + out_size[i:]) for i in (*axes, len(in_size)))
+    half = [prod(in_size[:i] + out_size[i:]) for i in axes]
+    if name == "avg_pool":
+        return item * sum(half)
+    # Windows' maxima one by one, then side by side; with their places.
+    return 2 * (dtype.itemsize + (0 if p["argmax"] is None else 8)) * max(half)
 
 
 def _check_places(op: str, argmax: Array, in_size: Sizes) -> None:

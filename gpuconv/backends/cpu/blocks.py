@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from gpuconv.geometry import Window
 
+Job = tuple[slice, "Block"]  # groups (or channels) and places
+
 
 class Block(NamedTuple):
     """Output places whose columns are built at once: rows r0..r1 of images n0..n1."""
@@ -71,3 +73,14 @@ def length(part: slice) -> int:
 def channels(groups: slice, each: int) -> slice:
     """Return the channels of these groups."""
     return slice(groups.start * each, groups.stop * each)
+
+
+def alike(jobs: list[Job]) -> list[tuple[Job, int]]:
+    """Return, of all jobs on the same rows of as many images and groups, one and how many they are."""
+    found: dict[tuple[int, int, int, int], tuple[Job, int]] = {}
+    for job in jobs:
+        groups, (n0, n1, r0, r1) = job
+        key = length(groups), n1 - n0, r0, r1
+        first, number = found.get(key, (job, 0))
+        found[key] = first, number + 1
+    return list(found.values())

@@ -5,13 +5,15 @@ Here and in the other files of this backend, arrays are handled through *canonic
 layouts: NumPy walks memory in the order it lies in, however the view's axes are named.
 """
 
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gpuconv.backends.cpu.threads import buffer, parallel
+from gpuconv.backends.cpu.threads import buffer, parallel, used
 from gpuconv.backends.dispatch import accumulator
+from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
@@ -45,6 +47,28 @@ def col2im(col: Array, x: Array, window: Window, channels_last: bool) -> None:
         target[i : i + 1] = total
 
     parallel(one, range(len(x)), col.size)
+
+
+def plan_im2col(x: Array, col: Array, window: Window, channels_last: bool) -> Part:
+    """Return how `im2col` would compute; arrays are only viewed."""
+    account, threads = Account(), used(len(x), col.size)
+    if col.size:
+        source = channels_first(x[:1], channels_last)
+        places = row_bounds(window, 0, window.out_size[0])
+        account.step("im2col", len(x), rows=source.shape[1] * window.taps, columns=window.places)
+        account.buffer("padded", padded_size(source, window, places) * x.itemsize)
+    return account.part("copy", "windows are views of the padded image, which are copied", len(x), threads)
+
+
+def plan_col2im(col: Array, x: Array, window: Window, channels_last: bool) -> Part:
+    """Return how `col2im` would compute; arrays are only viewed."""
+    account, threads = Account(), used(len(x), col.size)
+    if col.size:
+        rows = col.shape[2 if channels_last else 1]
+        wide = accumulator(col.dtype) if col.dtype == np.float16 else col.dtype
+        account.step("col2im", len(x), rows=rows, columns=window.places)
+        account.buffer("total", prod(x.shape[1:]) * wide.itemsize)
+    return account.part("taps", "a tap's entries are a view, added to a view of the image", len(x), threads)
 
 
 def _canonical(col: Array, window: Window, channels_last: bool) -> Array:
@@ -85,7 +109,7 @@ def windows(x: Array, window: Window, start: int, stop: int) -> Array:
     The copy, made only where the windows of these rows touch padding, lies in the thread's buffer.
     """
     d = window.axes
-    x = cut(x, window, [(start, stop), *((0, size) for size in window.out_size[1:])])
+    x = cut(x, window, row_bounds(window, start, stop))
     kernel_strides = [step * s for step, s in zip(window.dilation, x.strides[-d:], strict=True)]
     out_strides = [step * s for step, s in zip(window.stride, x.strides[-d:], strict=True)]
     return as_strided(
@@ -96,15 +120,17 @@ def windows(x: Array, window: Window, start: int, stop: int) -> Array:
     )
 
 
+def row_bounds(window: Window, start: int, stop: int) -> list[tuple[int, int]]:
+    """Return the bounds, axis by axis, of the output places in rows start..stop."""
+    return [(start, stop), *((0, size) for size in window.out_size[1:])]
+
+
 def cut(x: Array, window: Window, outputs: list[tuple[int, int]]) -> Array:
     """Return what these output places (start, stop along each axis) read of x, with zeros for padding.
 
     A view where they read no padding, else a copy in the thread's buffer.
     """
-    lows, highs = [], []
-    for (start, stop), s, p, span in zip(outputs, window.stride, window.before, window.span, strict=True):
-        lows.append(start * s - p)
-        highs.append((stop - 1) * s - p + span)
+    lows, highs = _reach(window, outputs)
     lead = x.shape[: -len(lows)]
     sizes = x.shape[-len(lows) :]
     inner: tuple[Any, ...] = tuple(
@@ -132,11 +158,29 @@ def cut(x: Array, window: Window, outputs: list[tuple[int, int]]) -> Array:
     return padded
 
 
+def _reach(window: Window, outputs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Return where what these output places read begins and ends along each axis, padding included."""
+    lows, highs = [], []
+    for (start, stop), s, p, span in zip(outputs, window.stride, window.before, window.span, strict=True):
+        lows.append(start * s - p)
+        highs.append((stop - 1) * s - p + span)
+    return lows, highs
+
+
+def padded_size(x: Array, window: Window, outputs: list[tuple[int, int]]) -> int:
+    """Return the elements of the copy that `cut` makes; 0 where it makes none."""
+    lows, highs = _reach(window, outputs)
+    sizes = x.shape[-len(lows) :]
+    if all(lo >= 0 and hi <= n for lo, hi, n in zip(lows, highs, sizes, strict=True)):
+        return 0
+    return int(prod(x.shape[: -len(lows)])) * prod(hi - lo for lo, hi in zip(lows, highs, strict=True))
+
+
 def tap_slices(
     window: Window, tap: tuple[int, ...], start: int, stop: int
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Return what one tap reads, as slices of the input, and for which outputs (rows counted from start)."""
-    bounds = [(start, stop), *((0, size) for size in window.out_size[1:])]
+    bounds = row_bounds(window, start, stop)
     pairs = [axis_slices(window, axis, j, *bounds[axis]) for axis, j in enumerate(tap)]
     return tuple(places for places, _ in pairs), tuple(taken for _, taken in pairs)
 

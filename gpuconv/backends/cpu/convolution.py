@@ -17,13 +17,24 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cpu import depthwise
-from gpuconv.backends.cpu.blocks import Block, channels, cut_channels, cut_groups, cut_places, length
-from gpuconv.backends.cpu.columns import channels_first, fold, unfold, view_as
-from gpuconv.backends.cpu.threads import buffer, parallel, workers
+from gpuconv.backends.cpu.blocks import (
+    Block,
+    Job,
+    alike,
+    channels,
+    cut_channels,
+    cut_groups,
+    cut_places,
+    length,
+)
+from gpuconv.backends.cpu.columns import channels_first, fold, padded_size, row_bounds, unfold, view_as
+from gpuconv.backends.cpu.threads import buffer, parallel, used, workers
 from gpuconv.backends.dispatch import accumulator
+from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
 
 # Bytes of columns per block. Smaller ones stay in a core's L2, but threads wait for the interpreter lock:
 # with 1, 2, 4 and 8 MB, 64 channels of 56x56 took 19.6, 13.3, 12.0 and 15.4 ms (3x3, 8 images, two cores), 32
@@ -79,28 +90,105 @@ def bias_grad(dy: Array, db: Array, channels_last: bool) -> None:
     db[...] = partial.sum(axis=0)
 
 
+# What the functions above would do, on arrays that are only viewed.
+
+
+def plan_forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, channels_last: bool) -> Part:
+    """Return how `forward` would compute."""
+    account, weights = Account(), _weights_first(w, channels_last)
+    source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    jobs = _plan_forward(source, weights.shape, window, target, channels_last, account)
+    return account.part(*_algorithm(weights.shape, window, channels_last), *jobs)
+
+
+def plan_input_grad(
+    dy: Array, w: Array, b: Array | None, dx: Array, window: Window, channels_last: bool
+) -> Part:
+    """Return how `input_grad` would compute."""
+    weights = _weights_first(w, channels_last)
+    source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    og, cg = weights.shape[0] // window.groups, weights.shape[1]
+    if og > ROTATED_COST * cg:
+        dtype = accumulator(dx.dtype)
+        jobs, work = _cut_input_grad(source, cg, window, dtype)
+        account = _plan_grad(target, source, cg, window, jobs, dtype, "col2im")
+        if dx.dtype != dtype:
+            most = max((rows[0].n1 - rows[0].n0) * length(g) * length(p) for g, p, rows in jobs)
+            account.buffer("total", most * prod(window.in_size) * dtype.itemsize)
+        why = "dy has so many more channels than x that W^T dY, gathered by col2im, has the fewest columns"
+        return account.part("gemm", why, len(jobs), used(len(jobs), work))
+    account, chunks, threads, turned = Account(), 0, 1, 0
+    for places, _, phase in window.adjoint():
+        if phase.taps:
+            shape = (window.groups * cg, og, *phase.kernel)
+            jobs_, threads_ = _plan_forward(
+                source, shape, phase, target[:, :, *places], channels_last, account
+            )
+            chunks, threads, turned = chunks + jobs_, max(threads, threads_), max(turned, prod(shape))
+        else:
+            account.step("fill", places=prod(phase.out_size))
+    algorithm, how = _algorithm((window.groups * cg, og), window, channels_last)
+    why = f"dx is a convolution of dy with turned kernels, for each phase of the stride one; {how}"
+    return account.part(algorithm, why, chunks, threads, turned * w.itemsize)
+
+
+def plan_weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_last: bool) -> Part:
+    """Return how `weight_grad` would compute."""
+    weights, dtype = _weights_first(dw, channels_last), accumulator(dw.dtype)
+    gradient, source = channels_first(dy, channels_last), channels_first(x, channels_last)
+    total = dw.size * dtype.itemsize
+    if _is_depthwise(weights.shape, window):
+        account = Account()
+        jobs, threads, shared = depthwise.plan_weight_grad(
+            gradient, source, window, dtype, channels_last, account
+        )
+        return account.part(*_algorithm(weights.shape, window, channels_last), jobs, threads, shared + total)
+    cg, og = weights.shape[1], weights.shape[0] // window.groups
+    cut = _cut_weight_grad(x.shape[0], cg, window, dtype)
+    account = _plan_grad(source, gradient, cg, window, cut, dtype, "im2col")
+    sums = [length(groups) * og * length(part) * window.taps * dtype.itemsize for groups, part, _ in cut]
+    account.buffer("term", max(sums))
+    threads = used(len(cut), dy.size * cg * window.taps)
+    why = f"{len(cut)} sums of products with columns, always in the same order"
+    return account.part("gemm", why, len(cut), threads, total + sum(sums))
+
+
+def plan_bias_grad(dy: Array, db: Array, channels_last: bool) -> Part:
+    """Return how `bias_grad` would compute."""
+    account, dtype = Account(), accumulator(db.dtype)
+    images, *sizes = channels_first(dy, channels_last).shape
+    account.step("sum", images, places=prod(sizes[1:]), channels=sizes[0])
+    account.buffer("sums", prod(sizes[:-1]) * dtype.itemsize)
+    why = "axis by axis and image by image, so that no sum gets long"
+    return account.part("sum", why, images, used(images, dy.size), images * sizes[0] * dtype.itemsize)
+
+
+def _algorithm(w_shape: Shape, window: Window, channels_last: bool) -> tuple[str, str]:
+    if _is_depthwise(w_shape, window):
+        return "depthwise", depthwise.why(channels_last)
+    if window.is_pointwise:
+        return "gemm", "a 1x1 kernel's columns are the image itself"
+    return "gemm", "BLAS multiplies w and columns, so many at a time as stay in the cache"
+
+
 def _forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
     """Write conv(x, w) + b to y."""
-    if _is_depthwise(w, window):
+    if _is_depthwise(w.shape, window):
         depthwise.forward(x, w, b, window, y, channels_last)
         return
-    dtype = accumulator(y.dtype)
-    cg, og = w.shape[1], w.shape[0] // window.groups
+    cut = _Forward(x, w.shape, window, y)
+    dtype, og = cut.dtype, cut.og
     weights = _weight_matrices(w, window.groups, channels_last).astype(dtype, copy=False)[:, None]
     bias = None if b is None else b.astype(dtype, copy=False).reshape(-1, 1, og, 1)
-    pointwise = window.is_pointwise and x.dtype == dtype
 
-    def one(job: tuple[slice, Block]) -> None:
+    def one(job: Job) -> None:
         groups, (n0, n1, r0, r1) = job
-        source = _by_group(x[n0:n1, channels(groups, cg)], groups)
-        target = _by_group(y[n0:n1, channels(groups, og), r0:r1], groups)
-        apart = prod(target.shape[3:]) >= ENOUGH_COLUMNS
-        # A 1x1 kernel's columns are x itself.
-        col = _as_matrices(source[:, :, :, r0:r1], apart) if pointwise else None
+        source, target, apart, col, direct = cut.views(job)
         if col is None:
-            col, canonical = _column_buffer(groups, cg, n1 - n0, window, r1 - r0, channels_last, dtype, apart)
+            col, canonical = _column_buffer(
+                groups, cut.cg, n1 - n0, window, r1 - r0, channels_last, dtype, apart
+            )
             unfold(source, window, r0, r1, canonical)
-        direct = _as_matrices(target, apart) if y.dtype == dtype else None
         out = buffer("product", (*col.shape[:2], og, col.shape[3]), dtype) if direct is None else direct
         _gemm(weights[groups], col, out)
         if bias is not None:
@@ -112,15 +200,58 @@ def _forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, chan
             )
             target[...] = np.moveaxis(whole, images, 0)
 
-    group_bytes = cg * window.taps * dtype.itemsize
-    work = y.size * cg * window.taps
-    share = workers(work)
-    batches = cut_groups(
-        window.groups, group_bytes, x.shape[0] * window.places, min(share, window.groups), BLOCK_BYTES
-    )
-    column_bytes = length(batches[0]) * group_bytes
-    blocks = cut_places(x.shape[0], window, column_bytes, -(-share // len(batches)), BLOCK_BYTES)
-    parallel(one, list(product(batches, blocks)), work)
+    parallel(one, cut.jobs, cut.work)
+
+
+class _Forward:
+    """A convolution cut into jobs, and what each finds where it lies."""
+
+    def __init__(self, x: Array, w_shape: Shape, window: Window, y: Array) -> None:
+        self._x, self._y, self._window = x, y, window
+        self.dtype = accumulator(y.dtype)
+        self.cg, self.og = w_shape[1], w_shape[0] // window.groups
+        self.rows = self.cg * window.taps
+        self._pointwise = window.is_pointwise and x.dtype == self.dtype
+        self.work = y.size * self.rows
+        group_bytes = self.rows * self.dtype.itemsize
+        share, places = workers(self.work), x.shape[0] * window.places
+        batches = cut_groups(window.groups, group_bytes, places, min(share, window.groups), BLOCK_BYTES)
+        column_bytes = length(batches[0]) * group_bytes
+        blocks = cut_places(x.shape[0], window, column_bytes, -(-share // len(batches)), BLOCK_BYTES)
+        self.jobs: list[Job] = list(product(batches, blocks))
+
+    def views(self, job: Job) -> tuple[Array, Array, bool, Array | None, Array | None]:
+        """Return x, y, whether images stay apart, and columns and products where they need no buffer."""
+        groups, (n0, n1, r0, r1) = job
+        source = _by_group(self._x[n0:n1, channels(groups, self.cg)], groups)
+        target = _by_group(self._y[n0:n1, channels(groups, self.og), r0:r1], groups)
+        apart = prod(target.shape[3:]) >= ENOUGH_COLUMNS
+        # A 1x1 kernel's columns are x itself.
+        col = _as_matrices(source[:, :, :, r0:r1], apart) if self._pointwise else None
+        direct = _as_matrices(target, apart) if self._y.dtype == self.dtype else None
+        return source, target, apart, col, direct
+
+
+def _plan_forward(
+    x: Array, w_shape: Shape, window: Window, y: Array, channels_last: bool, account: Account
+) -> tuple[int, int]:
+    """Add what `_forward` would do to an account; return how many jobs there are, and threads."""
+    if _is_depthwise(w_shape, window):
+        return depthwise.plan_forward(x, window, y, channels_last, account)
+    cut = _Forward(x, w_shape, window, y)
+    for job, number in alike(cut.jobs):
+        groups, (n0, n1, r0, r1) = job
+        source, target, apart, col, direct = cut.views(job)
+        columns = prod(target.shape[3:]) * (1 if apart else n1 - n0)
+        batch = length(groups) * (n1 - n0 if apart else 1)
+        if col is None:
+            account.step("im2col", number, rows=cut.rows, columns=columns, batch=batch)
+            account.buffer("columns", batch * cut.rows * columns * cut.dtype.itemsize)
+            account.buffer("padded", padded_size(source, window, row_bounds(window, r0, r1)) * x.itemsize)
+        account.step("gemm", number, m=cut.og, k=cut.rows, n=columns, batch=batch)
+        if direct is None:
+            account.buffer("product", batch * cut.og * columns * cut.dtype.itemsize)
+    return len(cut.jobs), used(len(cut.jobs), cut.work)
 
 
 def _input_grad_by_rotation(
@@ -144,20 +275,9 @@ def _input_grad_by_columns(
     cg, og = w.shape[1], w.shape[0] // window.groups
     w = w.astype(dtype, copy=False)
     bias = None if b is None else b.astype(dtype, copy=False).reshape(-1, cg, *(1,) * window.axes)
-    images = dy.shape[0]
-    group_bytes = cg * window.taps * dtype.itemsize
-    work = dy.size * cg * window.taps
-    share = workers(work)
-    batches = cut_groups(
-        window.groups, group_bytes, images * window.places, min(share, window.groups), BLOCK_BYTES
-    )
-    parts = cut_channels(cg, -(-share // (len(batches) * max(1, images))))
-    column_bytes = length(batches[0]) * length(parts[0]) * window.taps * dtype.itemsize
-    blocks = cut_places(images, window, column_bytes, min(max(images, 1), share), BLOCK_BYTES)
-    # Blocks of rows overlap in dx: one job takes all rows of its images.
-    by_image = [list(rows) for _, rows in groupby(blocks, key=lambda block: block.n0)]
+    jobs, work = _cut_input_grad(dy, cg, window, dtype)
 
-    def one(job: tuple[slice, slice, list[Block]]) -> None:
+    def one(job: GradJob) -> None:
         groups, part, rows = job
         n0, n1 = rows[0].n0, rows[0].n1
         weights = _weight_matrices(w[channels(groups, og), part], length(groups), channels_last)
@@ -174,7 +294,26 @@ def _input_grad_by_columns(
         if total is not exact:
             exact[...] = total
 
-    parallel(one, list(product(batches, parts, by_image)), work)
+    parallel(one, jobs, work)
+
+
+# Groups, channels of each, and blocks: those of an input gradient are all rows of their images, as what they
+# write overlaps; those of a weight gradient are added up.
+GradJob = tuple[slice, slice, list[Block]]
+
+
+def _cut_input_grad(dy: Array, cg: int, window: Window, dtype: np.dtype[Any]) -> tuple[list[GradJob], int]:
+    """Return the jobs of `_input_grad_by_columns`, and its work."""
+    images, work = dy.shape[0], dy.size * cg * window.taps
+    group_bytes, share = cg * window.taps * dtype.itemsize, workers(work)
+    batches = cut_groups(
+        window.groups, group_bytes, images * window.places, min(share, window.groups), BLOCK_BYTES
+    )
+    parts = cut_channels(cg, -(-share // (len(batches) * max(1, images))))
+    column_bytes = length(batches[0]) * length(parts[0]) * window.taps * dtype.itemsize
+    blocks = cut_places(images, window, column_bytes, min(max(images, 1), share), BLOCK_BYTES)
+    by_image = [list(rows) for _, rows in groupby(blocks, key=lambda block: block.n0)]
+    return list(product(batches, parts, by_image)), work
 
 
 # Rows of dW that one GEMM computes: with more, the columns of a block would be too few for BLAS.
@@ -183,25 +322,12 @@ WEIGHT_ROWS = 576
 
 def _weight_grad(dy: Array, x: Array, window: Window, dw: Array, channels_last: bool) -> None:
     """Add dY X_col^T to dw; each sum runs in the same order whatever the number of threads."""
-    if _is_depthwise(dw, window):
+    if _is_depthwise(dw.shape, window):
         depthwise.weight_grad(dy, x, window, dw, channels_last)
         return
     dtype = dw.dtype
     cg, og = dw.shape[1], dw.shape[0] // window.groups
-    images = x.shape[0]
-    batches = cut_groups(
-        window.groups,
-        cg * window.taps * dtype.itemsize,
-        images * window.places,
-        min(4, window.groups),
-        BLOCK_BYTES,
-    )
-    parts = cut_channels(cg, -(-cg * window.taps // WEIGHT_ROWS))
-    pieces = 4 if len(parts) * len(batches) < 4 else 1  # too few jobs: sum the batch in pieces
-    column_bytes = length(batches[0]) * length(parts[0]) * window.taps * dtype.itemsize
-    blocks = cut_places(images, window, column_bytes, pieces, BLOCK_BYTES)
-    shares = [blocks[i * len(blocks) // pieces : (i + 1) * len(blocks) // pieces] for i in range(pieces)]
-    jobs = list(product(batches, parts, shares))
+    jobs = _cut_weight_grad(x.shape[0], cg, window, dtype)
     sums: list[Array | None] = [None] * len(jobs)
 
     def one(number: int) -> None:
@@ -227,8 +353,43 @@ def _weight_grad(dy: Array, x: Array, window: Window, dw: Array, channels_last: 
         target += total.reshape(target.shape)
 
 
-def _is_depthwise(w: Array, window: Window) -> bool:
-    return w.shape[:2] == (window.groups, 1) and window.groups > 1 and window.axes > 1
+def _cut_weight_grad(images: int, cg: int, window: Window, dtype: np.dtype[Any]) -> list[GradJob]:
+    """Return the jobs of `_weight_grad`; as many on any number of threads."""
+    group_bytes, places = cg * window.taps * dtype.itemsize, images * window.places
+    batches = cut_groups(window.groups, group_bytes, places, min(4, window.groups), BLOCK_BYTES)
+    parts = cut_channels(cg, -(-cg * window.taps // WEIGHT_ROWS))
+    pieces = 4 if len(parts) * len(batches) < 4 else 1  # too few jobs: sum the batch in pieces
+    column_bytes = length(batches[0]) * length(parts[0]) * window.taps * dtype.itemsize
+    blocks = cut_places(images, window, column_bytes, pieces, BLOCK_BYTES)
+    shares = [blocks[i * len(blocks) // pieces : (i + 1) * len(blocks) // pieces] for i in range(pieces)]
+    return list(product(batches, parts, shares))
+
+
+def _plan_grad(
+    x: Array, dy: Array, cg: int, window: Window, jobs: list[GradJob], dtype: np.dtype[Any], what: str
+) -> Account:
+    """Account for the jobs of a gradient that has `what` done to columns: im2col of x, col2im to dx."""
+    account, og = Account(), dy.shape[1] // window.groups
+    for groups, part, blocks in jobs:
+        rows, batch = length(part) * window.taps, length(groups)
+        for (_, (n0, n1, r0, r1)), number in alike([(groups, block) for block in blocks]):
+            gradient = _by_group(dy[n0:n1, channels(groups, og), r0:r1], groups)
+            columns = gradient.size // (batch * og)
+            account.step(what, number, rows=rows, columns=columns, batch=batch)
+            account.buffer("columns", batch * rows * columns * dtype.itemsize)
+            if dy.dtype != dtype or _as_matrices(gradient) is None:
+                account.buffer("matrices", gradient.size * dtype.itemsize)
+            if what == "col2im":
+                account.step("gemm", number, m=rows, k=og, n=columns, batch=batch)
+                continue
+            account.step("gemm", number, m=og, k=columns, n=rows, batch=batch)
+            source = _by_group(x[n0:n1, channels(groups, cg)], groups)[:, :, part]
+            account.buffer("padded", padded_size(source, window, row_bounds(window, r0, r1)) * x.itemsize)
+    return account
+
+
+def _is_depthwise(w_shape: Shape, window: Window) -> bool:
+    return w_shape[:2] == (window.groups, 1) and window.groups > 1 and window.axes > 1
 
 
 def rotated(w: Array, groups: int) -> Array:

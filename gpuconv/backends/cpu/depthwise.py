@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gpuconv.backends.cpu.blocks import Block, cut_groups, cut_places, length
-from gpuconv.backends.cpu.columns import cut, tap_slices, view_as
-from gpuconv.backends.cpu.threads import buffer, count, parallel
+from gpuconv.backends.cpu.blocks import Block, alike, cut_groups, cut_places, length
+from gpuconv.backends.cpu.columns import cut, padded_size, row_bounds, tap_slices, view_as
+from gpuconv.backends.cpu.threads import buffer, count, parallel, used
 from gpuconv.backends.dispatch import accumulator
+from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
@@ -49,6 +50,78 @@ def weight_grad(dy: Array, x: Array, window: Window, dw: Array, channels_last: b
     run(dy, x, window, dw[:, 0])
 
 
+def why(channels_last: bool) -> str:
+    """Return in a sentence how it is computed."""
+    if channels_last:
+        return "every channel is filtered alone: tap by tap, along the channels"
+    return (
+        "every channel is filtered alone: its kernel becomes a band matrix, all channels one batched product"
+    )
+
+
+def plan_forward(
+    x: Array, window: Window, y: Array, channels_last: bool, account: Account
+) -> tuple[int, int]:
+    """Add what `forward` would do to an account; return how many jobs there are, and threads."""
+    dtype, work = accumulator(y.dtype), y.size * window.taps
+    if channels_last:
+        blocks = _blocks(x, window, dtype, count())
+        _plan_taps(x.shape[1], window, blocks, dtype, account)
+        return len(blocks), used(len(blocks), work)
+    _, t, _ = _tiling(window)
+    jobs = _jobs(x, window, dtype, count())
+    for (group, (n0, n1, r0, r1)), number in alike(jobs):
+        rows, k = _plan_rows(x, window, length(group), Block(n0, n1, r0, r1), dtype, number, account)
+        account.step("gemm", number, m=rows, k=k, n=t, batch=length(group))
+        if not _writes_directly(window, n1 - n0) or y.dtype != dtype:
+            account.buffer("product", length(group) * rows * t * dtype.itemsize)
+    return len(jobs), used(len(jobs), work)
+
+
+def plan_weight_grad(
+    dy: Array, x: Array, window: Window, dtype: np.dtype[Any], channels_last: bool, account: Account
+) -> tuple[int, int, int]:
+    """Add what `weight_grad` would do to an account; return jobs, threads, bytes that they share."""
+    work, c = dy.size * window.taps, x.shape[1]
+    if channels_last:
+        blocks = _blocks(x, window, dtype, 4)
+        _plan_taps(c, window, blocks, dtype, account)
+        return len(blocks), used(len(blocks), work), len(blocks) * window.taps * c * dtype.itemsize
+    _, t, u = _tiling(window)
+    jobs = _jobs(x, window, dtype, 4)
+    for (group, (n0, n1, r0, r1)), number in alike(jobs):
+        rows, k = _plan_rows(x, window, length(group), Block(n0, n1, r0, r1), dtype, number, account)
+        account.step("gemm", number, m=k, k=rows, n=t, batch=length(group))
+        account.buffer("matrices", length(group) * rows * t * dtype.itemsize)
+        account.buffer("term", length(group) * k * t * dtype.itemsize)
+    apart = len({group.start for group, _ in jobs})
+    return apart, used(apart, work), c * prod(window.kernel[:-1]) * u * t * dtype.itemsize
+
+
+def _plan_rows(
+    x: Array, window: Window, c: int, block: Block, dtype: np.dtype[Any], number: int, account: Account
+) -> tuple[int, int]:
+    """Account for A of so many channels; return how many rows and columns it has."""
+    tiles, _, u = _tiling(window)
+    n0, n1, r0, r1 = block
+    bounds = _bounds(window, r0, r1)
+    rows = (n1 - n0) * prod(hi - lo for lo, hi in bounds[:-1]) * tiles
+    k = prod(window.kernel[:-1]) * u
+    account.step("im2col", number, rows=rows, columns=k, batch=c)
+    account.buffer("columns", c * rows * k * dtype.itemsize)
+    account.buffer("padded", padded_size(x[n0:n1, :c], window, bounds) * x.itemsize)
+    return rows, k
+
+
+def _plan_taps(c: int, window: Window, blocks: list[Block], dtype: np.dtype[Any], account: Account) -> None:
+    rest = prod(window.out_size[1:])
+    for (_, (n0, n1, r0, r1)), number in alike([(slice(0, c), block) for block in blocks]):
+        places = (n1 - n0) * (r1 - r0) * rest
+        account.step("multiply and add", number * window.taps, places=places, channels=c)
+        account.buffer("product", places * c * dtype.itemsize)
+        account.buffer("term", places * c * dtype.itemsize)
+
+
 def _forward_by_bands(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:
     dtype = accumulator(y.dtype)
     tiles, t, u = _tiling(window)
@@ -63,7 +136,7 @@ def _forward_by_bands(x: Array, w: Array, b: Array | None, window: Window, y: Ar
         a = _rows(x[n0:n1, group], window, r0, r1, dtype)
         target = y[n0:n1, group, r0:r1]
         direct = None
-        if n1 - n0 == 1 and tiles * t == window.out_size[-1] and y.dtype == dtype:
+        if _writes_directly(window, n1 - n0) and y.dtype == dtype:
             direct = view_as(target, (*a.shape[:2], t))
         out = buffer("product", (*a.shape[:2], t), dtype) if direct is None else direct
         with np.errstate(invalid="ignore", over="ignore"):
@@ -119,6 +192,18 @@ def _tiling(window: Window) -> tuple[int, int, int]:
     return tiles, t, (t - 1) * window.stride[-1] + window.span[-1]
 
 
+def _writes_directly(window: Window, images: int) -> bool:
+    """Tell whether the tiles of so many images lie in y as they come out of the product."""
+    tiles, t, _ = _tiling(window)
+    return images == 1 and tiles * t == window.out_size[-1]
+
+
+def _bounds(window: Window, r0: int, r1: int) -> list[tuple[int, int]]:
+    """Return the bounds of whole tiles in output rows r0..r1, axis by axis."""
+    tiles, t, _ = _tiling(window)
+    return [*row_bounds(window, r0, r1)[:-1], (0, tiles * t)]
+
+
 def _diagonals(bands: Array, window: Window) -> Array:
     """View [C, *lead, u, t] as [C, *lead, kw, t]: tap j of output q stands at [..., q*stride + j*d, q]."""
     *lead, down, right = bands.strides
@@ -132,7 +217,7 @@ def _diagonals(bands: Array, window: Window) -> Array:
 def _rows(x: Array, window: Window, r0: int, r1: int, dtype: Any) -> Array:
     """Return A, [C, images * rows * tiles, kernel rows * u], for output rows r0..r1 of x."""
     tiles, t, u = _tiling(window)
-    bounds = [(r0, r1), *((0, size) for size in window.out_size[1:-1]), (0, tiles * t)]
+    bounds = _bounds(window, r0, r1)
     x = cut(x, window, bounds)
     sn, sc, *lead, last = x.strides
     lead_steps = [d * s for d, s in zip(window.dilation[:-1], lead, strict=True)]
@@ -162,8 +247,13 @@ def _jobs(x: Array, window: Window, dtype: Any, share: int) -> list[tuple[slice,
 
 def _forward_by_taps(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:
     dtype = accumulator(y.dtype)
-    blocks = cut_places(x.shape[0], window, x.shape[1] * dtype.itemsize, count(), BLOCK_BYTES)
+    blocks = _blocks(x, window, dtype, count())
     parallel(lambda block: _taps(x, w, b, window, block, y), blocks, y.size * window.taps)
+
+
+def _blocks(x: Array, window: Window, dtype: np.dtype[Any], share: int) -> list[Block]:
+    """Cut places into blocks whose sums fit BLOCK_BYTES; x is canonical."""
+    return cut_places(x.shape[0], window, x.shape[1] * dtype.itemsize, share, BLOCK_BYTES)
 
 
 def _taps(x: Array, w: Array, b: Array | None, window: Window, block: Block, y: Array) -> None:
@@ -184,8 +274,8 @@ def _taps(x: Array, w: Array, b: Array | None, window: Window, block: Block, y: 
 
 def _weight_grad_by_taps(dy: Array, x: Array, window: Window, dw: Array) -> None:
     dtype = dw.dtype
+    blocks = _blocks(x, window, dtype, 4)
     x, dy = (np.moveaxis(array, 1, -1) for array in (x, dy))
-    blocks = cut_places(x.shape[0], window, x.shape[-1] * dtype.itemsize, 4, BLOCK_BYTES)
     sums = np.zeros((len(blocks), *window.kernel, x.shape[-1]), dtype)
 
     def one(number: int) -> None:

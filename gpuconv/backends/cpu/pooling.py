@@ -5,15 +5,18 @@ element-wise operations on such views; planes are taken a few at a time so that 
 hold only places inside the input: padding is never read, so it can't win a maximum.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.cpu.blocks import length
 from gpuconv.backends.cpu.columns import axis_slices, channels_first, tap_slices
-from gpuconv.backends.cpu.threads import buffer, count, parallel
+from gpuconv.backends.cpu.threads import buffer, count, parallel, used
 from gpuconv.backends.dispatch import accumulator, real_dtype
+from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
@@ -40,6 +43,63 @@ def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_
             _first_of_maxima(image, best, taps, mask[planes])
 
     parallel(one, plane_blocks(source, channels_last), x.size * window.taps)
+
+
+def plan(name: str, **p: Any) -> Part:
+    """Return how one of this module's primitives would compute; arrays are only viewed."""
+    account, window, last = Account(), p["window"], p["channels_last"]
+    if name == "argmax_to_indices":
+        account.step("take", elements=p["indices"].size)
+        why = "one look-up gives all offsets, and one addition the windows' places"
+        return account.part("take", why, 1, shared=p["indices"].nbytes)
+    backward = name.endswith("backward")
+    image = {"max_unpool": "y", "max_unpool_backward": "dy"}.get(name, "dx" if backward else "x")
+    along_axes = name.startswith("avg") or (name.startswith("lp") and (not backward or p["norm"] == 2))
+    operations = sum(window.kernel) if along_axes else window.taps
+    blocks = plane_blocks(channels_first(p[image], last), last)
+    for planes, number in alike_planes(blocks):
+        account.step("pool", number * operations, planes=planes, places=window.places)
+        account.buffer("pool", planes * _plane_bytes(name, p))
+    by_taps = window.taps if name == "lp_pool_backward" else operations
+    work = p["dx" if backward else "x"].size * by_taps
+    why = (
+        "sums along one axis after the other, a few planes at a time"
+        if along_axes
+        else "a tap of all windows is a view of the image: one operation each, a few planes at a time"
+    )
+    return account.part("axes" if along_axes else "taps", why, len(blocks), used(len(blocks), work))
+
+
+def alike_planes(blocks: list[tuple[slice, slice]]) -> list[tuple[int, int]]:
+    """Return how many planes blocks have, and how many blocks have so many."""
+    return list(Counter(length(images) * length(channels) for images, channels in blocks).items())
+
+
+def _plane_bytes(name: str, p: dict[str, Any]) -> int:
+    """Return the bytes that a thread takes for each plane at once, beside arguments and results."""
+    window: Window = p["window"]
+    dtype: np.dtype[Any] = p["y" if "y" in p else "dy"].dtype
+    image, windows, axes = prod(window.in_size), window.places, range(window.axes)
+    if name == "max_pool":
+        return 0 if p["argmax"] is None else 2 * windows
+    if name == "max_unpool":
+        return windows
+    if name == "max_unpool_backward":
+        return image + 3 * windows
+    if name == "max_pool_backward":  # flat indices; where windows overlap, sums in float64
+        if not overlap(window):
+            return 8 * windows + dtype.itemsize * image
+        return (8 if dtype == np.float64 else 16) * windows + (
+            8 if dtype.kind == "f" else dtype.itemsize
+        ) * image
+    item = accumulator(dtype).itemsize
+    if name.endswith("backward"):
+        spread = sum(prod(window.in_size[:i] + window.out_size[i:]) for i in (*axes, window.axes))
+        if name == "avg_pool_backward":
+            return item * spread
+        return item * (spread + windows + image if p["norm"] == 2 else 2 * image + 4 * windows)
+    sums = sum(prod(window.in_size[:i] + window.out_size[i:]) for i in axes)
+    return item * (sums if name == "avg_pool" else sums + windows + image * (1 if p["norm"] == 1 else 2))
 
 
 def _first_of_maxima(image: Array, best: Array, taps: "Taps", mask: Array) -> None:
@@ -125,16 +185,20 @@ def max_unpool_backward(dy: Array, argmax: Array, dx: Array, window: Window, cha
 def _scatter(index: Array, values: Array, size: int, window: Window) -> Array:
     """Return `size` zeros with each value added at its index; index and values are [N, C, *out]."""
     apart = [-(-span // s) for span, s in zip(window.span, window.stride, strict=True)]
-    overlap = prod(apart) > 1
-    if overlap and values.dtype in (np.float16, np.float32, np.float64):
+    if overlap(window) and values.dtype in (np.float16, np.float32, np.float64):
         return np.bincount(index.ravel(), values.ravel(), size)  # sums in float64
     # Every apart-th window shares no place with another, so that a plain indexed assignment adds rightly.
     flat = np.zeros(size, values.dtype)
     for corner in np.ndindex(*apart):
         every: tuple[Any, ...] = (..., *(slice(i, None, step) for i, step in zip(corner, apart, strict=True)))
         at, terms = index[every].ravel(), values[every].ravel()
-        flat[at] = flat.take(at) + terms if overlap else terms
+        flat[at] = flat.take(at) + terms if overlap(window) else terms
     return flat
+
+
+def overlap(window: Window) -> bool:
+    """Tell whether windows share places."""
+    return any(span > s for span, s in zip(window.span, window.stride, strict=True))
 
 
 def _flat_index(window: Window) -> tuple[Array, Array]:

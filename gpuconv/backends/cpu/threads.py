@@ -37,6 +37,11 @@ def workers(work: float) -> int:
     return count() if work > SERIAL_WORK else 1
 
 
+def used(items: int, work: float) -> int:
+    """Threads that `parallel` takes for so many items."""
+    return max(1, min(workers(work), items))
+
+
 def parallel(task: Callable[[Item], None], items: Iterable[Item], work: float = float("inf")) -> None:
     """Call `task` with each item, on all threads; return when all are done.
 
@@ -50,9 +55,9 @@ def parallel(task: Callable[[Item], None], items: Iterable[Item], work: float = 
         Multiply-adds or elements, all items together: too few are not worth waking a thread for.
     """
     items = list(items)
-    threads = min(workers(work), len(items))
+    threads = used(len(items), work)
     with _single_threaded_blas():
-        if threads <= 1:
+        if threads == 1:
             for item in items:
                 task(item)
             return
