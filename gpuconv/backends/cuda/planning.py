@@ -1,0 +1,118 @@
+"""What the CUDA backend would do: its own code on arrays without values, through a runtime that only notes.
+
+Needs no GPU: the backend works out integers, and this runtime launches nothing.
+"""
+
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backends import cuda, unmade
+from gpuconv.backends.cuda import runtime as runtimes
+from gpuconv.backends.cuda.kernels import Kernel
+from gpuconv.backends.plans import Account, Part
+from gpuconv.backends.unmade import Note, Unmade
+
+# Where the workspace lies; any place but where arrays do.
+WORKSPACE = 1 << 40
+
+_default: ContextVar[int] = ContextVar("gpuconv.default_workspace", default=runtimes.LEAST_DEFAULT)
+
+
+class NotingRuntime:
+    """A `Runtime` that notes what it is asked for."""
+
+    def elsewhere(self, array: Unmade) -> None:
+        """Return None: there is one device."""
+
+    def default_workspace(self) -> int:
+        """Return that of the device that is planned for."""
+        return _default.get()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Unmade:
+        """Return a new array without values."""
+        return unmade.empty(shape, dtype)
+
+    def workspace(self, size: int) -> Unmade:
+        """Return `size` bytes."""
+        unmade.note("workspace", bytes=size)
+        return unmade.empty((size,), np.uint8, address=WORKSPACE)
+
+    def address(self, array: Unmade) -> int:
+        """Return an address, so that alignment can be told."""
+        return array.address
+
+    def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...], shared: int) -> None:
+        """Note a kernel."""
+        unmade.note("launch", kernel=kernel, blocks=blocks, arguments=arguments, shared=shared)
+
+    def gemm(
+        self,
+        transposed: tuple[bool, bool],
+        sizes: tuple[int, int, int],
+        a: tuple[int, int, int],
+        b: tuple[int, int, int],
+        c: tuple[int, int, int],
+        batch: int,
+        dtypes: tuple[np.dtype[Any], np.dtype[Any]],
+        accumulate: bool,
+        precision: str,
+    ) -> None:
+        """Note a product; of matrices by rows, which to cuBLAS are transposed and change places."""
+        n, m, k = sizes
+        unmade.note("gemm", m=m, k=k, n=n, batch=batch)
+
+
+runtimes.register(Unmade, NotingRuntime())
+
+
+def plan(primitive: Note, default_workspace: int) -> Part:
+    """Return how this backend would compute a primitive, on a device with this default workspace."""
+    module, _, name = primitive.what.partition(".")
+    token = _default.set(default_workspace)
+    try:
+        _, notes = unmade.noted(getattr(getattr(cuda, module), name), *primitive.arguments.values())
+    finally:
+        _default.reset(token)
+    account, workspace = Account(), 0
+    for what, arguments in notes:
+        if what == "workspace":
+            workspace = max(workspace, arguments["bytes"])
+        elif what == "launch":
+            account.step(arguments["kernel"].name, blocks=arguments["blocks"])
+        else:
+            account.step(what, **arguments)
+    steps = account.steps
+    algorithm, why = _algorithm(primitive.what, {step.what for step in steps})
+    return Part(algorithm, why, steps, _chunks(notes), 1, workspace)
+
+
+def _chunks(notes: list[Note]) -> int:
+    """Count how many times columns are collected from, or how many times they are laid out anew.
+
+    What else is copied into a chunk's workspace by im2col's kernel lies behind its columns.
+    """
+    collected, laid_out, last = 0, 0, 2 * WORKSPACE
+    for what, arguments in notes:
+        if what == "launch":
+            name, target = arguments["kernel"].name, arguments["arguments"][1]
+            collected += name == "col2im"
+            if name == "im2col":
+                laid_out += target <= last
+                last = target
+    return max(1, collected or laid_out)
+
+
+def _algorithm(primitive: str, steps: set[str]) -> tuple[str, str]:
+    if "gemm" in steps:
+        if "col2im" in steps:
+            return "gemm", "cuBLAS multiplies w and dy to columns in the workspace; col2im gathers from them"
+        if "im2col" in steps:
+            return "gemm", "im2col lays out columns in the workspace, which cuBLAS multiplies"
+        return "gemm", "a 1x1 kernel's columns are the image itself, so cuBLAS multiplies what is there"
+    if primitive == "convolution.bias_grad":
+        return "kernel", "two kernels add up: parts of the batch, then the parts, always in the same order"
+    if steps - {"copy", "fill"}:
+        return "kernel", "one kernel of our own computes each place of the result once"
+    return "none", "an array is empty: there is nothing to compute"
