@@ -33,6 +33,7 @@ from gpuconv.conv_transpose import (
     conv_transpose3d,
     conv_transpose3d_backward,
 )
+from gpuconv.explain import explain
 from gpuconv.global_pool import (
     global_avg_pool,
     global_avg_pool_backward,
@@ -168,6 +169,7 @@ __all__ = [
     "conv_transpose2d_backward",
     "conv_transpose3d",
     "conv_transpose3d_backward",
+    "explain",
     "fit",
     "global_avg_pool",
     "global_avg_pool_backward",

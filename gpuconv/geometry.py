@@ -82,8 +82,8 @@ class Window:
 
     @property
     def mask(self) -> str:
-        """Name of the smallest dtype that holds the offset of a place in the kernel, and one more."""
-        return "uint8" if self.taps <= 255 else "int32"
+        """Name of the dtype of a max pooling's mask."""
+        return mask_of(self.taps)
 
     @property
     def is_pointwise(self) -> bool:
@@ -131,6 +131,11 @@ class Window:
                 (slice(a, n, s), slice(j0, k, step), kernel, dilation, before, size + shift - out, size)
             )
         return phases
+
+
+def mask_of(taps: int) -> str:
+    """Return the name of the smallest dtype that holds the offset of a place among so many, and one more."""
+    return "uint8" if taps <= 255 else "int32"
 
 
 class Phase(NamedTuple):

@@ -15,11 +15,14 @@ class Step(NamedTuple):
         anything else: what it is done to.
     repeats : int
         How many times, with other steps between.
+    result : str
+        Of a function that returns several gradients, the one that it is for.
     """
 
     what: str
     sizes: dict[str, int]
     repeats: int
+    result: str = ""
 
 
 class Part(NamedTuple):

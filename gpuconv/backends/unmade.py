@@ -150,6 +150,8 @@ def empty(shape: tuple[int, ...], dtype: Any, beside: Any = None, *, address: in
     for size in reversed(shape):
         strides.append(inside)
         inside *= max(1, size)
+    if inside >= 2**63:
+        raise ValueError(f"an array of {shape} {dtype.name} has more bytes than there are addresses")
     return Unmade(addresses.at(address, shape, tuple(reversed(strides)), dtype))
 
 

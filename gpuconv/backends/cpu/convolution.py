@@ -128,7 +128,7 @@ def plan_input_grad(
         else:
             account.step("fill", places=prod(phase.out_size))
     algorithm, how = _algorithm((window.groups * cg, og), window, channels_last)
-    why = f"dx is a convolution of dy with turned kernels, for each phase of the stride one; {how}"
+    why = f"dx is a convolution of dy with turned kernels, one for each phase of the stride: {how}"
     return account.part(algorithm, why, chunks, threads, turned * w.itemsize)
 
 

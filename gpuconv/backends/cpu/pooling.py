@@ -54,20 +54,20 @@ def plan(name: str, **p: Any) -> Part:
         return account.part("take", why, 1, shared=p["indices"].nbytes)
     backward = name.endswith("backward")
     image = {"max_unpool": "y", "max_unpool_backward": "dy"}.get(name, "dx" if backward else "x")
-    along_axes = name.startswith("avg") or (name.startswith("lp") and (not backward or p["norm"] == 2))
-    operations = sum(window.kernel) if along_axes else window.taps
     blocks = plane_blocks(channels_first(p[image], last), last)
+    algorithm, operations, work = "taps", window.taps, window.taps
+    why = "a tap of all windows is a view of the image: one operation each, a few planes at a time"
+    if name == "max_pool_backward":
+        algorithm, operations, why = "places", 1, "each value is added at the place that its mask names"
+    elif name.startswith("avg") or (name.startswith("lp") and (not backward or p["norm"] == 2)):
+        algorithm, operations = "axes", sum(window.kernel)
+        work = window.taps if name == "lp_pool_backward" else operations
+        why = "along one axis after the other, a few planes at a time"
     for planes, number in alike_planes(blocks):
         account.step("pool", number * operations, planes=planes, places=window.places)
         account.buffer("pool", planes * _plane_bytes(name, p))
-    by_taps = window.taps if name == "lp_pool_backward" else operations
-    work = p["dx" if backward else "x"].size * by_taps
-    why = (
-        "sums along one axis after the other, a few planes at a time"
-        if along_axes
-        else "a tap of all windows is a view of the image: one operation each, a few planes at a time"
-    )
-    return account.part("axes" if along_axes else "taps", why, len(blocks), used(len(blocks), work))
+    threads = used(len(blocks), p["dx" if backward else "x"].size * work)
+    return account.part(algorithm, why, len(blocks), threads)
 
 
 def alike_planes(blocks: list[tuple[slice, slice]]) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.kernels import Kernel
 from gpuconv.backends.plans import Account, Part
 from gpuconv.backends.unmade import Note, Unmade
+from gpuconv.config import config
 
 # Where the workspace lies; any place but where arrays do.
 WORKSPACE = 1 << 40
@@ -72,7 +73,8 @@ def plan(primitive: Note, default_workspace: int) -> Part:
     module, _, name = primitive.what.partition(".")
     token = _default.set(default_workspace)
     try:
-        _, notes = unmade.noted(getattr(getattr(cuda, module), name), *primitive.arguments.values())
+        with config(ranges="operations"):  # stages that don't run are none
+            _, notes = unmade.noted(getattr(getattr(cuda, module), name), *primitive.arguments.values())
     finally:
         _default.reset(token)
     account, workspace = Account(), 0
@@ -107,12 +109,12 @@ def _chunks(notes: list[Note]) -> int:
 def _algorithm(primitive: str, steps: set[str]) -> tuple[str, str]:
     if "gemm" in steps:
         if "col2im" in steps:
-            return "gemm", "cuBLAS multiplies w and dy to columns in the workspace; col2im gathers from them"
+            return "gemm", "cuBLAS multiplies w and dy to columns in the workspace, which col2im gathers"
         if "im2col" in steps:
             return "gemm", "im2col lays out columns in the workspace, which cuBLAS multiplies"
         return "gemm", "a 1x1 kernel's columns are the image itself, so cuBLAS multiplies what is there"
     if primitive == "convolution.bias_grad":
-        return "kernel", "two kernels add up: parts of the batch, then the parts, always in the same order"
+        return "kernel", "one kernel adds up parts of the batch, another the parts, always in the same order"
     if steps - {"copy", "fill"}:
         return "kernel", "one kernel of our own computes each place of the result once"
     return "none", "an array is empty: there is nothing to compute"

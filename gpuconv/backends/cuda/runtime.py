@@ -257,6 +257,17 @@ def of(array: Array) -> Runtime:
     return runtime
 
 
+def present_workspace() -> int:
+    """Return the default workspace of CuPy's current device; without a GPU, the least that there is."""
+    try:
+        check_installed()
+    except RuntimeError:
+        return LEAST_DEFAULT
+    import cupy
+
+    return (_RUNTIMES.get(cupy.ndarray) or CupyRuntime()).default_workspace()
+
+
 def on_device(*results: str) -> Callable[[F], F]:
     """Let an operation run on the device of its first argument, and on the current stream there.
 
