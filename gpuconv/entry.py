@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,9 +22,25 @@ Array = Any
 # Types that are no other library's array: most arguments are of these, and one look tells.
 _OWN = {int, float, bool, str, tuple, list, type(None)}
 
-# What a call is handed to, with the function and its signature, where arrays are not computed as they lie
-# (`gpuconv.offload`); None: nothing of the kind.
-PLACE: ContextVar[Callable[..., Any] | None] = ContextVar("gpuconv.place", default=None)
+
+class Place(Protocol):
+    """What calls are handed to, where arrays aren't computed as they lie, or where someone watches."""
+
+    @property
+    def outer(self) -> "Place | None":
+        """What calls were handed to before, and will be again."""
+
+    def __call__(
+        self, function: Callable[..., Any], signature: inspect.Signature, /, *arguments: Any, **named: Any
+    ) -> Any:
+        """Call the function."""
+
+    def around(self, place: "Place") -> "Place":
+        """Return what calls are handed to while another computes them."""
+
+
+# `gpuconv.offload`, `gpuconv.profile`; None: nothing of the kind.
+PLACE: ContextVar[Place | None] = ContextVar("gpuconv.place", default=None)
 
 # All of them, by name.
 OPERATIONS: dict[str, Callable[..., Any]] = {}

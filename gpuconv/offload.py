@@ -26,7 +26,7 @@ import numpy as np
 
 from gpuconv import geometry
 from gpuconv.backends.dispatch import backend_of, check_gpu, result, several
-from gpuconv.entry import PLACE
+from gpuconv.entry import PLACE, Place
 from gpuconv.trace import stage
 
 if TYPE_CHECKING:  # at run time, the backend is imported when first used
@@ -123,14 +123,16 @@ class offload:
                 if not self._fallback:
                     raise
                 device = "cpu"
-        PLACE.set(_Place(device, self._chunk_bytes, PLACE.get()))
+        outer = PLACE.get()
+        place = _Place(device, self._chunk_bytes, outer)
+        PLACE.set(place if outer is None else outer.around(place))
         return device
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         place = PLACE.get()
-        assert isinstance(place, _Place)
+        assert place is not None
         PLACE.set(place.outer)
 
     def __call__(self, function: F) -> F:
@@ -163,7 +165,7 @@ class _Place:
 
     device: str
     chunk_bytes: int | None
-    outer: Callable[..., Any] | None
+    outer: Place | None
 
     def __call__(
         self, function: Callable[..., Any], signature: inspect.Signature, /, *arguments: Any, **named: Any
@@ -183,6 +185,10 @@ class _Place:
         there = next((x for x in arrays.values() if not isinstance(x, np.ndarray)), None)
         with nullcontext() if there is None else there.device:
             return call.run(importlib.import_module("cupy"))
+
+    def around(self, place: Place) -> Place:
+        """Return the place itself: the innermost block counts."""
+        return place
 
 
 class _Call:

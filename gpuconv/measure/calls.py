@@ -164,8 +164,8 @@ def _output_padding(shape: ConvShape) -> tuple[int, ...]:
 
 
 def results(result: Any) -> tuple[Array, ...]:
-    """Return an operation's arrays; max pooling gives two."""
-    return result if isinstance(result, tuple) else (result,)
+    """Return an operation's arrays: max pooling gives two, and gradients nobody needs are none."""
+    return tuple(x for x in (result if isinstance(result, tuple) else (result,)) if x is not None)
 
 
 def difference(a: Array, b: Array, xp: ModuleType) -> float:

@@ -76,6 +76,14 @@ class Cpu:
 
         return sample
 
+    def stamp(self) -> float:
+        """Return the time, to be given to `between`."""
+        return time.perf_counter()
+
+    def between(self, begin: float, end: float) -> float:
+        """Return the microseconds between two stamps."""
+        return (end - begin) * 1e6
+
     def undisturbed(self, work: Callable[[], R], patience: float) -> tuple[R, float | None]:
         """Wait until other programs leave the cores alone, at most `patience` seconds, and do it.
 

@@ -22,6 +22,12 @@ class Device(Clock, Protocol):
     def facts(self) -> dict[str, Any]:
         """Return what a reader must know to compare figures with others."""
 
+    def stamp(self) -> Any:
+        """Mark this moment in what the device does, without waiting for it."""
+
+    def between(self, begin: Any, end: Any) -> float:
+        """Return the microseconds between two stamps, once the device has come to both."""
+
     def undisturbed(self, work: Callable[[], R], patience: float) -> tuple[R, float | None]:
         """Do it while no other program is at work, waiting `patience` seconds at most."""
 

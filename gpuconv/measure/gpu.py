@@ -124,6 +124,16 @@ class Gpu:
         wait_us = 50.0 + 2.0 * self.time(call, 0.0)[1]
         return lambda: Sample(*self.time(call, wait_us))
 
+    def stamp(self) -> Any:
+        """Record an event, to be given to `between` once the GPU has come to it."""
+        event = self.xp.cuda.Event()
+        event.record()
+        return event
+
+    def between(self, begin: Any, end: Any) -> float:
+        """Return the microseconds between two stamps."""
+        return float(self.xp.cuda.get_elapsed_time(begin, end) * 1e3)
+
     def undisturbed(self, work: Callable[[], R], patience: float) -> tuple[R, float | None]:
         """Do it: programs on the CPU's cores don't disturb what is queued on the GPU."""
         return work(), None

@@ -48,13 +48,19 @@ class Timing:
         return (self.third_quartile - self.first_quartile) / (2 * self.us) if self.us else 0.0
 
 
-def in_turns(contenders: Mapping[str, Call], clock: Clock, seconds: float) -> dict[str, Timing]:
-    """Time the contenders in turns for so many seconds: MIN_TURNS turns at least, MOST_TURNS at most."""
+def in_turns(
+    contenders: Mapping[str, Call], clock: Clock, seconds: float, turns: int | None = None
+) -> dict[str, Timing]:
+    """Time the contenders in turns for so many seconds: MIN_TURNS turns at least, MOST_TURNS at most.
+
+    Or in as many turns as `turns` says.
+    """
+    least, most = (MIN_TURNS, MOST_TURNS) if turns is None else (turns, turns)
     samplers = {name: clock.sampler(call) for name, call in contenders.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in contenders}
     end = time.perf_counter() + seconds
-    for turn in range(MOST_TURNS):
-        if turn >= MIN_TURNS and time.perf_counter() > end:
+    for turn in range(most):
+        if turn >= least and time.perf_counter() > end:
             break
         for name, sample in samplers.items():
             samples[name].append(sample())
