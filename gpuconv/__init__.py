@@ -6,6 +6,8 @@
 (1, 4, 8, 8)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from gpuconv import nn, testing
 from gpuconv.adaptive import (
     adaptive_avg_pool2d,
@@ -97,6 +99,9 @@ from gpuconv.unpool import (
 )
 from gpuconv.upsample import upsample, upsample_backward
 
+if TYPE_CHECKING:
+    from gpuconv.measure.profile import Profile, profile
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -129,6 +134,7 @@ __all__ = [
     "MaxUnpool1d",
     "MaxUnpool2d",
     "MaxUnpool3d",
+    "Profile",
     "ReLU",
     "Sequential",
     "Sigmoid",
@@ -192,7 +198,17 @@ __all__ = [
     "max_unpool3d_backward",
     "nn",
     "offload",
+    "profile",
     "testing",
     "upsample",
     "upsample_backward",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what measures when it is first asked for: that takes longer than all the rest."""
+    if name in ("Profile", "profile"):
+        from gpuconv.measure import profile as home
+
+        return getattr(home, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: `gpuconv train`, `gpuconv bench` and `gpuconv info`.
+"""The command line: `gpuconv train`, `gpuconv profile`, `gpuconv bench` and `gpuconv info`.
 
 Exit codes: 0, done; 1, training failed, or a benchmark found a fault; 2, bad input, in one line that says
 what and where; 130, interrupted by Ctrl-C.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import gpuconv
-from gpuconv.cli import bench, info, train
+from gpuconv.cli import bench, info, profile, train
 from gpuconv.cli.errors import UserError
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="gpuconv", description="Convolution and pooling layers for CuPy and NumPy arrays.")
     parser.add_argument("--version", action="version", version=f"gpuconv {gpuconv.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, bench, info):
+    for command in (train, profile, bench, info):
         command.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

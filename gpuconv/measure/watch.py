@@ -1,4 +1,4 @@
-"""What happens while a network runs: passes of its layers and calls of public functions, in order and nested."""
+"""What happens while a network runs: passes of layers and calls of public functions, in order and nested."""
 
 import inspect
 import threading
@@ -35,22 +35,22 @@ class Event:
         return [event for event in self.inner if event.layer is None]
 
 
-# Does what it is given as `run`, and looks at it: visit(event, run, arguments). `arguments()` gives a call's by
-# name; nothing is to be kept of them.
+# visit(event, run, arguments) does what it is given as `run`. `arguments()` gives arguments by name; arrays
+# among them are not to be kept.
 Visit = Callable[[Event, Callable[[], Any], Callable[[], dict[str, Any]]], Any]
 
 
 class Watch:
     """While it is entered, every layer's pass and public call of this thread goes through `visit`.
 
-    What was hung in there before, NVTX's ranges or an `offload`, goes on within; an `offload` that begins
-    meanwhile computes, and is seen.
+    `roots` are the outermost of what was seen. What was hung in there before, NVTX's ranges or an `offload`,
+    goes on within; an `offload` that begins meanwhile computes, and is seen.
     """
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
         self._thread = threading.get_ident()
-        self._roots: list[Event] = []
+        self.roots: list[Event] = []
         self._open: list[Event] = []
         self._around: Callable[..., Any] | None = None
         self._tokens: tuple[Token[Any], Token[Any]] | None = None
@@ -64,11 +64,6 @@ class Watch:
         assert self._tokens is not None
         AROUND_LAYER.reset(self._tokens[0])
         PLACE.reset(self._tokens[1])
-
-    def take(self) -> list[Event]:
-        """Return what was seen since the last time, the outermost events."""
-        roots, self._roots = self._roots, []
-        return roots
 
     def layer(
         self,
@@ -87,7 +82,7 @@ class Watch:
         outer = next((event.place for event in reversed(self._open) if event.layer is not None), "")
         place = outer if i is None else f"{outer}{i}."
         event = Event(place + type(layer).__name__.lower(), direction, layer, place)
-        return self._see(event, run, lambda: dict(zip(("x",), arguments, strict=False)))
+        return self._see(event, run, lambda: {"x" if direction == "forward" else "dy": arguments[0]})
 
     def call(self, op: str, run: Callable[[], Any], arguments: Callable[[], dict[str, Any]]) -> Any:
         """Run a public function; those that it calls itself are part of it."""
@@ -99,7 +94,7 @@ class Watch:
     def _see(self, event: Event, run: Callable[[], Any], arguments: Callable[[], dict[str, Any]]) -> Any:
         if threading.get_ident() != self._thread:  # one that was started with a copy of this context
             return run()
-        (self._open[-1].inner if self._open else self._roots).append(event)
+        (self._open[-1].inner if self._open else self.roots).append(event)
         self._open.append(event)
         try:
             return self._visit(event, run, arguments)
@@ -121,9 +116,7 @@ class _Seen:
         run = partial(function, *arguments, **named)
         if self.inner is not None:
             run = partial(self.inner, function, signature, *arguments, **named)
-        return self.watch.call(
-            function.__name__, run, lambda: signature.bind(*arguments, **named).arguments
-        )
+        return self.watch.call(function.__name__, run, lambda: signature.bind(*arguments, **named).arguments)
 
     def around(self, place: Place) -> Place:
         return _Seen(self.watch, place, self)
