@@ -97,6 +97,26 @@ def training(name: str, number: int | None = None) -> AbstractContextManager[Non
     return _Range(_attributes(name, "", "train", number))
 
 
+def part_of_training(name: str) -> Callable[[F], F]:
+    """Mark each call of a function as a part of training; the payload is its argument `number`, if any.
+
+    Where no tool listens, the function itself is returned: for what is called at every step.
+    """
+
+    def mark(function: F) -> F:
+        if not LISTENING:
+            return function
+
+        @wraps(function)
+        def marked(*arguments: Any, **named: Any) -> Any:
+            with training(name, named.get("number")):
+                return function(*arguments, **named)
+
+        return marked  # type: ignore[return-value]
+
+    return mark
+
+
 def _around_layer(
     function: Callable[..., Any], i: int, layer: object, which: str, *arguments: Any, **named: Any
 ) -> Any:

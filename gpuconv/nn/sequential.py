@@ -1,6 +1,6 @@
 """Layers one after another."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Self, overload
 
 from gpuconv.nn.layer import Array, Layer
@@ -72,9 +72,9 @@ class Sequential(Layer):
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's result."""
-        around = AROUND_LAYER.get()
-        for i, layer in enumerate(self._layers):
-            x = layer(x) if around is None else around(layer.forward, i, layer, "forward", x)
+        layers = self._layers if (around := AROUND_LAYER.get()) is None else _within(around, self._layers)
+        for layer in layers:
+            x = layer(x)
         return x
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
@@ -88,19 +88,16 @@ class Sequential(Layer):
             False ends the pass at the first layer that has parameters, which doesn't compute its dx; the
             result is None. For training, where nobody reads the gradient of the images.
         """
-        around = AROUND_LAYER.get()
-        layers = self._layers
-        first = -1 if needs_dx else next((i for i, layer in enumerate(layers) if layer.params), len(layers))
-        for i in range(len(layers) - 1, first, -1):
-            layer = layers[i]
-            dy = layer.backward(dy) if around is None else around(layer.backward, i, layer, "backward", dy)
+        layers = self._layers if (around := AROUND_LAYER.get()) is None else _within(around, self._layers)
         if needs_dx:
+            for layer in reversed(layers):
+                dy = layer.backward(dy)
             return dy
+        first = next((i for i, layer in enumerate(self._layers) if layer.params), len(layers))
+        for layer in reversed(layers[first + 1 :]):
+            dy = layer.backward(dy)
         for layer in layers[first : first + 1]:
-            if around is None:
-                layer.backward(dy, needs_dx=False)
-            else:
-                around(layer.backward, first, layer, "backward", dy, needs_dx=False)
+            layer.backward(dy, needs_dx=False)
         return None
 
     def train(self, mode: bool = True) -> Self:
@@ -141,6 +138,23 @@ class Sequential(Layer):
     def __repr__(self) -> str:
         lines = [f"({i}): {layer!r}".replace("\n", "\n  ") for i, layer in enumerate(self._layers)]
         return "Sequential(" + "".join(f"\n  {line}" for line in lines) + ("\n)" if lines else ")")
+
+
+class _Within:
+    """A layer's two passes, handed to what stands around layers (`gpuconv.trace.AROUND_LAYER`)."""
+
+    def __init__(self, around: Callable[..., Any], i: int, layer: Layer) -> None:
+        self._around, self._i, self._layer = around, i, layer
+
+    def __call__(self, x: Array) -> Array:
+        return self._around(self._layer.forward, self._i, self._layer, "forward", x)
+
+    def backward(self, dy: Array, **named: Any) -> Array:
+        return self._around(self._layer.backward, self._i, self._layer, "backward", dy, **named)
+
+
+def _within(around: Callable[..., Any], layers: tuple[Layer, ...]) -> tuple[Any, ...]:
+    return tuple(_Within(around, i, layer) for i, layer in enumerate(layers))
 
 
 class _Joined(MutableMapping[str, Any]):

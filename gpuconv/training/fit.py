@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuconv.backends.dispatch import array_module, backend_of, to_host
 from gpuconv.geometry import flag, integer
-from gpuconv.trace import training
+from gpuconv.trace import part_of_training, training
 
 Callback = Callable[[int, Any], bool | None]
 
@@ -168,16 +168,11 @@ def descend(
 
     The losses join those that are there; `before` counts updates whose losses are not.
     """
-    for index in batches:
-        with training("step", before + len(losses) + 1):
-            scores = network.forward(x[index])
-            with training("loss"):
-                losses.append(loss.forward(scores, y[index]))
-                dy = loss.backward()
-            network.backward(dy, needs_dx=False)
-            with training("update"):
-                moved = _update(network, optimizer, measure=tolerance is not None)
-        asked_to_stop = callback is not None and _answer(callback(before + len(losses), losses[-1]))
+    measure = tolerance is not None
+    for number, index in enumerate(batches, before + len(losses) + 1):
+        value, moved = _step(network, x, y, index, loss, optimizer, measure, number=number)
+        losses.append(value)
+        asked_to_stop = callback is not None and _answer(callback(number, value))
         if tolerance is not None and moved <= tolerance:
             return "tolerance"
         if asked_to_stop:
@@ -241,6 +236,23 @@ def _epochs(
         yield map(order.__getitem__, slices)
 
 
+@part_of_training("step")
+def _step(
+    network: Any, x: Any, y: Any, index: Any, loss: Any, optimizer: Any, measure: bool, *, number: int
+) -> tuple[Any, float]:
+    """Make the update of this number; return the loss before it, and by how much the parameters moved."""
+    value, dy = _loss(loss, network.forward(x[index]), y[index])
+    network.backward(dy, needs_dx=False)
+    return value, _update(network, optimizer, measure)
+
+
+@part_of_training("loss")
+def _loss(loss: Any, scores: Any, y: Any) -> tuple[Any, Any]:
+    """Return the loss, and its gradient by the scores."""
+    return loss.forward(scores, y), loss.backward()
+
+
+@part_of_training("update")
 def _update(network: Any, optimizer: Any, measure: bool) -> float:
     """Update the parameters; return by how much the one that moved most has moved, where asked to."""
     if not measure:
