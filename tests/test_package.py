@@ -168,5 +168,5 @@ def test_public_functions_are_documented_with_an_example(name):
     assert ">>> " in sections["Examples"]
     assert "Error" in sections["Raises"]
     headings = [line for line in sections["Parameters"].splitlines() if line and not line.startswith(" ")]
-    described = [part.strip() for line in headings for part in line.partition(" : ")[0].split(",")]
+    described = [part.strip(" *") for line in headings for part in line.partition(" : ")[0].split(",")]
     assert sorted(described) == sorted(inspect.signature(function).parameters)
