@@ -60,4 +60,4 @@ class Account:
     def part(self, algorithm: str, why: str, chunks: int, threads: int = 1, shared: int = 0) -> Part:
         """Return what was found: buffers are each thread's, `shared` bytes are there once."""
         workspace = threads * sum(self._buffers.values()) + shared
-        return Part(algorithm, why, self.steps, max(1, chunks), threads, workspace)
+        return Part(algorithm, why, self.steps, chunks, threads, workspace)

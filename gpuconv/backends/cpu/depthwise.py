@@ -119,7 +119,8 @@ def _plan_taps(c: int, window: Window, blocks: list[Block], dtype: np.dtype[Any]
         places = (n1 - n0) * (r1 - r0) * rest
         account.step("multiply and add", number * window.taps, places=places, channels=c)
         account.buffer("product", places * c * dtype.itemsize)
-        account.buffer("term", places * c * dtype.itemsize)
+        # Taps at the edge come first, and have smaller terms: the last one is there while a larger is made.
+        account.buffer("term", 2 * places * c * dtype.itemsize)
 
 
 def _forward_by_bands(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:

@@ -67,7 +67,9 @@ def plan(name: str, **p: Any) -> Part:
         account.step("pool", number * operations, planes=planes, places=window.places)
         account.buffer("pool", planes * _plane_bytes(name, p))
     threads = used(len(blocks), p["dx" if backward else "x"].size * work)
-    return account.part(algorithm, why, len(blocks), threads)
+    # The first places of windows, as flat indices, which all threads share.
+    shared = 8 * window.places * alike_planes(blocks[:1])[0][0] if algorithm == "places" and blocks else 0
+    return account.part(algorithm, why, len(blocks), threads, shared)
 
 
 def alike_planes(blocks: list[tuple[slice, slice]]) -> list[tuple[int, int]]:
@@ -81,7 +83,7 @@ def _plane_bytes(name: str, p: dict[str, Any]) -> int:
     dtype: np.dtype[Any] = p["y" if "y" in p else "dy"].dtype
     image, windows, axes = prod(window.in_size), window.places, range(window.axes)
     if name == "max_pool":
-        return 0 if p["argmax"] is None else 2 * windows
+        return 0 if p["argmax"] is None else 3 * windows
     if name == "max_unpool":
         return windows
     if name == "max_unpool_backward":
