@@ -123,6 +123,18 @@ def test_flops_and_bytes_are_those_told_by_hand(device):
         assert row.tflops == pytest.approx(row.flops / row.us / 1e6)
 
 
+def test_algorithms_are_those_that_explain_tells(device):
+    x, w = device.to_array(images(2, 1, 6, 6)), device.to_array(images(3, 1, 3, 3))
+    network = device.move(nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.ReLU()))
+    dy = gpuconv.conv2d(x, w)
+    assert [row.algorithm for row in profile(network, x).rows] == [
+        gpuconv.explain("conv2d", x, w).algorithm,
+        None,
+        None,
+        gpuconv.explain("conv2d_backward", dy, x, w, needs=("x", "w")).algorithm,
+    ]
+
+
 def test_without_dx_the_first_layer_has_less_to_do():
     whole, less = (
         profile(small_network(), images(2, 1, 6, 6), needs_dx=needs).rows[-1] for needs in (True, False)

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.explain import explain
 from gpuconv.measure import devices
 from gpuconv.measure.calls import results
 from gpuconv.measure.devices import Device
 from gpuconv.measure.timing import Call, Sample, in_turns
 from gpuconv.measure.watch import Event, Visit, Watch, in_order
-from gpuconv.measure.work import Work, work_of
+from gpuconv.measure.work import Work
 from gpuconv.nn.dense import Linear
 from gpuconv.nn.sequential import Sequential
 
@@ -153,27 +154,31 @@ class _Look:
         arrays = [value for value in (*results(result), *given.values()) if _kind(value)]
         if arrays and self.kind is None:
             self.kind = _kind(arrays[-1])
+        work, algorithm = self._work(event, given, result)
         self.notes[event] = Note(
-            self._work(event, given, result),
+            work,
             arrays[0].dtype.name if arrays else "float32",
             arrays[0].shape if arrays else (),
             {name: _described(value) for name, value in given.items()},
-            None,
+            algorithm,
         )
         return result
 
-    def _work(self, event: Event, given: dict[str, Any], result: Any) -> Work:
+    def _work(self, event: Event, given: dict[str, Any], result: Any) -> tuple[Work, str | None]:
+        """Return what must be done, and how gpuconv does it."""
         if event.layer is None:
-            return work_of(event.name, given)
+            plan = explain(event.name, **{name: value for name, value in given.items() if name != "out"})
+            return Work(plan.flops, plan.least_bytes), plan.algorithm
         x = next(iter(given.values()))
         if event.direction == "forward":
             self._inputs[id(event.layer)] = _bytes(x)
         if event.calls:
-            works = [self.notes[call].work for call in event.calls]
-            return Work(sum(work.flops for work in works), sum(work.bytes for work in works))
+            calls = [self.notes[call] for call in event.calls]
+            work = Work(sum(call.work.flops for call in calls), sum(call.work.bytes for call in calls))
+            return work, ", ".join(dict.fromkeys(call.algorithm for call in calls if call.algorithm))
         if type(event.layer) is Sequential or _is_view(result, x):
-            return Work(0, 0)
-        return self._elementwise(event, x, result)
+            return Work(0, 0), None
+        return self._elementwise(event, x, result), None
 
     def _elementwise(self, event: Event, x: Any, result: Any) -> Work:
         """Return the least work of a layer that calls no public function; backward, x is dy."""

@@ -45,7 +45,7 @@ class Row:
     workspace_bytes : int
         The most memory that was held beside arguments and results.
     algorithm : str or None
-        What `gpuconv.explain` says of the calls.
+        What `gpuconv.explain` says of the calls; None without any.
     dtype, shape
         Of the result.
     """
@@ -349,7 +349,7 @@ def _profile(found: Passes) -> Profile:
 def _row(name: str, event: Event, found: Passes, rates: Mapping[str, Ceiling]) -> Row:
     own, layers = found.places[event], [found.places[layer] for layer in event.layers]
     timing = _timing([times[own][1] - sum(times[i][1] for i in layers) for times in found.times])
-    note, calls = found.notes[own], [found.notes[found.places[call]] for call in event.calls]
+    note = found.notes[own]
     least = rates[note.dtype].seconds(note.work) * 1e6 if note.dtype in rates else 0.0
     return Row(
         name=name,
@@ -361,8 +361,7 @@ def _row(name: str, event: Event, found: Passes, rates: Mapping[str, Ceiling]) -
         least_bytes=note.work.bytes,
         roofline=least / timing.us if least and timing.us else None,
         workspace_bytes=note.workspace,
-        algorithm=", ".join(dict.fromkeys(call.algorithm for call in calls or [note] if call.algorithm))
-        or None,
+        algorithm=note.algorithm,
         dtype=note.dtype,
         shape=note.shape,
     )

@@ -16,7 +16,7 @@ SHORTEST, LONGEST = 6, 24
 EIGHTHS = "▏▎▍▌▋▊▉█"
 
 # Columns that go first where lines are too long.
-DISPENSABLE = ("algorithm", "workspace MB", "MB", "MFLOP", "GB/s", "GFLOP/s", "TFLOP/s")
+DISPENSABLE = ("algorithm", "workspace", "MB", "MFLOP", "GB/s", "GFLOP/s", "TFLOP/s")
 
 # What is spent outside of all rows is said from this share on.
 NOTEWORTHY = 0.05
@@ -85,7 +85,7 @@ def _columns(rows: Sequence["Row"]) -> dict[str, list[str]]:
         unit: [f"{row.tflops * scale:.1f}" if row.flops else "" for row in rows],
         "GB/s": [f"{row.gbps:.1f}" if row.least_bytes else "" for row in rows],
         "roofline": ["" if row.roofline is None else f"{100 * row.roofline:.0f} %" for row in rows],
-        "workspace MB": [f"{row.workspace_bytes / 1e6:.2f}" for row in rows],
+        "workspace": [f"{row.workspace_bytes / 1e6:.2f}" for row in rows],
         "algorithm": [row.algorithm or "" for row in rows],
     }
 
