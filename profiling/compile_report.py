@@ -31,7 +31,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # this checkout, not another installed one
 
-from gpuconv.backends.cuda import adaptive, columns, convolution, pooling, runtime  # noqa: E402
+from gpuconv.backends import unmade  # noqa: E402
+from gpuconv.backends.cuda import adaptive, columns, convolution, planning, pooling, runtime  # noqa: E402
 from gpuconv.backends.cuda.kernels import C_TYPES, Kernel  # noqa: E402
 from gpuconv.backends.dispatch import real_dtype  # noqa: E402
 from gpuconv.geometry import Window, sliding_window  # noqa: E402
@@ -113,68 +114,33 @@ class Specialisation(NamedTuple):
 
 def specialisations() -> list[Specialisation]:
     """Return the representative set, each source text once, always in the same order."""
-    recorder = Recorder()
-    runtime.register(Unmade, recorder)
-    call_everything()
+    found: dict[str, Specialisation] = {}
+
+    def add(kernel: Kernel, shared: int) -> None:
+        """Note a kernel, by its text, with the most shared memory that it is launched with."""
+        known = found.get(kernel.text)
+        found[kernel.text] = Specialisation(kernel, max(shared, known.shared if known else 0))
+
+    for what, arguments in planning.noted(call_everything):
+        if what == "launch":
+            add(arguments["kernel"], arguments["shared"])
     groups: dict[tuple[str, ...], list[Specialisation]] = {}
-    for each in recorder.found.values():
+    for each in found.values():
         groups.setdefault(each.group, []).append(each)
     # Of each group: 64-bit indices where registers are scarcest, and the vector widths
     # that odd pitches and addresses lead to.
     for group in groups.values():
         widest = max(group, key=lambda each: (each.vector, each.unrolled))
-        recorder.add(_changed(widest.kernel, INDEX="long long"), widest.shared)
+        add(_changed(widest.kernel, INDEX="long long"), widest.shared)
         have = {each.vector for each in group}
         for vector in (1, 2, 4, 8):
             if vector < widest.vector and vector not in have:
-                recorder.add(_changed(widest.kernel, VECTOR=str(vector)), widest.shared)
-    return list(recorder.found.values())
+                add(_changed(widest.kernel, VECTOR=str(vector)), widest.shared)
+    return list(found.values())
 
 
 def _changed(kernel: Kernel, **defines: str) -> Kernel:
     return replace(kernel, defines=tuple((name, defines.get(name, value)) for name, value in kernel.defines))
-
-
-class Unmade(np.ndarray[Any, Any]):
-    """An array that has a shape and a dtype, and values that nobody reads."""
-
-
-class Recorder:
-    """A runtime that notes which kernels it is asked to launch, and does nothing."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Specialisation] = {}
-
-    def add(self, kernel: Kernel, shared: int) -> None:
-        """Note a kernel, by its text, with the most shared memory that it was asked for with."""
-        known = self.found.get(kernel.text)
-        self.found[kernel.text] = Specialisation(kernel, max(shared, known.shared if known else 0))
-
-    def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...], shared: int) -> None:
-        """Note it."""
-        self.add(kernel, shared)
-
-    def gemm(self, *arguments: Any) -> None:
-        """Do nothing: that is cuBLAS's."""
-
-    def elsewhere(self, array: Unmade) -> None:
-        """Return None: there is one device."""
-
-    def default_workspace(self) -> int:
-        """Return what a GPU with a small L2 takes."""
-        return runtime.LEAST_DEFAULT
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Unmade:
-        """Return memory that the system gives only where it is written."""
-        return np.empty(shape, dtype).view(Unmade)
-
-    def workspace(self, size: int) -> Unmade:
-        """Return `size` bytes."""
-        return self.empty((size,), np.uint8)
-
-    def address(self, array: Unmade) -> int:
-        """Return what CuPy's memory pool gives: a multiple of 512."""
-        return 512
 
 
 def call_everything() -> None:
@@ -233,13 +199,9 @@ OTHER_WINDOWS = (
 TRANSPOSED = sliding_window("transposed", (32, 32), 4, 2, 1)
 
 
-def _unmade(c: int, sizes: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> Unmade:
+def _unmade(c: int, sizes: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> unmade.Unmade:
     """Return two images: kernels are the same for any number that needs no 64-bit indices."""
-    return _empty((2, *sizes, c) if channels_last else (2, c, *sizes), dtype)
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Unmade:
-    return np.empty(shape, dtype).view(Unmade)
+    return unmade.empty((2, *sizes, c) if channels_last else (2, c, *sizes), dtype)
 
 
 def _convolve(
@@ -256,10 +218,12 @@ def _convolve(
         for c, sizes in ((c_in, window.in_size), (c_out, window.out_size))
     )
     cg = c_in // window.groups
-    w = _empty((*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel), dtype)
-    b = _empty((c_out,), dtype)
+    w = unmade.empty((*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel), dtype)
+    b = unmade.empty((c_out,), dtype)
     convolution.forward(x, w, b, y, window, channels_last)
-    convolution.input_grad(y, w, _empty((c_in,), dtype) if transposed else None, x, window, channels_last)
+    convolution.input_grad(
+        y, w, unmade.empty((c_in,), dtype) if transposed else None, x, window, channels_last
+    )
     convolution.weight_grad(y, x, w, window, channels_last)
     convolution.bias_grad(y, b, channels_last)
     _columns(window, c_in, dtype, channels_last)
@@ -268,7 +232,7 @@ def _convolve(
 def _columns(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
     x = _unmade(c, window.in_size, dtype, channels_last)
     places, rows = window.places, c * window.taps
-    col = _empty((2, places, rows) if channels_last else (2, rows, places), dtype)
+    col = unmade.empty((2, places, rows) if channels_last else (2, rows, places), dtype)
     columns.im2col(x, col, window, channels_last)
     columns.col2im(col, x, window, channels_last)
 
@@ -296,7 +260,7 @@ def _adaptive(c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
     x = _unmade(c, (16, 16), dtype, channels_last)
     for out_size in ((1, 1), (7, 7)):  # a team of threads an output, and a thread
         y = _unmade(c, out_size, dtype, channels_last)
-        argmax = _empty(y.shape, np.dtype(np.int64))
+        argmax = unmade.empty(y.shape, np.dtype(np.int64))
         if dtype.kind != "c":
             adaptive.max_pool(x, y, argmax, channels_last)
             adaptive.max_pool(x, y, None, channels_last)
@@ -308,7 +272,7 @@ def _adaptive(c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
 
 def _max_pool(window: Window, c: int, dtype: np.dtype[Any], channels_last: bool) -> None:
     x, y = (_unmade(c, sizes, dtype, channels_last) for sizes in (window.in_size, window.out_size))
-    argmax, indices = _empty(y.shape, np.dtype(window.mask)), _empty(y.shape, np.dtype(np.int64))
+    argmax, indices = unmade.empty(y.shape, np.dtype(window.mask)), unmade.empty(y.shape, np.dtype(np.int64))
     pooling.max_pool(x, y, argmax, window, channels_last)
     pooling.max_pool(x, y, None, window, channels_last)
     pooling.max_pool_backward(y, argmax, x, window, channels_last)

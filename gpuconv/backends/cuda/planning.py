@@ -3,6 +3,7 @@
 Needs no GPU: the backend works out integers, and this runtime launches nothing.
 """
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -68,13 +69,18 @@ class NotingRuntime:
 runtimes.register(Unmade, NotingRuntime())
 
 
+def noted(function: Callable[..., object], *arguments: Any) -> list[Note]:
+    """Call what calls this backend with arrays without values; return what it would launch."""
+    with config(ranges="operations"):  # stages that don't run are none
+        return unmade.noted(function, *arguments)[1]
+
+
 def plan(primitive: Note, default_workspace: int) -> Part:
     """Return how this backend would compute a primitive, on a device with this default workspace."""
     module, _, name = primitive.what.partition(".")
     token = _default.set(default_workspace)
     try:
-        with config(ranges="operations"):  # stages that don't run are none
-            _, notes = unmade.noted(getattr(getattr(cuda, module), name), *primitive.arguments.values())
+        notes = noted(getattr(getattr(cuda, module), name), *primitive.arguments.values())
     finally:
         _default.reset(token)
     account, workspace = Account(), 0
