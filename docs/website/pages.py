@@ -25,7 +25,7 @@ LIKE = "Each function also takes `like=`, an array of another library: results a
 DEFINITIONS = "api/definitions.md"
 
 # Files beside docs/ that its pages link to, and the pages made of them.
-ELSEWHERE = {"../profiling/README.md": "profiling.md", "../profiling/results/bench-cpu.md": "results.md"}
+ELSEWHERE = {"../profiling/README.md": "profiling.md", "../profiling/results/cpu.md": "results.md"}
 
 
 def on_config(config):
