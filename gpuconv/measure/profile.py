@@ -257,7 +257,7 @@ def profile(
     >>> found = gpuconv.profile(network, np.ones((2, 1, 8, 8), np.float32), passes=1)
     >>> [(row.name, row.direction, row.flops) for row in found.rows]  # doctest: +NORMALIZE_WHITESPACE
     [('0.conv2d', 'forward', 5184), ('1.relu', 'forward', 288),
-     ('1.relu', 'backward', 288), ('0.conv2d', 'backward', 10368)]
+     ('1.relu', 'backward', 288), ('0.conv2d', 'backward', 10656)]
     """
     backward = geometry.flag("profile", "backward", backward)
     needs_dx = geometry.flag("profile", "needs_dx", needs_dx)
