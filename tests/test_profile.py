@@ -222,7 +222,7 @@ def test_times_are_medians_over_the_turns_and_those_of_layers_within_are_taken_a
         ("0.0.takes", "backward"): 200e6,
         ("0.takes", "backward"): 20e6,
     }
-    assert found.total_us == 396e6
+    assert (found.total_us, found.outside_us) == (396e6, 0)
     assert [row.share for row in found.rows] == [pytest.approx(row.us / 396e6) for row in found.rows]
 
 
@@ -471,14 +471,19 @@ def test_table_is_ascii_where_the_output_is(found, monkeypatch):
     assert text.isascii() and "#" in text
 
 
-def test_what_is_outside_of_the_rows_and_other_programs_are_told():
-    x = images(1, 1, 4, 4)
+def test_what_is_outside_of_the_rows_and_other_programs_are_told(monkeypatch):
+    clock, x = Ticking(), images(1, 1, 4, 4)
+    clock.undisturbed = lambda work, patience: (work(), 0.3)
+    monkeypatch.setattr(devices, "find", lambda kind: clock)
 
     def function():
-        gpuconv.avg_pool2d(x, 2)
-        np.ones(1 << 21).sum()
+        nn.Sequential(Takes(clock, 3.0)).forward(x)
+        clock.now += 1
 
-    assert re.search(r"\d\d % of the time is spent outside", str(profile(function)))
+    found = profile(function)
+    assert (found.total_us, found.outside_us, found.others) == (5e6, 1e6, 0.3)
+    assert "20 % of the time is spent outside of these rows" in str(found)
+    assert "other programs took 30 % of the cores" in str(found)
 
 
 def test_saved_files_are_json_a_trace_and_pictures(found, tmp_path):

@@ -89,6 +89,8 @@ class Profile:
         In the order in which they ran.
     total_us, spread : float
         A whole pass: the median, and half of the interquartile range over it.
+    outside_us : float
+        How much of a pass belongs to no row: the median of the time between layers and calls.
     turns : int
         How often a pass was timed.
     peak_bytes : int
@@ -106,6 +108,7 @@ class Profile:
     rows: tuple[Row, ...]
     total_us: float
     spread: float
+    outside_us: float
     turns: int
     peak_bytes: int
     ceilings: Mapping[str, Ceiling]
@@ -132,6 +135,7 @@ class Profile:
             **self.device,
             "total_us": records.rounded(self.total_us),
             "spread": records.rounded(self.spread),
+            "outside_us": records.rounded(self.outside_us),
             "turns": self.turns,
             "peak_bytes": self.peak_bytes,
             "others": records.rounded(self.others),
@@ -322,21 +326,16 @@ def _profile(found: Passes) -> Profile:
     dtypes = dict.fromkeys(note.dtype for note in found.notes if note.work.bytes)
     limits = {dtype: ceilings.present(kind, dtype, config.fp32_precision) for dtype in dtypes}
     rates = {dtype: ceiling for dtype, ceiling in limits.items() if ceiling is not None}
-    within = {inner for event in found.events for inner in event.inner}
-    rows: list[Row] = []
-    calls = 0
-    for event in found.events:
-        if event.layer is None and event not in within:
-            rows.append(_row(f"{calls}.{event.name}", event, found, rates))
-            calls += 1
-        elif event.layer is not None and type(event.layer) is not Sequential:
-            rows.append(_row(event.name, event, found, rates))
+    names = _names(found.events)
+    own = {event: _own(found, event) for event in names}
+    outside = [whole - sum(rows) for whole, *rows in zip(found.whole, *own.values(), strict=True)]
     whole = _timing(found.whole)
     facts = found.device.facts()
     return Profile(
-        _shared(rows),
+        _shared([_row(name, event, own[event], found, rates) for event, name in names.items()]),
         whole.us,
         whole.spread,
+        max(0.0, statistics.median(outside)),
         found.turns,
         found.peak_bytes,
         rates,
@@ -346,10 +345,26 @@ def _profile(found: Passes) -> Profile:
     )
 
 
-def _row(name: str, event: Event, found: Passes, rates: Mapping[str, Ceiling]) -> Row:
-    own, layers = found.places[event], [found.places[layer] for layer in event.layers]
-    timing = _timing([times[own][1] - sum(times[i][1] for i in layers) for times in found.times])
-    note = found.notes[own]
+def _names(events: Sequence[Event]) -> dict[Event, str]:
+    """Return the events that have a row, and its name."""
+    within = {inner for event in events for inner in event.inner}
+    calls = [event for event in events if event.layer is None and event not in within]
+    numbered = {event: f"{i}.{event.name}" for i, event in enumerate(calls)}
+    return {
+        event: numbered.get(event, event.name)
+        for event in events
+        if event in numbered or (event.layer is not None and type(event.layer) is not Sequential)
+    }
+
+
+def _own(found: Passes, event: Event) -> list[float]:
+    """Return an event's microseconds in each pass, those of layers within taken away."""
+    own, *layers = (found.places[each] for each in (event, *event.layers))
+    return [times[own][1] - sum(times[i][1] for i in layers) for times in found.times]
+
+
+def _row(name: str, event: Event, own: Sequence[float], found: Passes, rates: Mapping[str, Ceiling]) -> Row:
+    note, timing = found.notes[found.places[event]], _timing(own)
     least = rates[note.dtype].seconds(note.work) * 1e6 if note.dtype in rates else 0.0
     return Row(
         name=name,
@@ -410,6 +425,7 @@ def joined(profiles: Mapping[str, Profile]) -> Profile:
         _shared([replace(row, name=name) for name, part in profiles.items() for row in part.rows]),
         sum(part.total_us for part in parts),
         statistics.mean(part.spread for part in parts),
+        sum(part.outside_us for part in parts),
         min(part.turns for part in parts),
         max(part.peak_bytes for part in parts),
         {dtype: ceiling for part in parts for dtype, ceiling in part.ceilings.items()},

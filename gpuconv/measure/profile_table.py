@@ -62,9 +62,9 @@ def _heading(profile: "Profile") -> list[str]:
     ]
     cpu = f"{profile.device.get('cpu')}, {profile.device['machine'].get('threads')} threads"
     lines.append(f"on {profile.device['gpu'] or cpu}; ceilings: {'; '.join(limits)}")
-    rest = 1 - sum(row.us for row in profile.rows) / profile.total_us
-    if rest > NOTEWORTHY:
-        lines.append(f"{100 * rest:.0f} % of the time is spent outside of these rows")
+    outside = profile.outside_us / profile.total_us if profile.total_us else 0.0
+    if outside > NOTEWORTHY:
+        lines.append(f"{100 * outside:.0f} % of the time is spent outside of these rows")
     others = profile.others or 0.0
     if others > DISTURBED:
         lines.append(f"other programs took {100 * others:.0f} % of the cores: don't trust the times")
