@@ -25,7 +25,12 @@ LIKE = "Each function also takes `like=`, an array of another library: results a
 DEFINITIONS = "api/definitions.md"
 
 # Files beside docs/ that its pages link to, and the pages made of them.
-ELSEWHERE = {"../profiling/README.md": "profiling.md", "../profiling/results/cpu.md": "results.md"}
+ELSEWHERE = {
+    "../profiling/README.md": "profiling.md",
+    "../profiling/results/cpu.md": "results.md",
+    "../profiling/results/profile-modern-cpu-time.png": "figures/profile-time.png",
+    "../profiling/results/profile-modern-cpu-roofline.png": "figures/profile-roofline.png",
+}
 
 
 def on_config(config):
@@ -78,7 +83,7 @@ def reference():
         for name in shown:
             del names[name]
         if uri == "api/settings.md":
-            shown = ["config.Config", "testing.check_gradients", "testing.GradientReport"]
+            shown = ["config.Config", *shown, "testing.check_gradients", "testing.GradientReport"]
         note = LIKE if uri in ("api/convolution.md", "api/pooling.md") else ""
         pages[uri] = f"# {title}\n\n{note}" + "".join(f"::: gpuconv.{name}\n\n" for name in shown)
     if names:
