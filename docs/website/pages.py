@@ -27,7 +27,8 @@ DEFINITIONS = "api/definitions.md"
 # Files beside docs/ that its pages link to, and the pages made of them.
 ELSEWHERE = {
     "../profiling/README.md": "profiling.md",
-    "../profiling/results/cpu.md": "results.md",
+    "../profiling/results/bench-cpu.md": "results.md",
+    "../profiling/results/bench-cpu.png": "figures/bench.png",
     "../profiling/results/profile-modern-cpu-time.png": "figures/profile-time.png",
     "../profiling/results/profile-modern-cpu-roofline.png": "figures/profile-roofline.png",
 }
