@@ -44,6 +44,10 @@ class Config:
         training; public operations with their shapes; an operation's kernels, matrix products and copies.
         All by default, as ranges cost nothing where no profiler listens. The environment variable
         ``GPUCONV_RANGES`` gives another default.
+    compiled : bool, default True
+        Whether NumPy arrays may be worked on by the C kernels of the extra ``fast``, where it is installed;
+        False keeps to NumPy alone. Results differ by rounding. The environment variable
+        ``GPUCONV_COMPILED=0`` makes False the default.
     """
 
     __slots__ = ("_here", "_values")
@@ -53,6 +57,7 @@ class Config:
             "workspace_limit": None,
             "fp32_precision": "ieee",
             "ranges": _ranges_at_first(),
+            "compiled": os.environ.get("GPUCONV_COMPILED", "1") != "0",
         }
         self._here: ContextVar[Mapping[str, Any] | None] = ContextVar("gpuconv.config", default=None)
 
@@ -83,6 +88,15 @@ class Config:
     @ranges.setter
     def ranges(self, value: str) -> None:
         self._values["ranges"] = _ranges(value)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether C kernels may work on NumPy arrays."""
+        return bool(self._get("compiled"))
+
+    @compiled.setter
+    def compiled(self, value: bool) -> None:
+        self._values["compiled"] = _compiled(value)
 
     def _get(self, name: str) -> Any:
         here = self._here.get()
@@ -137,6 +151,12 @@ def _ranges(value: Any) -> str:
     return str(value)
 
 
+def _compiled(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"config: compiled must be True or False, not {value!r}")
+    return value
+
+
 def _ranges_at_first() -> str:
     """Return what the environment says, or the default; a wrong word is no reason for an import to fail."""
     try:
@@ -151,6 +171,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "workspace_limit": _workspace_limit,
     "fp32_precision": _fp32_precision,
     "ranges": _ranges,
+    "compiled": _compiled,
 }
 
 config = Config()

@@ -1,0 +1,4 @@
+#include "vector.h"
+#include "flat.c"
+#include "multiply.c"
+#include "dots.c"
