@@ -377,6 +377,46 @@ def test_what_is_no_benchmark_is_not_compared_with(quick, tmp_path, capsys):
         assert "holds no results of a benchmark" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"us": -1.0},
+        {"us": float("nan")},
+        {"us": True},
+        {"us": "1"},
+        {"spread": None},
+        {"spread": float("inf")},
+        {"torch_us": "1"},
+        {"torch_us": -1.0},
+        {"name": ["a"]},
+    ],
+)
+def test_figures_that_nothing_can_take_are_not_compared_with(tmp_path, damage):
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"rows": [*records(), {**records()[0], **damage}]}))
+    with pytest.raises(
+        ValueError, match=rf"old\.json: holds no results of a benchmark .*{next(iter(damage))}"
+    ):
+        compare.read(path)
+
+
+def test_nesting_that_no_reader_takes_is_no_benchmark(tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="holds no results of a benchmark"):
+        compare.read(path)
+
+
+def test_runs_without_a_common_row_are_refused_before_anything_is_timed(
+    quick, shapes_file, tmp_path, monkeypatch, capsys
+):
+    run("--shapes", shapes_file, "--layout", "first", "--out", tmp_path)
+    monkeypatch.setattr(bench, "record", lambda *arguments: pytest.fail("a row was timed"))
+    old = tmp_path / "bench-cpu.json"
+    assert run("--shapes", shapes_file, "--layout", "last", "--compare", old) == 2
+    assert "no row in common" in capsys.readouterr().err
+
+
 def test_without_a_gpu_cuda_is_refused_in_one_line(capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cupy", None)
     assert cli.main(["bench", "--device", "cuda"]) == 2

@@ -82,6 +82,8 @@ def run_command(options: argparse.Namespace) -> int:
     wanted = list(_rows(options, device))
     if not wanted:
         raise UserError(f"no row is left of --only {options.only.pattern!r} and the other options")
+    if old is not None and not compare.common(old["rows"], [row.key for row in wanted]):
+        raise UserError(f"--compare {options.compare}: the two runs have no row in common")
     if options.out is not None:
         make_writable(options.out)
     kept = device.gpu is not None or (not options.fresh_memory and keep_memory())

@@ -55,6 +55,11 @@ class Comparison(NamedTuple):
         ]
 
 
+def common(old: Sequence[Record], new: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether the old run timed any row of the new one, of which the keys are enough."""
+    return not {identity(row) for row in old if row["us"]}.isdisjoint(map(identity, new))
+
+
 def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
     """Compare the rows that both runs timed.
 
@@ -79,6 +84,20 @@ def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
     return Comparison(moves, drift)
 
 
+def _check(row: Record) -> None:
+    """Raise ValueError where a row's name or a figure is none that can be compared."""
+    if not all(isinstance(part, str) for part in identity(row)):
+        raise ValueError(f"a row is named by {identity(row)}")
+    if row["us"] is None:
+        return
+    figures = {key: row[key] for key in ("us", "spread", "torch_us")}
+    if figures["torch_us"] is None:  # there was no PyTorch
+        del figures["torch_us"]
+    for key, value in figures.items():
+        if type(value) not in (int, float) or not 0 <= value < math.inf or (key != "spread" and not value):
+            raise ValueError(f"{key} is {value!r}")
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read the results of a run.
 
@@ -93,10 +112,8 @@ def read(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows = data["rows"]
         for row in rows:
-            identity(row), row["us"], row["torch_us"]
-            if row["us"]:
-                row["spread"] + row["us"]
-    except (ValueError, KeyError, TypeError) as error:
+            _check(row)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: holds no results of a benchmark ({type(error).__name__}: {error})"
         ) from None
