@@ -1,5 +1,6 @@
 """`gpuconv bench` and what it is made of: timing, shapes from files, records, tables, charts, comparisons."""
 
+import io
 import json
 import re
 import time
@@ -415,6 +416,14 @@ def test_runs_without_a_common_row_are_refused_before_anything_is_timed(
     old = tmp_path / "bench-cpu.json"
     assert run("--shapes", shapes_file, "--layout", "last", "--compare", old) == 2
     assert "no row in common" in capsys.readouterr().err
+
+
+def test_output_that_has_no_plus_minus_gets_an_escape(quick, shapes_file, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", shown)
+    assert run("--shapes", shapes_file) == 0
+    shown.flush()
+    assert rb"us \xb1" in shown.buffer.getvalue()
 
 
 def test_without_a_gpu_cuda_is_refused_in_one_line(capsys, monkeypatch):

@@ -5,6 +5,7 @@ what and where; 130, interrupted by Ctrl-C.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (train, profile, bench, info):
         command.add_parser(commands)
     arguments = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # "±", or a path, that the terminal's encoding doesn't have
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(arguments.run(arguments))
     except UserError as error:
