@@ -159,6 +159,13 @@ def test_what_is_no_npz_is_refused(tmp_path, content):
         shapes.read(path)
 
 
+def test_an_array_without_a_name_is_no_npz(tmp_path):
+    with open(tmp_path / "wrong.npz", "wb") as file:
+        np.save(file, np.ones(8, int))
+    with pytest.raises(ValueError, match=r"wrong\.npz: is no \.npz of integers"):
+        shapes.read(tmp_path / "wrong.npz")
+
+
 def test_an_npz_of_floats_is_refused(tmp_path):
     np.savez(tmp_path / "wrong.npz", layer=np.ones(8))
     with pytest.raises(ValueError, match="layer: must hold 5 to 11 integers"):

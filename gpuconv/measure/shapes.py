@@ -353,6 +353,8 @@ def _npz(path: Path) -> Lines:
     try:
         with np.load(path) as arrays:
             layers = {name: arrays[name] for name in arrays}
+    except TypeError:  # one array, as np.save writes it, is no context
+        raise ValueError(f"{path}: is no .npz of integers (np.save wrote it; np.savez is the one)") from None
     except (ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path}: is no .npz of integers ({error})") from None
     for name, array in layers.items():
