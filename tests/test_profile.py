@@ -583,6 +583,19 @@ def forward(x):
 def alone():
     return gpuconv.avg_pool2d(np.ones((1, 1, 4, 4)), 2)
 
+def raising(x):
+    return [][x.ndim]
+
+def leaving(x):
+    raise SystemExit("left")
+
+turns = []
+
+def growing(x):
+    turns.append(1)
+    for _ in turns:
+        gpuconv.max_pool2d(x, 2)
+
 number = 3
 """
 
@@ -681,6 +694,12 @@ def write_broken(path):
         (["my_network:network", "--input", "2,3,6,6"], "conv2d: w has 1 input channels"),
         (["my_network:network", "--input", "2,6"], "conv2d: x must have 4 axes"),
         (["my_network:alone", "--input", "2,6"], "--input: my_network:alone takes no argument"),
+        (
+            ["my_network:raising"],
+            "my_network:raising: IndexError: list index out of range (my_network.py, line 17)",
+        ),
+        (["my_network:leaving"], "my_network:leaving: SystemExit: left"),
+        (["my_network:growing"], "didn't run the same layers and calls"),
         (["my_network:network", "--channels-last"], "--channels-last: only for a list of shapes"),
         (["modern", "--input", "2,6"], "--input: modern takes N,C,H,W, not 2,6"),
         (["modern", "--input", "2,0,6,6"], "--input: must be integers of at least 1"),

@@ -1,6 +1,7 @@
 """`gpuconv profile`: where the time of a network goes, as a table, JSON, a trace and pictures."""
 
 import argparse
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,14 @@ def run_command(options: argparse.Namespace) -> int:
         make_writable(options.out)
     try:
         found = _of_shapes(options, device) if of_shapes else _of_network(options, device)
+    except (UserError, OSError):
+        raise
     except (TypeError, ValueError, NotImplementedError, MemoryError) as error:
         raise UserError(f"{options.target}: {error or type(error).__name__}") from error
+    except (Exception, SystemExit) as error:  # of the user's code, which the message alone needn't tell
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        raise UserError(f"{options.target}: {type(error).__name__}: {error} ({where})") from error
     print(found)
     if options.out is not None:
         name = Path(options.target.replace(":", "-")).name.removesuffix(".csv").removesuffix(".npz")
