@@ -84,6 +84,13 @@ class Failing(nn.Layer):
         return self._pass(dy, "backward")
 
 
+class Pair(nn.Layer):
+    """Gives two arrays, of which the gradient can't be made up."""
+
+    def forward(self, x):
+        return x, x
+
+
 def assert_no_trace(outer=None):
     assert AROUND_LAYER.get() is outer and PLACE.get() is None
 
@@ -425,6 +432,9 @@ def test_what_differs_from_pass_to_pass_is_refused():
         ((nn.ReLU(), images(2)), {"backward": False, "dy": images(2)}, ValueError, "dy was given"),
         ((print, images(2)), {"dy": images(2)}, ValueError, "dy must not be given with a function"),
         ((lambda: None,), {}, ValueError, "neither ran a layer nor called"),
+        ((nn.Sequential(), images(2)), {}, ValueError, "the network has no layers"),
+        ((nn.Sequential(nn.Sequential()), images(2)), {}, ValueError, "the network has no layers"),
+        ((Pair(), images(2)), {}, TypeError, "Pair.forward gave tuple.* backward=False"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, named, error, message):

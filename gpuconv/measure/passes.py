@@ -74,6 +74,8 @@ def observe(run: Pass, turns: int | None, seconds: float) -> Passes:
     events = _watched(run, look)
     if look.kind is None:
         raise ValueError("profile: the function neither ran a layer nor called a public function on arrays")
+    if all(type(event.layer) is Sequential for event in events):  # which has no row
+        raise ValueError("profile: the network has no layers")
     notes = [look.notes[event] for event in events]
     device = devices.find(look.kind)
 

@@ -306,6 +306,11 @@ def _network_pass(network: Layer, x: Array, dy: Array, backward: bool, needs_dx:
         y = watch.layer(network.forward, None, network, "forward", x)
         if backward:
             if dy is None:
+                if not hasattr(y, "dtype"):
+                    raise TypeError(
+                        f"profile: {type(network).__name__}.forward gave {type(y).__name__}, of which no dy "
+                        "can be made: give dy, or backward=False"
+                    )
                 dy = y.copy()  # once: every pass has the same
             watch.layer(network.backward, None, network, "backward", dy, **named)
 
