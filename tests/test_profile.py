@@ -567,8 +567,15 @@ def test_names_in_the_roofline_picture_stand_apart(found, monkeypatch):
 
 
 def test_pictures_of_many_layers_and_of_one_that_does_nothing(monkeypatch):
+    from matplotlib.axes import Axes
+
     many = profile(nn.Sequential(*(nn.ReLU() for _ in range(70))), images(8))
     assert profile_charts.time_by_layer(many, "many").startswith(b"\x89PNG")
+    with monkeypatch.context() as patched:  # a call for each dot takes 10 s of 4000 of them
+        scatter, drawn = Axes.scatter, []
+        patched.setattr(Axes, "scatter", lambda *a, **named: drawn.append(a) or scatter(*a, **named))
+        assert profile_charts.roofline(many, "many").startswith(b"\x89PNG")
+    assert len(drawn) == 2 and sum(len(x) for _, x, _ in drawn) == len(many.rows)
     nothing = profile(nn.Flatten(), images(8, 2))
     for draw in (profile_charts.time_by_layer, profile_charts.roofline):
         assert draw(nothing, "nothing").startswith(b"\x89PNG")
