@@ -14,6 +14,11 @@ def figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def plain(text: str) -> str:
+    """Return a text from outside so that matplotlib sees no formula between its dollar signs."""
+    return text.replace("$", r"\$")
+
+
 def png(drawn: Any) -> bytes:
     """Return a figure as a PNG."""
     memory = io.BytesIO()

@@ -1,6 +1,7 @@
 """Profiles: what is seen, figures that can be told by hand, what is written, and that nothing is left."""
 
 import contextvars
+import dataclasses
 import gc
 import json
 import re
@@ -579,6 +580,12 @@ def test_pictures_of_many_layers_and_of_one_that_does_nothing(monkeypatch):
     nothing = profile(nn.Flatten(), images(8, 2))
     for draw in (profile_charts.time_by_layer, profile_charts.roofline):
         assert draw(nothing, "nothing").startswith(b"\x89PNG")
+
+
+def test_names_and_titles_with_dollar_signs_are_no_formulas(found):
+    odd = dataclasses.replace(found, rows=tuple(dataclasses.replace(r, name=r"$\bad$") for r in found.rows))
+    for draw in (profile_charts.time_by_layer, profile_charts.roofline):
+        assert draw(odd, r"a $\bad$ title").startswith(b"\x89PNG")
 
 
 # ---- the command

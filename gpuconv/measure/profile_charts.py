@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import atan2, degrees
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.drawing import BLUE, GREY, INK, PALE, RED, figure, png
+from gpuconv.drawing import BLUE, GREY, INK, PALE, RED, figure, plain, png
 
 if TYPE_CHECKING:
     from gpuconv.measure.profile import Profile, Row
@@ -34,7 +34,7 @@ def time_by_layer(profile: "Profile", title: str) -> bytes:
     shown = [line for line in lines if line in longest]
     scale, unit = (1e3, "ms") if max(row.us for row in profile.rows) >= 1e3 else (1.0, "us")
     drawn = figure(8, 0.27 * len(shown) + 1.5)
-    heading = f"{title}: {profile.total_us / scale:,.4g} {unit} a pass"
+    heading = f"{plain(title)}: {profile.total_us / scale:,.4g} {unit} a pass"
     if len(shown) < len(lines):
         heading += f", the {len(shown)} longest of {len(lines)} layers"
     drawn.suptitle(heading, color=INK, fontsize=12, x=0.02, ha="left")
@@ -49,7 +49,7 @@ def time_by_layer(profile: "Profile", title: str) -> bytes:
             f"{share:.1f} %" if share < 10 else f"{share:.0f} %",
             (left, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=GREY,
         )  # fmt: skip
-    axes.set_yticks(range(len(shown)), [next(iter(line.values())).name for line in shown], fontsize=9)
+    axes.set_yticks(range(len(shown)), [plain(_name_of(line)) for line in shown], fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.margins(x=0.09)
     axes.set_xlabel(unit)
@@ -72,7 +72,7 @@ def roofline(profile: "Profile", title: str) -> bytes:
     scale, unit = (1.0, "TFLOP/s") if any(row.tflops >= 1 for row in rows) else (1e3, "GFLOP/s")
     drawn = figure(8, 5.2)
     drawn.suptitle(
-        f"{title}: speed, and what the device allows", color=INK, fontsize=12, x=0.02, ha="left"
+        f"{plain(title)}: speed, and what the device allows", color=INK, fontsize=12, x=0.02, ha="left"
     )
     axes = drawn.subplots()
     axes.set_xscale("log")
@@ -188,7 +188,7 @@ def _name(drawn: Any, axes: Any, dots: Sequence[tuple[float, float, "Row"]]) -> 
             if _within(box, inside) and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 axes.annotate(
-                    row.name,
+                    plain(row.name),
                     dots[i][:2],
                     xytext=(apart, dy),
                     textcoords="offset points",
