@@ -224,6 +224,15 @@ def test_a_chart_is_a_png_with_and_without_pytorch():
         assert charts.speed(given, "title").startswith(b"\x89PNG")
 
 
+def test_a_chart_of_one_row_has_a_scale(monkeypatch):
+    figures, png = [], charts.png
+    monkeypatch.setattr(charts, "png", lambda figure: figures.append(figure) or png(figure))
+    charts.speed(records(ratio=0.8)[:1], "title")
+    (axes,) = figures[0].axes
+    low, high = axes.get_xlim()
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 3
+
+
 # Comparisons
 
 

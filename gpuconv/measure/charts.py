@@ -34,6 +34,8 @@ def speed(records: Sequence[Record], title: str) -> bytes:
     for axes, layout in zip(panels, layouts, strict=True):
         _panel(axes, [row for row in shown if row["layout"] == layout], kinds, precisions, other)
         axes.set_title(layout.replace("_", " "), color=GREY, fontsize=10)
+    low, high = panels[0].get_xlim()
+    panels[0].set_xlim(min(low, 0.45), max(high, 2.2))  # of few rows too, 1/2, 1 and 2 are a scale
     panels[0].set_yticks(range(len(kinds)), [" ".join(kind).replace("_", " ") for kind in kinds])
     panels[0].invert_yaxis()
     if len(precisions) > 1:
