@@ -38,3 +38,12 @@ def test_epochs_on_the_axis_are_whole(drawn, epochs):
     for axes in drawn[0].axes:
         ticks = axes.get_xticks()
         assert (ticks == np.round(ticks)).all()
+
+
+def test_data_whose_name_has_dollar_signs_is_no_formula():
+    title, scores = r"$\bad$.npz, sgd, seed 0", np.tile([1.0, 0.0], (4, 1))
+    records = [Record(1, 1, 1.0, 0.5, 0.5, 0.1, 1.0)]
+    assert pictures.learning_curve(records, title).startswith(b"\x89PNG")
+    assert pictures.misclassified(np.ones((4, 1, 8, 8)), np.zeros(4, int), scores, title).startswith(
+        b"\x89PNG"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.dispatch import to_host
-from gpuconv.drawing import BLUE, GREY, INK, PALE, RED, figure, png
+from gpuconv.drawing import BLUE, GREY, INK, PALE, RED, figure, plain, png
 from gpuconv.training.run import Record
 
 Array = np.ndarray[Any, Any]
@@ -29,7 +29,7 @@ def learning_curve(records: Sequence[Record], title: str) -> bytes:
     epochs = [record.epoch for record in records]
     marker = "o" if len(records) <= 40 else None  # a dot an epoch, until they would run together
     drawn = figure(9, 3.8)
-    drawn.suptitle(title, color=INK, fontsize=12, x=0.02, ha="left")
+    drawn.suptitle(plain(title), color=INK, fontsize=12, x=0.02, ha="left")
     left, right = drawn.subplots(1, 2)
     left.plot(epochs, [record.loss for record in records], color=INK, marker=marker, markersize=3.5)
     left.set_ylabel("training loss (log)")
@@ -95,7 +95,9 @@ def misclassified(images: Array, labels: Array, scores: Array, title: str) -> by
         what = f"none of {len(labels):,} test pictures misclassified; the least certain ones"
     rows = -(-len(chosen) // COLUMNS)
     drawn = figure(COLUMNS * 1.1, rows * 1.55 + 0.7)  # as wide for few pictures: the title needs it
-    drawn.suptitle(f"{title}\n{what} (true → given, how sure)", color=INK, fontsize=12, x=0.02, ha="left")
+    drawn.suptitle(
+        f"{plain(title)}\n{what} (true → given, how sure)", color=INK, fontsize=12, x=0.02, ha="left"
+    )
     for axes, i in zip(drawn.subplots(rows, COLUMNS, squeeze=False).flat, chosen, strict=False):
         image = images[i]
         axes.imshow(
