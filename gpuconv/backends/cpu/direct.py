@@ -29,8 +29,8 @@ class Struct(ctypes.Structure):
     _fields_ = compiled.fields("Convolution")
 
 
-# What is read beyond the last place: a whole block of vectors, of at most 64 bytes each.
-SLACK_BYTES = 8 * 64
+# Of the largest vectors; a block of eight may be read beyond the last place.
+VECTOR_BYTES = 64
 
 # Bytes of a flat image and its outputs at a time, about a core's L2.
 BOX_BYTES = 1 << 20
@@ -106,21 +106,71 @@ def flat(window: Window, box: Box) -> Flat:
     )
 
 
-def _struct(window: Window, box: Box, layout: Flat, x: Array, y: Array, images: int, groups: int) -> Struct:
-    """Describe a call for C; x and y are canonical, of whole images."""
+class Call(NamedTuple):
+    """What the C functions take that is the same for all images and calls of this geometry."""
+
+    struct: Any  # a pointer to the Struct
+    residues: int
+    offsets: int  # of all channels' taps for weight gradients, of the first one's else
+    corner: int  # elements from y's first to the box's first
+    elements: int  # of the flat copies
+    alive: tuple[Any, ...]
+
+
+@lru_cache(maxsize=512)
+def _call(
+    window: Window,
+    box: Box,
+    x_steps: tuple[int, ...],
+    y_steps: tuple[int, ...],
+    images: int,
+    groups: int,
+    channels: int,
+    kernels: int,
+    gradient: bool,
+) -> Call:
+    """Describe a call on so many images and groups, with channels and kernels of each, for C.
+
+    Steps are those of canonical views, in elements, y's also those of dy for a weight gradient.
+    """
+    layout = flat(window, box)
     s = Struct()
-    s.images, s.groups = images, groups
-    s.channels, s.kernels = x.shape[1] // window.groups, y.shape[1] // window.groups
-    s.taps = window.taps
-    s.size = _three(window.in_size, 1)
-    stride = _three(window.stride, 1)
+    s.images, s.groups, s.channels, s.kernels, s.taps = images, groups, channels, kernels, window.taps
+    s.size, s.stride = _three(window.in_size, 1), _three(window.stride, 1)
     before = _three(window.before, 0)
-    s.first = tuple(lo * step - b for (lo, _), step, b in zip(box, stride, before, strict=True))
-    s.stride = stride
+    s.first = tuple(lo * step - b for (lo, _), step, b in zip(box, s.stride, before, strict=True))
     s.phases, s.extent, s.plane = len(layout.residues), layout.extent, layout.plane
     s.box, s.places = tuple(hi - lo for lo, hi in box), layout.places
-    s.x, s.y = _five(x), _five(y)
-    return s
+    s.x, s.y = x_steps, y_steps
+    inside = all(lo >= 0 and lo + n <= size for lo, n, size in zip(s.first, s.extent, s.size, strict=True))
+    one_by_one = tuple(s.stride) == (1, 1, 1)
+    s.x_in_place = inside and one_by_one and _lies_flat(s.x, layout.extent, layout.extent)
+    s.y_in_place = _lies_flat(s.y, layout.extent, s.box)
+    vector = VECTOR_BYTES // 4
+    if gradient:
+        plane = x_steps[1] if s.x_in_place else layout.plane
+        offsets = (layout.offsets(channels) + np.arange(channels)[:, None] * plane).ravel()
+        elements = 0 if s.x_in_place else images * layout.image(channels)
+        elements += 0 if s.y_in_place else images * kernels * (layout.places + vector)
+    else:  # whose blocks read beyond the last place, so only 1x1 kernels find x in place: see multiply.c
+        s.x_in_place = s.x_in_place and window.taps == 1
+        offsets = layout.offsets(channels)
+        elements = channels * vector if s.x_in_place else layout.image(channels)
+    corner = sum(lo * step for (lo, _), step in zip(box, y_steps[2:], strict=True))
+    return Call(
+        ctypes.addressof(s),
+        address(layout.residues),
+        address(offsets),
+        corner,
+        elements,
+        (s, layout, offsets),
+    )
+
+
+def _lies_flat(steps: Any, extent: Triple, sizes: Any) -> bool:
+    """Tell whether the strides n, c, d, h, w are those of the flat layout, as far as an axis has several places."""
+    flat_steps = (extent[1] * extent[2], extent[2], 1)
+    return all(size == 1 or a == b for size, a, b in zip(sizes, steps[2:], flat_steps, strict=True))
 
 
 def _five(x: Array) -> tuple[int, ...]:
@@ -129,148 +179,138 @@ def _five(x: Array) -> tuple[int, ...]:
 
 
 def _boxes(window: Window, image_bytes: int, wanted: int) -> list[Box]:
-    """Cut an image's output places along its longest axis, so that a box's flat image fits BOX_BYTES."""
+    """Cut an image's output places along its first axis, so that a box's flat image fits BOX_BYTES."""
     out = _three(window.out_size, 1)
     whole: Box = tuple((0, n) for n in out)
-    pieces = max(wanted, -(-image_bytes // BOX_BYTES))
     axis = next((a for a in range(3) if out[a] > 1), 2)
-    pieces = min(pieces, max(1, out[axis] // 4) if wanted == 1 else out[axis])
-    size = -(-out[axis] // pieces)
+    # Rows that boxes share are copied by both: a box has four rows at least, unless threads have no work.
+    pieces = min(max(wanted, min(-(-image_bytes // BOX_BYTES), out[axis] // 4)), out[axis])
+    size = -(-out[axis] // max(1, pieces))
     return [
         (*whole[:axis], (lo, min(out[axis], lo + size)), *whole[axis + 1 :])
         for lo in range(0, out[axis], size)
     ]
 
 
-class Forward(NamedTuple):
-    """A forward convolution cut into jobs: images, groups, boxes."""
-
-    jobs: list[tuple[int, slice, Box]]
-    work: float
+Job = tuple[int, slice, Box]  # an image, groups, output places
 
 
-def cut_forward(x: Array, og: int, cg: int, window: Window) -> Forward:
-    """Cut a forward convolution into jobs."""
-    images, work = x.shape[0], x.shape[0] * og * window.groups * window.places * cg * window.taps
+def cut_forward(x: Array, og: int, window: Window) -> tuple[list[Job], float]:
+    """Cut a forward convolution into jobs; return them, and the multiply-adds of all."""
+    images, groups, cg = x.shape[0], window.groups, x.shape[1] // window.groups
+    work = images * og * groups * window.places * cg * window.taps
     share = workers(work)
-    image_bytes = cg * prod(window.in_size) * x.itemsize
-    # Several groups share a job while there are jobs enough for all threads.
-    jobs_wanted = 4 * share if share > 1 else 1
-    pieces = 1 if images >= share else -(-share // max(1, images * window.groups))
-    boxes = _boxes(window, image_bytes, pieces)
-    groups_a_job = max(1, window.groups * images * len(boxes) // jobs_wanted)
-    size = min(window.groups, groups_a_job)
-    batches = [slice(g, min(window.groups, g + size)) for g in range(0, window.groups, size)]
-    return Forward(list(product(range(images), batches, boxes)), work)
+    boxes = _boxes(window, cg * prod(window.in_size) * x.itemsize, -(-share // max(1, images * groups)))
+    # Groups share a job while there are jobs enough for threads to finish together.
+    size = max(1, groups * images * len(boxes) // (4 * share if share > 1 else 1))
+    batches = [slice(g, min(groups, g + size)) for g in range(0, groups, size)]
+    return list(product(range(images), batches, boxes)), work
 
 
 def forward(c: Kernels, x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:
-    """Write conv(x, w) + b to y."""
-    og, cg = w.shape[0] // window.groups, w.shape[1]
-    cut = cut_forward(x, og, cg, window)
-    packed, bias, padded = _packed(c, w, b, window, cut.work)
+    """Write conv(x, w) + b to y; w is [groups, C_out/groups, C_in/groups, *kernel], of any strides."""
+    og, cg = w.shape[1:3]
+    jobs, work = cut_forward(x, og, window)
+    packed, bias, padded = _packed(c, w, b, work)
     x_at, y_at, item = address(x), address(y), x.itemsize
     x_steps, y_steps = _five(x), _five(y)
     packed_at, bias_at = address(packed), address(bias)
-    rows_bytes = padded * cg * window.taps * item
 
-    def one(job: tuple[int, slice, Box]) -> None:
+    def one(job: Job) -> None:
         n, groups, box = job
-        layout = flat(window, box)
-        s = _struct(window, box, layout, x, y, 1, groups.stop - groups.start)
-        offset = layout.offsets(cg)
-        memory = buffer("flat", (layout.image(cg) + SLACK_BYTES // item,), x.dtype)
-        g = groups.start
-        corner = sum(lo * step for (lo, _), step in zip(box, y_steps[2:], strict=True))
+        g, count = groups.start, groups.stop - groups.start
+        call = _call(window, box, x_steps, y_steps, 1, count, cg, og, False)
         c.convolve(
-            ctypes.byref(s),
-            address(layout.residues),
-            address(offset),
+            call.struct,
+            call.residues,
+            call.offsets,
             x_at + (n * x_steps[0] + g * cg * x_steps[1]) * item,
-            packed_at + g * rows_bytes,
+            packed_at + g * padded * cg * window.taps * item,
             bias_at + g * padded * item,
-            y_at + (n * y_steps[0] + g * og * y_steps[1] + corner) * item,
+            y_at + (n * y_steps[0] + g * og * y_steps[1] + call.corner) * item,
             padded,
-            address(memory),
+            _aligned("flat", call.elements * item + 8 * VECTOR_BYTES),
         )
 
-    parallel(one, cut.jobs, cut.work)
+    parallel(one, jobs, work)
 
 
-def _packed(c: Kernels, w: Array, b: Array | None, window: Window, work: float) -> tuple[Array, Array, int]:
+def _aligned(slot: str, size: int) -> int:
+    """Return the address of a buffer that begins where a vector may."""
+    at = address(buffer(slot, (size + VECTOR_BYTES,), np.uint8))
+    return at + -at % VECTOR_BYTES
+
+
+def _packed(c: Kernels, w: Array, b: Array | None, work: float) -> tuple[Array, Array, int]:
     """Return the weights as the kernels read them, the biases, and the kernels of a group with padding."""
-    groups, cg = window.groups, w.shape[1]
-    og = w.shape[0] // groups
-    padded = og if og < ROWS else -(-og // ROWS) * ROWS
-    padded = {3: 4, 5: 8, 6: 8, 7: 8}.get(padded, padded)
-    packed = np.empty(groups * padded * cg * window.taps, w.dtype)
-    bias = np.empty(groups * padded, w.dtype)
-    if b is not None:
-        b = np.ascontiguousarray(b)
-    kernel = (ctypes.c_ssize_t * 3)(*_three(window.kernel, 1))
-    steps = (ctypes.c_ssize_t * 5)(*_five(w))
-    pieces = list(range(0, padded, max(ROWS, padded // 4 // ROWS * ROWS)))
-    bounds = [*pieces, padded]
+    groups, og, cg, *kernel = w.shape
+    padded = og if og % ROWS <= 4 else -(-og // ROWS) * ROWS
+    taps = prod(kernel)
+    packed = buffer("packed", (groups, padded * cg * taps), w.dtype)
+    bias = np.empty((groups, padded), w.dtype)
+    b = None if b is None else np.ascontiguousarray(b).reshape(groups, og)
+    by_group, by_kernel, by_channel, *steps = strides(w)
+    places = sum(
+        np.arange(k).reshape(-1, *(1,) * (len(kernel) - 1 - axis)) * step
+        for axis, (k, step) in enumerate(zip(kernel, steps, strict=True))
+    )
+    place = np.ascontiguousarray(places, np.int64)
+    at, place_at, item = address(w), address(place), w.itemsize
 
-    def one(i: int) -> None:
+    def one(job: tuple[int, int]) -> None:
+        g, k0 = job
         c.pack(
-            *(address(w), None if b is None else address(b), og, padded, cg, kernel, steps, 0, groups),
-            *(bounds[i], bounds[i + 1], address(packed), address(bias)),
+            *(at + g * by_group * item, None if b is None else address(b[g]), k0, min(og, k0 + PACKED), og),
+            *(cg, taps, by_kernel, by_channel, place_at, address(packed[g]), address(bias[g])),
         )
 
-    parallel(one, range(len(pieces)), packed.size * 4)
+    parallel(one, product(range(groups), range(0, og, PACKED)), packed.size * 8)
     return packed, bias, padded
 
 
+# Kernels of a job of packing, a multiple of ROWS.
+PACKED = 64
+
+
+# Sums of a weight gradient are cut alike on any number of threads, into so many jobs at least where there are
+# as many channels: each runs in the same order.
+WEIGHT_JOBS = 4
+
+
 def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> bool:
-    """Write the gradient by w to dw (its memory in any order); return False where it isn't finite.
+    """Write dw, [groups, C_out/groups, C_in/groups, *kernel]; return False where it isn't finite.
 
     An infinity may then stand where a place without an output reads it, times that place's 0.
     """
-    groups, cg, og = window.groups, dw.shape[1], dw.shape[0] // window.groups
-    taps, item = window.taps, x.itemsize
-    padded = og if og == 1 else -(-og // 4) * 4
-    images = x.shape[0]
-    work = dy.size * cg * taps
-    # Channels of a job: as many jobs as keep a few threads busy, whatever their number, so that each sum runs
-    # in the same order.
-    parts = max(1, min(cg, -(-8 // groups)))
-    size = -(-cg // parts)
+    groups, og, cg = dw.shape[:3]
+    images, taps, item = x.shape[0], window.taps, x.itemsize
+    size = -(-cg // max(1, min(cg, -(-WEIGHT_JOBS // groups))))
     jobs = [(g, c0, min(cg, c0 + size)) for g in range(groups) for c0 in range(0, cg, size)]
-    total = np.zeros((groups, len(range(0, cg, size)), padded, size * taps), x.dtype)
+    total = np.zeros((groups, -(-cg // size), og * size * taps), x.dtype)
     x_steps, y_steps = _five(x), _five(dy)
     x_at, dy_at = address(x), address(dy)
-    bytes_of_image = (size * prod(window.in_size) + og * window.places) * item
-    boxes = _boxes(window, bytes_of_image, 1)
-    together = max(1, min(images, BOX_BYTES // max(1, bytes_of_image))) if len(boxes) == 1 else 1
+    image_bytes = (size * prod(window.in_size) + og * window.places) * item
+    boxes = _boxes(window, image_bytes, 1)
+    together = max(1, min(images, BOX_BYTES // image_bytes)) if len(boxes) == 1 else 1
 
     def one(job: tuple[int, int, int]) -> None:
         g, c0, c1 = job
-        target = total[g, c0 // size]
-        for n in range(0, images, together):
-            for box in boxes:
-                layout = flat(window, box)
-                s = _struct(window, box, layout, x, dy, min(together, images - n), 1)
-                s.channels = c1 - c0
-                offsets = (layout.offsets(c1 - c0) + np.arange(c1 - c0)[:, None] * layout.plane).ravel()
-                dy_row = layout.places + 64 // item
-                elements = s.images * (layout.image(c1 - c0) + padded * dy_row) + 2 * SLACK_BYTES // item
-                memory = buffer("flat", (elements,), x.dtype)
-                corner = sum(lo * step for (lo, _), step in zip(box, y_steps[2:], strict=True))
-                c.weight_gradient(
-                    ctypes.byref(s),
-                    address(layout.residues),
-                    address(offsets),
-                    x_at + (n * x_steps[0] + (g * cg + c0) * x_steps[1]) * item,
-                    dy_at + (n * y_steps[0] + g * og * y_steps[1] + corner) * item,
-                    address(target),
-                    address(memory),
-                )
+        target = address(total[g, c0 // size])
+        for n, box in product(range(0, images, together), boxes):
+            here = min(together, images - n)
+            call = _call(window, box, x_steps, y_steps, here, 1, c1 - c0, og, True)
+            c.weight_gradient(
+                call.struct,
+                call.residues,
+                call.offsets,
+                x_at + (n * x_steps[0] + (g * cg + c0) * x_steps[1]) * item,
+                dy_at + (n * y_steps[0] + g * og * y_steps[1] + call.corner) * item,
+                target,
+                _aligned("flat", call.elements * item + 2 * VECTOR_BYTES),
+            )
 
-    parallel(one, jobs, work)
+    parallel(one, jobs, dy.size * cg * taps)
     for g, c0, c1 in jobs:
-        part = (
-            total[g, c0 // size].ravel()[: padded * (c1 - c0) * taps].reshape(padded, c1 - c0, *window.kernel)
-        )
-        dw[g * og : (g + 1) * og, c0:c1] = part[:og]
+        part = total[g, c0 // size, : og * (c1 - c0) * taps]
+        dw[g, :, c0:c1] = part.reshape(og, c1 - c0, *dw.shape[3:])
     return bool(np.isfinite(total).all())

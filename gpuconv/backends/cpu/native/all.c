@@ -2,10 +2,13 @@
 #include <stddef.h>
 #include "convolution.h"
 #define T float
+#define NUMBER_BYTES 4
 #define NAME(x) x##_f32
 #include "each.h"
 #undef T
+#undef NUMBER_BYTES
 #undef NAME
 #define T double
+#define NUMBER_BYTES 8
 #define NAME(x) x##_f64
 #include "each.h"

@@ -11,7 +11,7 @@
 #define VECTORS(m) ((m) == 8 ? 3 : (m) == 4 ? 6 : 8)
 #else
 #define ROWS 4
-#define VECTORS(m) ((m) == 4 ? 3 : (m) == 2 ? 5 : 8)
+#define VECTORS(m) ((m) == 4 ? 3 : (m) == 3 ? 4 : (m) == 2 ? 5 : 8)
 #endif
 
 INLINE void NAME(block)(int m, int v, const T *restrict w, const T *restrict flat, ptrdiff_t channels,
@@ -34,18 +34,19 @@ INLINE void NAME(block)(int m, int v, const T *restrict w, const T *restrict fla
 #define CASE(m, v)                                                                              \
   case (m) * 16 + (v):                                                                          \
     if ((v) <= VECTORS(m))                                                                      \
-      NAME(block)(m, v, w, flat, s->channels, s->plane, s->taps, offset, bias, tile);           \
+      NAME(block)(m, v, w, flat, s->channels, plane, s->taps, offset, bias, tile);           \
     break;
 
 // Compute m kernels at v vectors of places; tile is [m][8 vectors].
-static void NAME(tile)(const Convolution *s, int m, int v, const T *w, const T *flat, const ptrdiff_t *offset,
-                       const T *bias, T *tile) {
+static void NAME(tile)(const Convolution *s, int m, int v, const T *w, const T *flat, ptrdiff_t plane,
+                       const ptrdiff_t *offset, const T *bias, T *tile) {
   switch (m * 16 + v) {
 #if ROWS == 8
     CASE(8, 1) CASE(8, 2) CASE(8, 3)
     CASE(4, 4) CASE(4, 5) CASE(4, 6)
+    CASE(3, 4) CASE(3, 5) CASE(3, 6) CASE(3, 7) CASE(3, 8)
 #endif
-    CASE(4, 1) CASE(4, 2) CASE(4, 3)
+    CASE(4, 1) CASE(4, 2) CASE(4, 3) CASE(3, 1) CASE(3, 2) CASE(3, 3)
     CASE(2, 1) CASE(2, 2) CASE(2, 3) CASE(2, 4) CASE(2, 5) CASE(2, 6) CASE(2, 7) CASE(2, 8)
     CASE(1, 1) CASE(1, 2) CASE(1, 3) CASE(1, 4) CASE(1, 5) CASE(1, 6) CASE(1, 7) CASE(1, 8)
   }
@@ -80,56 +81,75 @@ INLINE void NAME(scatter)(const Convolution *s, const T *tile, ptrdiff_t kernels
   }
 }
 
-// The kernels of the block at k of n: ROWS, or at the end the least of 8, 4, 2, 1 that holds the rest.
+// The kernels of the block at k of n: ROWS, or at the end the least of 4, 3, 2, 1 that holds the rest.
 INLINE ptrdiff_t NAME(rows_at)(ptrdiff_t k, ptrdiff_t n) {
-  ptrdiff_t rest = n - k, m = ROWS;
-  while (m / 2 >= rest) m /= 2;
-  return m;
+  ptrdiff_t rest = n - k;
+  return rest > 4 ? ROWS : rest;
 }
 
-// Write packed weights, [groups][blocks][c][t][M], of w with strides `step` (k, c, d, h, w) and these taps, and
-// biases [groups][k], zeros where there is none; `padded` kernels a group.
-EXPORT void NAME(pack)(const T *w, const T *b, ptrdiff_t kernels, ptrdiff_t padded,
-                       ptrdiff_t channels, const ptrdiff_t *kernel, const ptrdiff_t *step, ptrdiff_t group0,
-                       ptrdiff_t group1, ptrdiff_t k0, ptrdiff_t k1, T *packed, T *bias) {
-  ptrdiff_t taps = kernel[0] * kernel[1] * kernel[2];
-  for (ptrdiff_t g = group0; g < group1; ++g) {
-    for (ptrdiff_t k = k0; k < least(k1, kernels);) {
-      ptrdiff_t m = NAME(rows_at)(k, kernels), there = least(m, kernels - k);
-      T *to = packed + (g * padded + k) * channels * taps;
-      for (ptrdiff_t i = 0; i < m; ++i)
-        bias[g * padded + k + i] = b && i < there ? b[g * kernels + k + i] : 0;
-      for (ptrdiff_t c = 0; c < channels; ++c)
-        for (ptrdiff_t d = 0; d < kernel[0]; ++d)
-          for (ptrdiff_t h = 0; h < kernel[1]; ++h)
-            for (ptrdiff_t j = 0; j < kernel[2]; ++j, to += m) {
-              const T *from = w + (g * kernels + k) * step[0] + c * step[1] + d * step[2] + h * step[3] + j * step[4];
-              for (ptrdiff_t i = 0; i < m; ++i) to[i] = i < there ? from[i * step[0]] : 0;
-            }
-      k += m;
+// Write packed weights, [blocks][c][t][M], of kernels k0 .. k1 of one group, and their biases (zeros for none).
+// Tap t of w lies at place[t]; kernels and channels are `k_step` and `c_step` apart.
+EXPORT void NAME(pack)(const T *w, const T *b, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t kernels, ptrdiff_t channels,
+                       ptrdiff_t taps, ptrdiff_t k_step, ptrdiff_t c_step, const ptrdiff_t *place, T *packed,
+                       T *bias) {
+  for (ptrdiff_t k = k0; k < k1;) {
+    ptrdiff_t m = NAME(rows_at)(k, kernels), there = least(m, kernels - k);
+    T *to = packed + k * channels * taps;
+    for (ptrdiff_t i = 0; i < m; ++i) bias[k + i] = b && i < there ? b[k + i] : 0;
+    for (ptrdiff_t c = 0; c < channels; ++c) {
+      const T *from = w + k * k_step + c * c_step;
+      for (ptrdiff_t t = 0; t < taps; ++t, to += m) {
+        const T *tap = from + place[t];
+        if (there == 8) {
+          UNROLL for (ptrdiff_t i = 0; i < 8; ++i) to[i] = tap[i * k_step];
+        } else {
+          for (ptrdiff_t i = 0; i < m; ++i) to[i] = i < there ? tap[i * k_step] : 0;
+        }
+      }
     }
+    k += m;
+  }
+}
+
+// Multiply one image's group, flat numbers `p` to `end`, by the weights of all its kernels.
+INLINE void NAME(multiply)(const Convolution *s, ptrdiff_t p0, ptrdiff_t end, const T *flat, ptrdiff_t plane,
+                           const ptrdiff_t *offset, const T *packed, const T *bias, T *y) {
+  T tile[ROWS * 8 * VECTOR_BYTES / sizeof(T)] __attribute__((aligned(64)));
+  for (ptrdiff_t k = 0; k < s->kernels;) {
+    ptrdiff_t m = NAME(rows_at)(k, s->kernels);
+    const T *w = packed + k * s->channels * s->taps;
+    for (ptrdiff_t p = p0; p < end;) {
+      ptrdiff_t rest = (end - p + VL - 1) / VL, v = least(VECTORS(m), rest);
+      if (rest > v && rest < 2 * v) v = (rest + 1) / 2;  // 4 as 2 + 2, not 3 + 1: more multiply-adds a load
+      NAME(tile)(s, (int)m, (int)v, w, flat + (p - p0), plane, offset, bias + k, tile);
+      NAME(scatter)(s, tile, least(m, s->kernels - k), p, least(v * VL, end - p), y + k * s->y[1]);
+      p += v * VL;
+    }
+    k += m;
   }
 }
 
 // Convolve a box of some images and groups. x and y point at the first image and the first group's first
-// channel, y at the box's first place. `flat` holds one image's group, with 8 vectors behind it.
+// channel, y at the box's first place. `flat` holds one image's group, with 8 vectors behind it, or, where x is
+// in place (for 1x1 kernels), a vector of each channel: what is left of the places.
 EXPORT void NAME(convolve)(const Convolution *s, const ptrdiff_t *residue, const ptrdiff_t *offset, const T *x,
                            const T *packed, const T *bias, T *y, ptrdiff_t padded, T *flat) {
-  T tile[ROWS * 8 * VECTOR_BYTES / sizeof(T)] __attribute__((aligned(64)));
   for (ptrdiff_t n = 0; n < s->images; ++n) {
     for (ptrdiff_t g = 0; g < s->groups; ++g) {
-      NAME(flatten)(s, residue, x + n * s->x[0] + g * s->channels * s->x[1], flat);
-      for (ptrdiff_t k = 0; k < s->kernels;) {
-        ptrdiff_t m = NAME(rows_at)(k, s->kernels);
-        const T *w = packed + (g * padded + k) * s->channels * s->taps;
-        T *to = y + n * s->y[0] + (g * s->kernels + k) * s->y[1];
-        for (ptrdiff_t p = 0; p < s->places;) {
-          ptrdiff_t v = least(VECTORS(m), (s->places - p + VL - 1) / VL);
-          NAME(tile)(s, (int)m, (int)v, w, flat + p, offset, bias + g * padded + k, tile);
-          NAME(scatter)(s, tile, least(m, s->kernels - k), p, least(v * VL, s->places - p), to);
-          p += v * VL;
-        }
-        k += m;
+      const T *image = x + n * s->x[0] + g * s->channels * s->x[1];
+      const T *w = packed + g * padded * s->channels * s->taps;
+      T *to = y + n * s->y[0] + g * s->kernels * s->y[1];
+      if (s->x_in_place) {
+        ptrdiff_t whole = s->places / VL * VL, rest = s->places - whole;
+        image += s->first[0] * s->x[2] + s->first[1] * s->x[3] + s->first[2];
+        NAME(multiply)(s, 0, whole, image, s->x[1], offset, w, bias + g * padded, to);
+        if (!rest) continue;
+        for (ptrdiff_t c = 0; c < s->channels; ++c)
+          store(flat + c * VL, load_part(image + whole + c * s->x[1], rest));
+        NAME(multiply)(s, whole, s->places, flat, VL, offset, w, bias + g * padded, to);
+      } else {
+        NAME(flatten)(s, residue, image, flat);
+        NAME(multiply)(s, 0, s->places, flat, s->plane, offset, w, bias + g * padded, to);
       }
     }
   }
