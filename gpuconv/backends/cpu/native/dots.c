@@ -11,19 +11,20 @@
 #define DOT_KERNELS 2
 #endif
 #define DOT_RUNS 6
+#define L1_BYTES (18 << 10)
 #define LONE_RUNS 9  // of one kernel, as depthwise convolution has
 
 INLINE void NAME(dot_block)(int kernels, int runs, const Convolution *s, ptrdiff_t dy_image, ptrdiff_t dy_row,
-                            ptrdiff_t x_image, const T *dy, const T *flat, const ptrdiff_t *offset, T *dw,
-                            ptrdiff_t row) {
+                            ptrdiff_t x_image, const T *dy, const T *flat, const ptrdiff_t *offset,
+                            ptrdiff_t places, T *dw, ptrdiff_t row) {
   vec sum[DOT_KERNELS * LONE_RUNS + VECTOR_BYTES / sizeof(T)];
   UNROLL for (int i = 0; i < kernels * runs; ++i) sum[i] = (vec){0};
   for (ptrdiff_t n = 0; n < s->images; ++n, dy += dy_image, flat += x_image) {
     const T *x[LONE_RUNS];
     vec d[DOT_KERNELS];
     UNROLL for (int r = 0; r < runs; ++r) x[r] = flat + offset[r];
-    ptrdiff_t p = 0, rest = s->places % VL;
-    for (; p < s->places - rest; p += VL) {
+    ptrdiff_t p = 0, rest = places % VL;
+    for (; p < places - rest; p += VL) {
       UNROLL for (int k = 0; k < kernels; ++k) d[k] = load(dy + k * dy_row + p);
       UNROLL for (int r = 0; r < runs; ++r) {
         vec b = load(x[r] + p);
@@ -46,27 +47,28 @@ INLINE void NAME(dot_block)(int kernels, int runs, const Convolution *s, ptrdiff
 
 // Lay out dy's kernels of one image, [kernels][row], zeros where there is no output place.
 INLINE void NAME(flatten_dy)(const Convolution *s, const T *dy, T *flat, ptrdiff_t row) {
-  ptrdiff_t together = s->y[1] == 1 ? s->kernels : 1;  // channels last, a row's kernels are read together
-  for (ptrdiff_t k0 = 0; k0 < s->kernels; k0 += together) {
+  ptrdiff_t across = s->y[1] == 1 && s->kernels > 1;
+  for (ptrdiff_t k = 0; k < s->kernels; k += across ? s->kernels : 1) {
     for (ptrdiff_t p = 0; p < s->places; p += s->extent[2]) {
       ptrdiff_t at = p / s->extent[2], d = at / s->extent[1], h = at % s->extent[1];
-      ptrdiff_t inside = h < s->box[1] ? s->box[2] : 0;
-      for (ptrdiff_t k = k0; k < k0 + together; ++k) {
-        const T *from = dy + k * s->y[1] + (inside ? d * s->y[2] + h * s->y[3] : 0);
-        NAME(fill_row)(flat + k * row + p, least(s->extent[2], s->places - p), from, 0, inside, 1, s->y[4]);
-      }
+      ptrdiff_t inside = h < s->box[1] ? s->box[2] : 0, columns = least(s->extent[2], s->places - p);
+      const T *from = dy + k * s->y[1] + (inside ? d * s->y[2] + h * s->y[3] : 0);
+      if (across)
+        NAME(fill_rows_across)(flat + p, row, columns, from, 0, inside, 1, s->y[4], s->kernels);
+      else
+        NAME(fill_row)(flat + k * row + p, columns, from, 0, inside, 1, s->y[4]);
     }
   }
 }
 
 #define DOTS(k, r)                                                                          \
   case (k) * 16 + (r):                                                                      \
-    NAME(dot_block)(k, r, s, dy_image, dy_row, x_image, dy, x, offset, dw, row);            \
+    NAME(dot_block)(k, r, s, dy_image, dy_row, x_image, dy, x, offset, places, dw, row);    \
     break;
 
 static void NAME(dots)(const Convolution *s, ptrdiff_t kernels, ptrdiff_t runs, ptrdiff_t dy_image,
-                       ptrdiff_t dy_row, ptrdiff_t x_image, const T *dy, const T *x, const ptrdiff_t *offset, T *dw,
-                       ptrdiff_t row) {
+                       ptrdiff_t dy_row, ptrdiff_t x_image, const T *dy, const T *x, const ptrdiff_t *offset,
+                       ptrdiff_t places, T *dw, ptrdiff_t row) {
   switch (kernels * 16 + runs) {
 #if DOT_KERNELS == 4
     DOTS(4, 1) DOTS(4, 2) DOTS(4, 3) DOTS(4, 4) DOTS(4, 5) DOTS(4, 6)
@@ -96,11 +98,15 @@ EXPORT void NAME(weight_gradient)(const Convolution *s, const ptrdiff_t *residue
     for (ptrdiff_t n = 0; n < s->images; ++n) NAME(flatten_dy)(s, dy + n * s->y[0], flat + n * dy_image, dy_row);
     dy = flat;
   }
-  for (ptrdiff_t r = 0; r < row;) {
-    ptrdiff_t runs = least(row - r, s->kernels == 1 ? LONE_RUNS : DOT_RUNS);
-    for (ptrdiff_t k = 0; k < s->kernels; k += DOT_KERNELS)
-      NAME(dots)(s, least(DOT_KERNELS, s->kernels - k), runs, dy_image, dy_row, x_image, dy + k * dy_row, x,
-                 offset + r, dw + k * row + r, row);
-    r += runs;
+  // A block's runs stay in the L1 from one block of kernels to the next; runs of one channel lie in one place.
+  ptrdiff_t chunk = s->taps < DOT_RUNS ? L1_BYTES / (ptrdiff_t)sizeof(T) / DOT_RUNS / VL * VL : s->places;
+  for (ptrdiff_t p = 0; p < s->places; p += chunk) {
+    for (ptrdiff_t r = 0; r < row;) {
+      ptrdiff_t runs = least(row - r, s->kernels == 1 ? LONE_RUNS : DOT_RUNS);
+      for (ptrdiff_t k = 0; k < s->kernels; k += DOT_KERNELS)
+        NAME(dots)(s, least(DOT_KERNELS, s->kernels - k), runs, dy_image, dy_row, x_image, dy + k * dy_row + p,
+                   x + p, offset + r, least(chunk, s->places - p), dw + k * row + r, row);
+      r += runs;
+    }
   }
 }

@@ -44,9 +44,9 @@ static void NAME(tile)(const Convolution *s, int m, int v, const T *w, const T *
 #if ROWS == 8
     CASE(8, 1) CASE(8, 2) CASE(8, 3)
     CASE(4, 4) CASE(4, 5) CASE(4, 6)
-    CASE(3, 4) CASE(3, 5) CASE(3, 6) CASE(3, 7) CASE(3, 8)
+    CASE(3, 5) CASE(3, 6) CASE(3, 7) CASE(3, 8)
 #endif
-    CASE(4, 1) CASE(4, 2) CASE(4, 3) CASE(3, 1) CASE(3, 2) CASE(3, 3)
+    CASE(4, 1) CASE(4, 2) CASE(4, 3) CASE(3, 1) CASE(3, 2) CASE(3, 3) CASE(3, 4)
     CASE(2, 1) CASE(2, 2) CASE(2, 3) CASE(2, 4) CASE(2, 5) CASE(2, 6) CASE(2, 7) CASE(2, 8)
     CASE(1, 1) CASE(1, 2) CASE(1, 3) CASE(1, 4) CASE(1, 5) CASE(1, 6) CASE(1, 7) CASE(1, 8)
   }
@@ -61,9 +61,12 @@ INLINE void NAME(scatter)(const Convolution *s, const T *tile, ptrdiff_t kernels
     ptrdiff_t run = least(s->box[2] - q, end - tile), h = row % s->extent[1];
     if (run > 0 && h < s->box[1]) {
       T *to = y + row / s->extent[1] * s->y[2] + h * s->y[3] + q * s->y[4];
-      if (s->y[1] == 1) {  // channels last
-        for (ptrdiff_t i = 0; i < run; ++i)
-          for (ptrdiff_t k = 0; k < kernels; ++k) to[i * s->y[4] + k] = tile[k * 8 * VL + i];
+      if (s->y[1] == 1 && kernels > 1) {  // channels last
+        for (ptrdiff_t k0 = 0; k0 < kernels; k0 += VL) {
+          ptrdiff_t across = least(VL, kernels - k0);
+          for (ptrdiff_t i = 0; i < run; i += VL)
+            NAME(turn)(to + i * s->y[4] + k0, s->y[4], tile + k0 * 8 * VL + i, 8 * VL, across, least(VL, run - i));
+        }
       } else if (s->y[4] == 1) {
         for (ptrdiff_t k = 0; k < kernels; ++k) {
           ptrdiff_t i = 0;

@@ -1,6 +1,8 @@
 // What the compiler's vectors are on this machine. Included once for each number type: T, and NAME for what
 // depends on it.
 #include <stddef.h>
+
+#include "lanes.h"
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -50,36 +52,31 @@ INLINE vec NAME(load_part)(const T *from, ptrdiff_t count) {
   return NAME(load)(part);
 #endif
 }
+// Write the first `count` elements, and nothing else.
+INLINE void NAME(store_part)(T *to, vec v, ptrdiff_t count) {
+#if defined(__AVX512F__) && NUMBER_BYTES == 4
+  _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)v);
+#elif defined(__AVX512F__)
+  _mm512_mask_storeu_pd(to, (__mmask8)((1u << count) - 1), (__m512d)v);
+#else
+  for (ptrdiff_t i = 0; i < count; ++i) to[i] = v[i];
+#endif
+}
+#define store_part NAME(store_part)
 #define load NAME(load)
 #define load_part NAME(load_part)
 #define store NAME(store)
 
-// Two vectors become one: of groups of 2h lanes, the lower h added to the upper h, those of `a` before `b`'s.
-// After all steps from VL / 2 to 1, VL vectors have become one with a sum in each lane, in their order.
-#ifndef FOLDS
-#define FOLDS
-#define LANES_16_8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define LANES_16_4 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
-#define LANES_16_2 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29
-#define LANES_16_1 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define LANES_8_4 0, 1, 2, 3, 8, 9, 10, 11
-#define LANES_8_2 0, 1, 4, 5, 8, 9, 12, 13
-#define LANES_8_1 0, 2, 4, 6, 8, 10, 12, 14
-#define LANES_4_2 0, 1, 4, 5
-#define LANES_4_1 0, 2, 4, 6
-#define LANES_2_1 0, 2
-#define UPPER_16_8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
-#define UPPER_16_4 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
-#define UPPER_16_2 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31
-#define UPPER_16_1 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#define UPPER_8_4 4, 5, 6, 7, 12, 13, 14, 15
-#define UPPER_8_2 2, 3, 6, 7, 10, 11, 14, 15
-#define UPPER_8_1 1, 3, 5, 7, 9, 11, 13, 15
-#define UPPER_4_2 2, 3, 6, 7
-#define UPPER_4_1 1, 3, 5, 7
-#define UPPER_2_1 1, 3
-#define FOLD(a, b, n, h) \
-  (__builtin_shufflevector(a, b, LANES_##n##_##h) + __builtin_shufflevector(a, b, UPPER_##n##_##h))
+// Do STEP(lanes, h) for a vector's lanes and h = lanes / 2 ... 1.
+#undef STEPS
+#if VECTOR_BYTES / NUMBER_BYTES == 16
+#define STEPS STEP(16, 8) STEP(16, 4) STEP(16, 2) STEP(16, 1)
+#elif VECTOR_BYTES / NUMBER_BYTES == 8
+#define STEPS STEP(8, 4) STEP(8, 2) STEP(8, 1)
+#elif VECTOR_BYTES / NUMBER_BYTES == 4
+#define STEPS STEP(4, 2) STEP(4, 1)
+#else
+#define STEPS STEP(2, 1)
 #endif
 
 // Leave in v[0], v[1] ... the sums over the lanes of each of `n` vectors, VL sums a vector. n is a constant,
@@ -87,17 +84,25 @@ INLINE vec NAME(load_part)(const T *from, ptrdiff_t count) {
 INLINE void NAME(sum_lanes)(vec *v, int n) {
   ptrdiff_t count = (n + VL - 1) / VL * VL;
   UNROLL for (ptrdiff_t i = n; i < count; ++i) v[i] = (vec){0};
-#define STEP(lanes, h)                                                                       \
-  count /= 2;                                                                                \
-  UNROLL for (ptrdiff_t i = 0; i < count; ++i) v[i] = FOLD(v[2 * i], v[2 * i + 1], lanes, h);
-#if VECTOR_BYTES / NUMBER_BYTES == 16
-  STEP(16, 8) STEP(16, 4) STEP(16, 2) STEP(16, 1)
-#elif VECTOR_BYTES / NUMBER_BYTES == 8
-  STEP(8, 4) STEP(8, 2) STEP(8, 1)
-#elif VECTOR_BYTES / NUMBER_BYTES == 4
-  STEP(4, 2) STEP(4, 1)
-#else
-  STEP(2, 1)
-#endif
+  // Two vectors become one: the lower half of each group of 2h lanes added to the upper half.
+#define STEP(n, h)                                                                         \
+  count /= 2;                                                                              \
+  UNROLL for (ptrdiff_t i = 0; i < count; ++i) v[i] =                                      \
+      __builtin_shufflevector(v[2 * i], v[2 * i + 1], LOWER_##n##_##h) +                   \
+      __builtin_shufflevector(v[2 * i], v[2 * i + 1], UPPER_##n##_##h);
+  STEPS
+#undef STEP
+}
+
+// Transpose VL vectors: lane j of v[i] and lane i of v[j] change places.
+INLINE void NAME(transpose)(vec *v) {
+  // Blocks of h by h lanes change places across the diagonal of blocks of 2h by 2h.
+#define STEP(n, h)                                                                         \
+  UNROLL for (int i = 0; i < n; ++i) if (!(i & h)) {                                       \
+    vec a = v[i], b = v[i + h];                                                            \
+    v[i] = __builtin_shufflevector(a, b, EVEN_##n##_##h);                                  \
+    v[i + h] = __builtin_shufflevector(a, b, ODD_##n##_##h);                               \
+  }
+  STEPS
 #undef STEP
 }
