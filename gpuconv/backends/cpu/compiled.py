@@ -1,8 +1,8 @@
-"""This backend's C kernels (native/*.c): compiled for this machine when first used, and kept.
+"""C kernels for NumPy arrays (native/*.c): compiled for this machine when first used, and kept.
 
 NumPy alone does everything, but neither a convolution of few channels nor a pooling fast: each of its
-operations passes over memory again. The extra `fast` brings a C compiler (ziglang, a package of its own), with
-which the kernels are compiled once, for this processor's own vectors, in about a second.
+operations passes over memory again. The extra `fast` brings a C compiler (ziglang, a package of its own),
+with which the kernels are compiled once, for this processor's own vectors, in about a second.
 """
 
 import ctypes

@@ -7,6 +7,7 @@ views.
 """
 
 import ctypes
+from collections import Counter
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -16,11 +17,15 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import buffer, parallel, workers
+from gpuconv.backends.cpu.threads import buffer, parallel, used, workers
+from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
 Triple = tuple[int, int, int]
+
+
+WHY = "C kernels multiply w and shifted runs of the padded image: no columns"
 
 
 class Struct(ctypes.Structure):
@@ -145,7 +150,8 @@ def _call(
     inside = all(lo >= 0 and lo + n <= size for lo, n, size in zip(s.first, s.extent, s.size, strict=True))
     one_by_one = tuple(s.stride) == (1, 1, 1)
     s.x_in_place = inside and one_by_one and _lies_flat(s.x, layout.extent, layout.extent)
-    s.y_in_place = _lies_flat(s.y, layout.extent, s.box)
+    # No number between its places may belong to another's element: it is read as a 0.
+    s.y_in_place = layout.places == prod(s.box) and _lies_flat(s.y, layout.extent, s.box)
     vector = VECTOR_BYTES // 4
     if gradient:
         plane = x_steps[1] if s.x_in_place else layout.plane
@@ -168,7 +174,7 @@ def _call(
 
 
 def _lies_flat(steps: Any, extent: Triple, sizes: Any) -> bool:
-    """Tell whether the strides n, c, d, h, w are those of the flat layout, as far as an axis has several places."""
+    """Tell whether the strides n, c, d, h, w are the flat layout's, along axes of several places."""
     flat_steps = (extent[1] * extent[2], extent[2], 1)
     return all(size == 1 or a == b for size, a, b in zip(sizes, steps[2:], flat_steps, strict=True))
 
@@ -235,6 +241,27 @@ def forward(c: Kernels, x: Array, w: Array, b: Array | None, window: Window, y: 
     parallel(one, jobs, work)
 
 
+def plan_forward(
+    x: Array, w_shape: tuple[int, ...], window: Window, account: Account
+) -> tuple[int, int, int]:
+    """Add what `forward` would do to an account; return jobs, threads, and the bytes that they share."""
+    _, og, cg = w_shape[:3]
+    jobs, work = cut_forward(x, og, window)
+    for (_, groups, box), number in Counter((0, b.stop - b.start, box) for _, b, box in jobs).items():
+        places = prod(hi - lo for lo, hi in box)
+        account.step("direct", number, kernels=og, channels=cg, places=places, groups=groups)
+        call = _call(window, box, _five(x), (0,) * 5, 1, groups, cg, og, False)
+        account.buffer("flat", call.elements * x.itemsize + 9 * VECTOR_BYTES)
+    padded = _padded(og)
+    shared = window.groups * padded * (cg * window.taps + 1) * x.itemsize
+    return len(jobs), used(len(jobs), work), shared
+
+
+def _padded(og: int) -> int:
+    """Return the kernels of a group that are packed: a last block of 5 to 7 is filled up."""
+    return og if og % ROWS <= 4 else -(-og // ROWS) * ROWS
+
+
 def _aligned(slot: str, size: int) -> int:
     """Return the address of a buffer that begins where a vector may."""
     at = address(buffer(slot, (size + VECTOR_BYTES,), np.uint8))
@@ -244,7 +271,7 @@ def _aligned(slot: str, size: int) -> int:
 def _packed(c: Kernels, w: Array, b: Array | None, work: float) -> tuple[Array, Array, int]:
     """Return the weights as the kernels read them, the biases, and the kernels of a group with padding."""
     groups, og, cg, *kernel = w.shape
-    padded = og if og % ROWS <= 4 else -(-og // ROWS) * ROWS
+    padded = _padded(og)
     taps = prod(kernel)
     packed = buffer("packed", (groups, padded * cg * taps), w.dtype)
     bias = np.empty((groups, padded), w.dtype)
@@ -272,9 +299,28 @@ def _packed(c: Kernels, w: Array, b: Array | None, work: float) -> tuple[Array, 
 PACKED = 64
 
 
-# Sums of a weight gradient are cut alike on any number of threads, into so many jobs at least where there are
-# as many channels: each runs in the same order.
+# A weight gradient is cut alike on any number of threads, so that each sum runs in the same order: into so
+# many jobs at least.
 WEIGHT_JOBS = 4
+
+# Bytes of dw up to which jobs are images, each with sums of its own; beyond, channels, and each lays out dy.
+SUMS_BYTES = 1 << 20
+
+WeightJob = tuple[int, slice, slice]  # a group, its channels, images
+
+
+def cut_weight_grad(dw: Array, images: int) -> list[WeightJob]:
+    """Cut a weight gradient into jobs; dw is [groups, C_out/groups, C_in/groups, *kernel]."""
+    groups, _, cg = dw.shape[:3]
+    wanted = -(-WEIGHT_JOBS // groups)
+    by_image = images >= wanted and dw.nbytes <= SUMS_BYTES
+    shares = _shares(images, wanted if by_image else 1)
+    return list(product(range(groups), _shares(cg, 1 if by_image else wanted), shares))
+
+
+def _shares(n: int, number: int) -> list[slice]:
+    size = max(1, -(-n // max(1, min(number, n))))
+    return [slice(i, min(n, i + size)) for i in range(0, n, size)]
 
 
 def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> bool:
@@ -282,35 +328,61 @@ def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> b
 
     An infinity may then stand where a place without an output reads it, times that place's 0.
     """
-    groups, og, cg = dw.shape[:3]
-    images, taps, item = x.shape[0], window.taps, x.itemsize
-    size = -(-cg // max(1, min(cg, -(-WEIGHT_JOBS // groups))))
-    jobs = [(g, c0, min(cg, c0 + size)) for g in range(groups) for c0 in range(0, cg, size)]
-    total = np.zeros((groups, -(-cg // size), og * size * taps), x.dtype)
+    og, cg = dw.shape[1:3]
+    taps, item = window.taps, x.itemsize
+    jobs = cut_weight_grad(dw, x.shape[0])
+    sums: list[Array] = [dw] * len(jobs)
     x_steps, y_steps = _five(x), _five(dy)
     x_at, dy_at = address(x), address(dy)
-    image_bytes = (size * prod(window.in_size) + og * window.places) * item
-    boxes = _boxes(window, image_bytes, 1)
-    together = max(1, min(images, BOX_BYTES // image_bytes)) if len(boxes) == 1 else 1
 
-    def one(job: tuple[int, int, int]) -> None:
-        g, c0, c1 = job
-        target = address(total[g, c0 // size])
-        for n, box in product(range(0, images, together), boxes):
-            here = min(together, images - n)
-            call = _call(window, box, x_steps, y_steps, here, 1, c1 - c0, og, True)
+    def one(number: int) -> None:
+        g, part, images = jobs[number]
+        channels = part.stop - part.start
+        total = sums[number] = np.zeros((og, channels, *dw.shape[3:]), x.dtype)
+        for n, here, box in _pieces(window, channels, og, images, item):
+            call = _call(window, box, x_steps, y_steps, here, 1, channels, og, True)
             c.weight_gradient(
                 call.struct,
                 call.residues,
                 call.offsets,
-                x_at + (n * x_steps[0] + (g * cg + c0) * x_steps[1]) * item,
+                x_at + (n * x_steps[0] + (g * cg + part.start) * x_steps[1]) * item,
                 dy_at + (n * y_steps[0] + g * og * y_steps[1] + call.corner) * item,
-                target,
+                address(total),
                 _aligned("flat", call.elements * item + 2 * VECTOR_BYTES),
             )
 
-    parallel(one, jobs, dy.size * cg * taps)
-    for g, c0, c1 in jobs:
-        part = total[g, c0 // size, : og * (c1 - c0) * taps]
-        dw[g, :, c0:c1] = part.reshape(og, c1 - c0, *dw.shape[3:])
-    return bool(np.isfinite(total).all())
+    parallel(one, range(len(jobs)), dy.size * cg * taps)
+    whole = np.zeros(dw.shape, dw.dtype)
+    for (g, part, _), total in zip(jobs, sums, strict=True):
+        whole[g, :, part] += total
+    dw[...] = whole
+    return bool(np.isfinite(whole).all())
+
+
+def _pieces(window: Window, cg: int, og: int, images: slice, item: int) -> list[tuple[int, int, Box]]:
+    """Cut a job into calls whose images fit the cache: first image, how many, and output places."""
+    image_bytes = (cg * prod(window.in_size) + og * window.places) * item
+    boxes = _boxes(window, image_bytes, 1)
+    together = max(1, BOX_BYTES // image_bytes) if len(boxes) == 1 else 1
+    return [
+        (n, min(together, images.stop - n), box)
+        for n, box in product(range(images.start, images.stop, together), boxes)
+    ]
+
+
+def plan_weight_grad(
+    dy: Array, x: Array, window: Window, dw: Array, account: Account
+) -> tuple[int, int, int]:
+    """Add what `weight_grad` would do to an account; return jobs, threads, and the bytes that they share."""
+    og, cg = dw.shape[1:3]
+    jobs = cut_weight_grad(dw, x.shape[0])
+    sums = 0
+    for _, part, images in jobs:
+        channels = part.stop - part.start
+        sums += og * channels * window.taps * x.itemsize
+        for _, here, box in _pieces(window, channels, og, images, x.itemsize):
+            places = prod(hi - lo for lo, hi in box)
+            account.step("direct", kernels=og, channels=channels, places=places, images=here)
+            call = _call(window, box, _five(x), _five(dy), here, 1, channels, og, True)
+            account.buffer("flat", call.elements * x.itemsize + 3 * VECTOR_BYTES)
+    return len(jobs), used(len(jobs), dy.size * cg * window.taps), sums + dw.nbytes

@@ -85,7 +85,7 @@ EXPORT void NAME(weight_gradient)(const Convolution *s, const ptrdiff_t *residue
                                   const T *x, const T *dy, T *dw, T *flat) {
   ptrdiff_t x_image = s->x[0], dy_image = s->y[0], dy_row = s->y[1], row = s->channels * s->taps;
   if (s->x_in_place) {
-    x += s->first[0] * s->x[2] + s->first[1] * s->x[3] + s->first[2];
+    x += s->first[0] * s->x[2] + s->first[1] * s->x[3] + s->first[2] * s->x[4];
   } else {
     x_image = s->phases * s->channels * s->plane;
     for (ptrdiff_t n = 0; n < s->images; ++n) NAME(flatten)(s, residue, x + n * s->x[0], flat + n * x_image);

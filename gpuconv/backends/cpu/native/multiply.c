@@ -144,7 +144,7 @@ EXPORT void NAME(convolve)(const Convolution *s, const ptrdiff_t *residue, const
       T *to = y + n * s->y[0] + g * s->kernels * s->y[1];
       if (s->x_in_place) {
         ptrdiff_t whole = s->places / VL * VL, rest = s->places - whole;
-        image += s->first[0] * s->x[2] + s->first[1] * s->x[3] + s->first[2];
+        image += s->first[0] * s->x[2] + s->first[1] * s->x[3] + s->first[2] * s->x[4];
         NAME(multiply)(s, 0, whole, image, s->x[1], offset, w, bias + g * padded, to);
         if (!rest) continue;
         for (ptrdiff_t c = 0; c < s->channels; ++c)
