@@ -23,6 +23,7 @@ from typing import Any
 
 LEAST_WORKSPACE = 1 << 20
 PRECISIONS = ("ieee", "tf32")
+ALGORITHMS = ("auto", "gemm", "direct", "winograd")
 RANGES = ("none", "layers", "operations", "stages")  # each with those before it
 
 
@@ -48,6 +49,11 @@ class Config:
         Whether NumPy arrays may be worked on by the C kernels of the extra ``fast``, where it is installed;
         False keeps to NumPy alone. Results differ by rounding. The environment variable
         ``GPUCONV_COMPILED=0`` makes False the default.
+    algorithm : "auto", "gemm", "direct" or "winograd", default "auto"
+        How NumPy arrays are convolved; `gpuconv.explain` tells what "auto" would choose. "gemm": columns,
+        multiplied by BLAS. "direct": shifted runs of the image, multiplied by C kernels. "winograd": 3x3
+        kernels with stride 1 in a quarter of the multiplications, which costs a digit of accuracy; float64
+        only when it is asked for here. What an algorithm can't compute is computed as by "auto".
     """
 
     __slots__ = ("_here", "_values")
@@ -57,6 +63,7 @@ class Config:
             "workspace_limit": None,
             "fp32_precision": "ieee",
             "ranges": _ranges_at_first(),
+            "algorithm": "auto",
             "compiled": os.environ.get("GPUCONV_COMPILED", "1") != "0",
         }
         self._here: ContextVar[Mapping[str, Any] | None] = ContextVar("gpuconv.config", default=None)
@@ -88,6 +95,15 @@ class Config:
     @ranges.setter
     def ranges(self, value: str) -> None:
         self._values["ranges"] = _ranges(value)
+
+    @property
+    def algorithm(self) -> str:
+        """How NumPy arrays are convolved: "auto", "gemm", "direct" or "winograd"."""
+        return str(self._get("algorithm"))
+
+    @algorithm.setter
+    def algorithm(self, value: str) -> None:
+        self._values["algorithm"] = _algorithm(value)
 
     @property
     def compiled(self) -> bool:
@@ -151,6 +167,12 @@ def _ranges(value: Any) -> str:
     return str(value)
 
 
+def _algorithm(value: Any) -> str:
+    if not isinstance(value, str) or value not in ALGORITHMS:
+        raise ValueError(f'config: algorithm must be "auto", "gemm", "direct" or "winograd", not {value!r}')
+    return str(value)
+
+
 def _compiled(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"config: compiled must be True or False, not {value!r}")
@@ -172,6 +194,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "fp32_precision": _fp32_precision,
     "ranges": _ranges,
     "compiled": _compiled,
+    "algorithm": _algorithm,
 }
 
 config = Config()

@@ -15,16 +15,23 @@ from gpuconv import config
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    before = config.workspace_limit, config.fp32_precision, config.ranges
+    names = ("workspace_limit", "fp32_precision", "ranges", "compiled", "algorithm")
+    before = {name: getattr(config, name) for name in names}
     yield
-    config.workspace_limit, config.fp32_precision, config.ranges = before
+    for name, value in before.items():
+        setattr(config, name, value)
 
 
 def test_defaults():
     assert config.workspace_limit is None
     assert config.fp32_precision == "ieee"
     assert config.ranges == "stages"
-    assert repr(config) == "gpuconv.config(workspace_limit=None, fp32_precision='ieee', ranges='stages')"
+    assert config.compiled is True
+    assert config.algorithm == "auto"
+    assert repr(config) == (
+        "gpuconv.config(workspace_limit=None, fp32_precision='ieee', ranges='stages', "
+        "compiled=True, algorithm='auto')"
+    )
 
 
 def test_an_assignment_holds_for_every_thread():
@@ -97,6 +104,14 @@ def test_tasks_of_one_thread_have_their_own():
             'ranges must be "none", "layers", "operations" or "stages", not \'all\'',
         ),
         ("ranges", None, ValueError, "ranges"),
+        ("compiled", 1, TypeError, "compiled must be True or False, not 1"),
+        (
+            "algorithm",
+            "fft",
+            ValueError,
+            'algorithm must be "auto", "gemm", "direct" or "winograd", not \'fft\'',
+        ),
+        ("algorithm", None, ValueError, "algorithm"),
     ],
 )
 def test_wrong_values_are_refused_by_name(name, value, error, message):

@@ -1,6 +1,7 @@
 """Plans of calls, against what runs: kernels and products on a GPU's stand-in, jobs of NumPy's threads."""
 
 import inspect
+import sys
 from collections import Counter
 from math import prod
 
@@ -108,8 +109,9 @@ def run_by_numpy(monkeypatch):
 
     def noting_parallel(task, items, work=float("inf")):
         items = list(items)
-        jobs.append(len(items))
-        most.append(threads.used(len(items), work))
+        if task.__name__ != "prepare":  # weights, for all jobs
+            jobs.append(len(items))
+            most.append(threads.used(len(items), work))
         return parallel(task, items, work)
 
     def noting_matmul(a, b, **options):
@@ -117,8 +119,9 @@ def run_by_numpy(monkeypatch):
         products.append((*sorted((a.shape[-2], b.shape[-1])), a.shape[-1], prod(out.shape[:-2])))
         return out
 
-    for module in (cpu.adaptive, cpu.columns, cpu.convolution, cpu.convolution.depthwise, cpu.pooling):
-        monkeypatch.setattr(module, "parallel", noting_parallel)
+    for name, module in list(sys.modules.items()):
+        if name.startswith(cpu.__name__ + ".") and module is not threads and hasattr(module, "parallel"):
+            monkeypatch.setattr(module, "parallel", noting_parallel)
     monkeypatch.setattr(np, "matmul", noting_matmul)
 
     def clear():

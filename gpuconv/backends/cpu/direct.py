@@ -284,14 +284,14 @@ def _packed(c: Kernels, w: Array, b: Array | None, work: float) -> tuple[Array, 
     place = np.ascontiguousarray(places, np.int64)
     at, place_at, item = address(w), address(place), w.itemsize
 
-    def one(job: tuple[int, int]) -> None:
+    def prepare(job: tuple[int, int]) -> None:
         g, k0 = job
         c.pack(
             *(at + g * by_group * item, None if b is None else address(b[g]), k0, min(og, k0 + PACKED), og),
             *(cg, taps, by_kernel, by_channel, place_at, address(packed[g]), address(bias[g])),
         )
 
-    parallel(one, product(range(groups), range(0, og, PACKED)), packed.size * 8)
+    parallel(prepare, product(range(groups), range(0, og, PACKED)), packed.size * 8)
     return packed, bias, padded
 
 

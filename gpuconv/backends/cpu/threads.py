@@ -197,9 +197,10 @@ def buffer(slot: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     size = prod(shape) * dtype.itemsize
     if size > KEPT_BYTES:
         return np.empty(shape, dtype)
-    slots: dict[str, Array] = _kept.__dict__
+    slots: dict[str, Array | None] = _kept.__dict__
     memory = slots.get(slot)
     if memory is None or memory.nbytes < size:
+        memory = slots[slot] = None  # before there is a larger one, not beside it
         memory = slots[slot] = np.empty(size, np.uint8)
     return memory[:size].view(dtype).reshape(shape)
 
