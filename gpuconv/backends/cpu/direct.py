@@ -8,6 +8,7 @@ views.
 
 import ctypes
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -63,8 +64,8 @@ class Flat(NamedTuple):
         return self.phase * (channels * self.plane) + self.shift
 
 
-def _three(values: tuple[int, ...], fill: int) -> Triple:
-    return (fill,) * (3 - len(values)) + values  # type: ignore[return-value]
+def _three(values: Sequence[int], fill: int) -> Triple:
+    return (fill,) * (3 - len(values)) + tuple(values)  # type: ignore[return-value]
 
 
 Box = tuple[tuple[int, int], ...]  # output places along each of three axes
@@ -73,42 +74,38 @@ Box = tuple[tuple[int, int], ...]  # output places along each of three axes
 @lru_cache(maxsize=512)
 def flat(window: Window, box: Box) -> Flat:
     """Return the flat layout for these output places."""
-    kernel, stride = _three(window.kernel, 1), _three(window.stride, 1)
-    dilation, before = _three(window.dilation, 1), _three(window.before, 0)
-    size, out = _three(window.in_size, 1), [hi - lo for lo, hi in box]
-    jumps = [np.arange(k) * d for k, d in zip(kernel, dilation, strict=True)]
-    residues = [list(dict.fromkeys((jump % s).tolist())) for jump, s in zip(jumps, stride, strict=True)]
-    reach = [int((jump // s).max()) for jump, s in zip(jumps, stride, strict=True)]
-    full = [n + more for n, more in zip(out, reach, strict=True)]
-    # Zeros that end every row, and those that begin it, are the same memory.
-    zeros = full[2]
-    for residue in residues[2]:
-        first = box[2][0] * stride[2] - before[2] + residue
-        lead = max(0, -(first // stride[2]))
-        last = first + (full[2] - 1) * stride[2]
-        trail = max(0, -((size[2] - 1 - last) // stride[2])) if last >= size[2] else 0
-        zeros = min(zeros, lead, trail)
-    zeros = min(zeros, reach[2])
-    extent = (full[0], full[1], full[2] - zeros)
-    index = [[r.index(int(v)) for v in jump % s] for r, jump, s in zip(residues, jumps, stride, strict=True)]
+    stride, size = _three(window.stride, 1), _three(window.in_size, 1)
+    jumps = [
+        np.arange(k) * d for k, d in zip(_three(window.kernel, 1), _three(window.dilation, 1), strict=True)
+    ]
     shift = [jump // s for jump, s in zip(jumps, stride, strict=True)]
-    counts = [len(r) for r in residues]
-    taps = list(np.ndindex(*kernel))
-    phase = np.array(
-        [np.ravel_multi_index([i[t] for i, t in zip(index, tap, strict=True)], counts) for tap in taps]
+    residue, phase = zip(
+        *(np.unique(jump % s, return_inverse=True) for jump, s in zip(jumps, stride, strict=True)),
+        strict=True,
     )
-    shifts = np.array(
-        [(shift[0][i] * extent[1] + shift[1][j]) * extent[2] + shift[2][k] for i, j, k in taps], np.int64
-    )
-    places = ((out[0] - 1) * extent[1] + out[1] - 1) * extent[2] + out[2]
+    out = [hi - lo for lo, hi in box]
+    slices, rows, columns = (n + int(moves.max()) for n, moves in zip(out, shift, strict=True))
+    # Zeros that end every row, in every phase, and zeros that begin every row, can be the same memory.
+    first = box[2][0] * stride[2] - _three(window.before, 0)[2] + residue[2]
+    lead, inside = -(first // stride[2]), -((first - size[2]) // stride[2])
+    trail = columns - np.clip(inside, 0, columns)
+    zeros = int(min(np.clip(np.minimum(lead, trail), 0, shift[2].max())))
+    pitch = columns - zeros
+    counts = [len(r) for r in residue]
     return Flat(
-        extent,
-        prod(extent) + zeros,
-        places,
-        np.array(list(product(*residues)), np.int64),
-        phase.astype(np.int64),
-        shifts,
+        (slices, rows, pitch),
+        slices * rows * pitch + zeros,
+        ((out[0] - 1) * rows + out[1] - 1) * pitch + out[2],
+        np.array(list(product(*residue)), np.intp),
+        _over_taps((phase[0] * counts[1] * counts[2], phase[1] * counts[2], phase[2])),
+        _over_taps((shift[0] * rows * pitch, shift[1] * pitch, shift[2])),
     )
+
+
+def _over_taps(by_axis: tuple[Array, Array, Array]) -> Array:
+    """Return, for every tap, the sum of what belongs to its places along the axes."""
+    d, h, w = by_axis
+    return np.ascontiguousarray(d[:, None, None] + h[:, None] + w, np.intp).ravel()
 
 
 class Call(NamedTuple):
@@ -181,21 +178,27 @@ def _lies_flat(steps: Any, extent: Triple, sizes: Any) -> bool:
 
 def _five(x: Array) -> tuple[int, ...]:
     n, c, *rest = strides(x)
-    return (n, c, *_three(tuple(rest), 0))
+    return (n, c, *_three(rest, 0))
 
 
 def _boxes(window: Window, image_bytes: int, wanted: int) -> list[Box]:
-    """Cut an image's output places along its first axis, so that a box's flat image fits BOX_BYTES."""
-    out = _three(window.out_size, 1)
-    whole: Box = tuple((0, n) for n in out)
-    axis = next((a for a in range(3) if out[a] > 1), 2)
-    # Rows that boxes share are copied by both: a box has four rows at least, unless threads have no work.
-    pieces = min(max(wanted, min(-(-image_bytes // BOX_BYTES), out[axis] // 4)), out[axis])
-    size = -(-out[axis] // max(1, pieces))
-    return [
-        (*whole[:axis], (lo, min(out[axis], lo + size)), *whole[axis + 1 :])
-        for lo in range(0, out[axis], size)
-    ]
+    """Cut an image's output places into boxes whose flat images fit BOX_BYTES, and into so many at least.
+
+    Boxes that share what they read copy it each, so they keep four places along an axis, unless threads would
+    have no work.
+    """
+    ranges = []
+    pieces = -(-image_bytes // BOX_BYTES)
+    for size in _three(window.out_size, 1):
+        number = max(min(pieces, max(1, size // 4)), min(wanted, size))
+        pieces, wanted = -(-pieces // number), -(-wanted // number)
+        ranges.append([(part.start, part.stop) for part in _shares(size, number)])
+    return list(product(*ranges))
+
+
+def _shares(n: int, number: int) -> list[slice]:
+    size = max(1, -(-n // max(1, min(number, n))))
+    return [slice(i, min(n, i + size)) for i in range(0, n, size)]
 
 
 Job = tuple[int, slice, Box]  # an image, groups, output places
@@ -277,11 +280,8 @@ def _packed(c: Kernels, w: Array, b: Array | None, work: float) -> tuple[Array, 
     bias = np.empty((groups, padded), w.dtype)
     b = None if b is None else np.ascontiguousarray(b).reshape(groups, og)
     by_group, by_kernel, by_channel, *steps = strides(w)
-    places = sum(
-        np.arange(k).reshape(-1, *(1,) * (len(kernel) - 1 - axis)) * step
-        for axis, (k, step) in enumerate(zip(kernel, steps, strict=True))
-    )
-    place = np.ascontiguousarray(places, np.int64)
+    d, h, j = (np.arange(k) * step for k, step in zip(_three(kernel, 1), _three(steps, 0), strict=True))
+    place = _over_taps((d, h, j))
     at, place_at, item = address(w), address(place), w.itemsize
 
     def prepare(job: tuple[int, int]) -> None:
@@ -316,11 +316,6 @@ def cut_weight_grad(dw: Array, images: int) -> list[WeightJob]:
     by_image = images >= wanted and dw.nbytes <= SUMS_BYTES
     shares = _shares(images, wanted if by_image else 1)
     return list(product(range(groups), _shares(cg, 1 if by_image else wanted), shares))
-
-
-def _shares(n: int, number: int) -> list[slice]:
-    size = max(1, -(-n // max(1, min(number, n))))
-    return [slice(i, min(n, i + size)) for i in range(0, n, size)]
 
 
 def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> bool:
