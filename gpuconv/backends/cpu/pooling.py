@@ -7,11 +7,13 @@ hold only places inside the input: padding is never read, so it can't win a maxi
 
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache, reduce
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.cpu import pooling_compiled
 from gpuconv.backends.cpu.blocks import length
 from gpuconv.backends.cpu.columns import axis_slices, channels_first, tap_slices
 from gpuconv.backends.cpu.threads import buffer, count, parallel, used
@@ -31,6 +33,8 @@ def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_
     """Write each window's maximum to y, and to argmax the offset of the first place that holds it."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     mask = None if argmax is None else channels_first(argmax, channels_last)
+    if (p := pooling_compiled.pooling(source, target, mask, window)) is not None:
+        return pooling_compiled.max_pool(p)
     taps = _taps(window)
 
     def one(planes: tuple[slice, slice]) -> None:
@@ -256,6 +260,8 @@ def avg_pool(
 ) -> None:
     """Write each window's mean: sums axis by axis, then one division."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    if (p := pooling_compiled.pooling(source, target, None, window, mean=True)) is not None:
+        return pooling_compiled.avg_pool(p, shares(p.window, count_include_pad, divisor_override))
     wide = accumulator(x.dtype)
     share = (1 / divisor(window, count_include_pad, divisor_override)).astype(real_dtype(wide))
 
@@ -376,14 +382,28 @@ def divisor(window: Window, count_include_pad: bool, override: int | None = None
     """
     if override is not None:
         return np.array(float(override))
-    counts = np.ones((), np.float64)
-    for axis in range(window.axes):
-        before, after = (window.before[axis], window.after[axis]) if count_include_pad else (0, 0)
-        start = np.arange(window.out_size[axis]) * window.stride[axis] - window.before[axis]
-        places = start[:, None] + np.arange(window.kernel[axis]) * window.dilation[axis]
-        inside = (places >= -before) & (places < window.in_size[axis] + after)
-        counts = np.multiply.outer(counts, inside.sum(axis=1))
-    return counts
+    return reduce(np.multiply.outer, (_counts(window, axis, count_include_pad) for axis in range(window.axes)))
+
+
+@lru_cache(maxsize=256)
+def shares(window: Window, count_include_pad: bool, override: int | None = None) -> Array:
+    """Return what `divisor` is the product of, inverted, for three axes one after the other."""
+    axes = [np.ones(1)] * (3 - window.axes)
+    if override is not None:
+        axes += [np.ones(size) for size in window.out_size]
+        axes[0] = axes[0] / override
+    else:
+        axes += [1 / _counts(window, axis, count_include_pad) for axis in range(window.axes)]
+    return np.concatenate(axes)
+
+
+def _counts(window: Window, axis: int, count_include_pad: bool) -> Array:
+    """Return how many places each window has along an axis."""
+    before, after = (window.before[axis], window.after[axis]) if count_include_pad else (0, 0)
+    start = np.arange(window.out_size[axis]) * window.stride[axis] - window.before[axis]
+    places = start[:, None] + np.arange(window.kernel[axis]) * window.dilation[axis]
+    inside = (places >= -before) & (places < window.in_size[axis] + after)
+    return inside.sum(axis=1).astype(np.float64)
 
 
 def by_parts(operation: np.ufunc, x: Array, real: Array, out: Array) -> None:

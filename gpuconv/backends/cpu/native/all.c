@@ -1,6 +1,7 @@
 // Every file once for float and once for double: one library, functions named NAME_f32 and NAME_f64.
 #include <stddef.h>
 #include "convolution.h"
+#include "pooling.h"
 #define T float
 #define NUMBER_BYTES 4
 #define NAME(x) x##_f32

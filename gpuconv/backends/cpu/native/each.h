@@ -2,3 +2,8 @@
 #include "flat.c"
 #include "multiply.c"
 #include "dots.c"
+#include "pool.c"
+#include "pool_channels.c"
+#include "pool_rows.c"
+#include "pool_windows.c"
+#include "pool_calls.c"

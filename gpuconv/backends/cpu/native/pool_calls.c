@@ -1,0 +1,27 @@
+// Poolings and their gradients as they are called: image by image, in the way that the caller chose.
+
+INLINE void NAME(pool)(int op, const Pooling *s, const T *x, const double *shares, T *y, char *mask, T *memory) {
+  for (ptrdiff_t n = 0; n < s->images; ++n) {
+    if (s->way == CHANNELS) {
+      NAME(channels)(op, s, x + n * s->x[0], shares, y + n * s->y[0], mask + n * s->mask[0] * s->mask_bytes);
+      continue;
+    }
+    for (ptrdiff_t c = 0; c < s->channels; ++c) {
+      const T *plane = x + n * s->x[0] + c * s->x[1];
+      T *to = y + n * s->y[0] + c * s->y[1];
+      char *offsets = mask + (n * s->mask[0] + c * s->mask[1]) * s->mask_bytes;
+      if (s->way == ROWS) NAME(rows)(op, s, plane, shares, to, offsets, memory);
+      else NAME(windows)(op, s, plane, shares, to, offsets);
+    }
+  }
+}
+
+// mask may be null: then the values alone are wanted.
+EXPORT void NAME(max_pool)(const Pooling *s, const T *x, T *y, char *mask, T *memory) {
+  if (s->mask_bytes) NAME(pool)(MAX_AND_MASK, s, x, 0, y, mask, memory);
+  else NAME(pool)(MAX, s, x, 0, y, mask, memory);
+}
+
+EXPORT void NAME(avg_pool)(const Pooling *s, const T *x, const double *shares, T *y, T *memory) {
+  NAME(pool)(MEAN, s, x, shares, y, 0, memory);
+}

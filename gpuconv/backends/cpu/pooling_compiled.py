@@ -1,0 +1,197 @@
+"""Pooling by our C kernels (native/pool*.c): a pass over memory each, whatever the window.
+
+This file says whether they compute a pooling, along what their vectors lie, and cuts it into jobs of whole
+planes; all arrays are canonical views, [N, C, *spatial].
+"""
+
+import ctypes
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpuconv.backends.cpu import compiled
+from gpuconv.backends.cpu.compiled import Kernels, address, strides
+from gpuconv.backends.cpu.threads import buffer, count, parallel
+from gpuconv.geometry import Window
+
+Array = np.ndarray[Any, Any]
+Planes = tuple[slice, slice]
+
+# Bytes of x that a job takes; C holds no interpreter lock, so that jobs may be smaller than NumPy's.
+BLOCK_BYTES = 512 << 10
+
+# The most bytes of a vector, and of the masks that are read.
+VECTOR_BYTES = 64
+MASKS = {np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)}
+
+# Along what vectors lie: channels; a row of outputs (or of dx); a window's own places.
+CHANNELS, ROWS, WINDOWS = range(3)
+
+
+class Struct(ctypes.Structure):
+    """What one call works on; see native/pooling.h."""
+
+    _fields_ = compiled.fields("Pooling")
+
+
+class Pooling(NamedTuple):
+    """A pooling that C computes: x (or dx) and y (or dy) are canonical, the window's axes as few as will do."""
+
+    kernels: Kernels
+    x: Array
+    y: Array
+    mask: Array | None
+    window: Window
+    way: int
+
+
+def pooling(x: Array, y: Array, mask: Array | None, window: Window, *, mean: bool = False) -> Pooling | None:
+    """Return how C computes a pooling with these arrays; None where NumPy does."""
+    kernels = compiled.kernels(x, y)
+    if kernels is None or not x.size:
+        return None
+    if mask is not None and (mask.dtype not in MASKS or any(step % mask.itemsize for step in mask.strides)):
+        return None
+    if mean and _many_sums(window):
+        return None
+    x, y, mask, window = _folded(x, y, mask, window)
+    return Pooling(kernels, x, y, mask, window, _way(x, y, window))
+
+
+def _many_sums(window: Window) -> bool:
+    """Tell whether sums axis by axis, which NumPy takes, are so much less work that they are faster."""
+    overlapping = window.places * window.taps > 4 * prod(window.in_size)
+    return overlapping and window.taps > 8 * sum(window.kernel)
+
+
+def _folded(
+    x: Array, y: Array, mask: Array | None, window: Window
+) -> tuple[Array, Array, Array | None, Window]:
+    """Return the same pooling with two axes as one wherever windows have whole rows that lie end to end."""
+    axis = window.axes - 1
+    while axis > 0:
+        a, size = axis - 1, window.in_size[axis]
+        whole = window.kernel[axis] == size and not window.before[axis] and window.out_size[axis] == 1
+        end_to_end = x.strides[2 + a] == size * x.strides[2 + axis] or x.shape[2 + a] == 1
+        if whole and end_to_end and window.dilation[a] == window.dilation[axis] == 1:
+            window = _without_axis(window, axis, size)
+            x = np.lib.stride_tricks.as_strided(
+                x,
+                (*x.shape[: 2 + a], x.shape[2 + a] * size, *x.shape[3 + axis :]),
+                (*x.strides[: 2 + a], *x.strides[2 + axis :]),
+                writeable=x.flags.writeable,
+            )
+            index = (slice(None),) * (2 + axis) + (0,)
+            y, mask = y[index], None if mask is None else mask[index]
+        axis -= 1
+    return x, y, mask, window
+
+
+def _without_axis(window: Window, axis: int, size: int) -> Window:
+    """Return the window with the axis before this one counted in places of this one."""
+    fields = {}
+    for name in ("in_size", "kernel", "stride", "before", "after", "dilation", "out_size"):
+        values, scale = getattr(window, name), 1 if name in ("dilation", "out_size") else size
+        fields[name] = (*values[: axis - 1], values[axis - 1] * scale, *values[axis + 1 :])
+    return replace(window, **fields)
+
+
+def _way(x: Array, y: Array, window: Window) -> int:
+    """Return along what vectors lie."""
+    lanes = VECTOR_BYTES // x.itemsize
+    if x.strides[1] == y.strides[1] == x.itemsize and x.shape[1] >= lanes:
+        return CHANNELS
+    # Vectors that a row of outputs takes, of each tap or of each window; the latter's lanes are then joined.
+    width, kernel = window.out_size[-1], window.kernel[-1]
+    taps = window.taps // kernel
+    by_rows, by_windows = taps * kernel * -(-width // lanes), width * (taps * -(-kernel // lanes) + 4)
+    return ROWS if by_rows <= by_windows else WINDOWS
+
+
+def cut(p: Pooling) -> list[Planes]:
+    """Cut a pooling into jobs: several small images, or some channels of one."""
+    n, c = p.x.shape[:2]
+    threads, plane = count(), prod(p.x.shape[2:]) * p.x.itemsize
+    channels = max(1, min(c, BLOCK_BYTES // plane))
+    if p.way == CHANNELS:  # those of a place lie together: cut only to occupy all threads
+        lanes = VECTOR_BYTES // p.x.itemsize
+        channels = c if n >= threads else max(lanes, -(-c // threads // lanes) * lanes)
+    images = max(1, min(BLOCK_BYTES // (plane * channels), n // (2 * threads))) if channels == c else 1
+    starts = list(range(0, c, channels))
+    if p.way == CHANNELS and c - starts[-1] < VECTOR_BYTES // p.x.itemsize:
+        starts.pop()  # the last few join those before them
+    ends = [*starts[1:], c]
+    return [
+        (slice(i, min(n, i + images)), slice(j, end))
+        for i in range(0, n, images)
+        for j, end in zip(starts, ends, strict=True)
+    ]
+
+
+def max_pool(p: Pooling) -> None:
+    """Write each window's maximum to y, and to the mask the offset of the first place that holds it."""
+
+    def one(planes: Planes) -> None:
+        s = _struct(p, planes)
+        p.kernels.max_pool(ctypes.byref(s), *_at(planes, p.x, p.y, p.mask), _memory(p))
+
+    parallel(one, cut(p), p.x.size * p.window.taps)
+
+
+def avg_pool(p: Pooling, shares: Array) -> None:
+    """Write each window's mean; `shares` are 1 / places, one axis after the other."""
+
+    def one(planes: Planes) -> None:
+        s = _struct(p, planes)
+        x, y = _at(planes, p.x, p.y)
+        p.kernels.avg_pool(ctypes.byref(s), x, address(shares), y, _memory(p))
+
+    parallel(one, cut(p), p.x.size * p.window.taps)
+
+
+def _at(planes: Planes, *arrays: Array | None) -> list[int | None]:
+    """Return where these planes of the arrays begin."""
+    n, c = (part.start for part in planes)
+    return [None if x is None else address(x) + n * x.strides[0] + c * x.strides[1] for x in arrays]
+
+
+def _struct(p: Pooling, planes: Planes) -> Struct:
+    images, channels = planes
+    window = p.window
+    s = Struct()
+    s.images, s.channels = images.stop - images.start, channels.stop - channels.start
+    s.size, s.out = _three(window.in_size), _three(window.out_size)
+    s.kernel, s.stride, s.dilation = _three(window.kernel), _three(window.stride), _three(window.dilation)
+    s.before = _three(window.before, 0)
+    s.x, s.y = _five(p.x), _five(p.y)
+    if p.mask is not None:
+        s.mask, s.mask_bytes = _five(p.mask), p.mask.itemsize
+    s.way = p.way
+    return s
+
+
+def _three(values: tuple[int, ...], fill: int = 1) -> tuple[int, ...]:
+    return (fill,) * (3 - len(values)) + values
+
+
+def _five(x: Array) -> tuple[int, ...]:
+    n, c, *rest = strides(x)
+    return (n, c, *_three(tuple(rest), 0))
+
+
+def _memory(p: Pooling) -> int:
+    size = memory_bytes(p.way, p.window, p.x.itemsize)
+    return address(buffer("pool", (size,), np.uint8))
+
+
+def memory_bytes(way: int, window: Window, item: int) -> int:
+    """Return the bytes that a thread takes beside arguments and results; see native/pool_rows.c."""
+    if way != ROWS:
+        return 0
+    lanes = VECTOR_BYTES // item
+    (kd, kh, kw), span = _three(window.kernel), _three(window.span)
+    stride, size, width = window.stride[-1], _three(window.in_size), window.out_size[-1]
+    row = (width + (span[2] - 1) // stride + lanes) * min(stride, span[2])
+    return 8 * (2 * kd * kh + kw) + item * (kd * min(span[1], size[1]) * row + 4 * (width + lanes))
