@@ -27,7 +27,7 @@ VECTOR_BYTES = 64
 MASKS = {np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)}
 
 # Along what vectors lie: channels; a row of outputs (or of dx); a window's own places.
-CHANNELS, ROWS, WINDOWS = range(3)
+BY_CHANNELS, BY_ROWS, BY_WINDOWS = range(3)
 
 
 class Struct(ctypes.Structure):
@@ -102,12 +102,12 @@ def _way(x: Array, y: Array, window: Window) -> int:
     """Return along what vectors lie."""
     lanes = VECTOR_BYTES // x.itemsize
     if x.strides[1] == y.strides[1] == x.itemsize and x.shape[1] >= lanes:
-        return CHANNELS
+        return BY_CHANNELS
     # Vectors that a row of outputs takes, of each tap or of each window; the latter's lanes are then joined.
     width, kernel = window.out_size[-1], window.kernel[-1]
     taps = window.taps // kernel
     by_rows, by_windows = taps * kernel * -(-width // lanes), width * (taps * -(-kernel // lanes) + 4)
-    return ROWS if by_rows <= by_windows else WINDOWS
+    return BY_ROWS if by_rows <= by_windows else BY_WINDOWS
 
 
 def cut(p: Pooling) -> list[Planes]:
@@ -115,12 +115,12 @@ def cut(p: Pooling) -> list[Planes]:
     n, c = p.x.shape[:2]
     threads, plane = count(), prod(p.x.shape[2:]) * p.x.itemsize
     channels = max(1, min(c, BLOCK_BYTES // plane))
-    if p.way == CHANNELS:  # those of a place lie together: cut only to occupy all threads
+    if p.way == BY_CHANNELS:  # those of a place lie together: cut only to occupy all threads
         lanes = VECTOR_BYTES // p.x.itemsize
         channels = c if n >= threads else max(lanes, -(-c // threads // lanes) * lanes)
     images = max(1, min(BLOCK_BYTES // (plane * channels), n // (2 * threads))) if channels == c else 1
     starts = list(range(0, c, channels))
-    if p.way == CHANNELS and c - starts[-1] < VECTOR_BYTES // p.x.itemsize:
+    if p.way == BY_CHANNELS and c - starts[-1] < VECTOR_BYTES // p.x.itemsize:
         starts.pop()  # the last few join those before them
     ends = [*starts[1:], c]
     return [
@@ -188,7 +188,7 @@ def _memory(p: Pooling) -> int:
 
 def memory_bytes(way: int, window: Window, item: int) -> int:
     """Return the bytes that a thread takes beside arguments and results; see native/pool_rows.c."""
-    if way != ROWS:
+    if way != BY_ROWS:
         return 0
     lanes = VECTOR_BYTES // item
     (kd, kh, kw), span = _three(window.kernel), _three(window.span)

@@ -8,7 +8,7 @@ typedef struct {
 } Pooling;
 
 // Vectors of channels; of outputs (or, in a gradient, of places) along w; of a window's places along w.
-enum Way { CHANNELS, ROWS, WINDOWS };
+enum Way { BY_CHANNELS, BY_ROWS, BY_WINDOWS };
 
 // What is taken of a window.
 enum { MAX, MAX_AND_MASK, MEAN };
