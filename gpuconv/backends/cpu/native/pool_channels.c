@@ -40,7 +40,8 @@ INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff
   }
 }
 
-INLINE void NAME(channels)(int op, const Pooling *s, const T *x, const double *shares, T *y, char *mask) {
+// All places of some channels: v vectors of them.
+INLINE void NAME(channels_of)(int op, int v, const Pooling *s, const T *x, const double *shares, T *y, char *mask) {
   ptrdiff_t o[3], bytes_each = op == MAX_AND_MASK ? s->mask_bytes : 0;
   Range taps[3];
   for (o[0] = 0; o[0] < s->out[0]; ++o[0]) {
@@ -49,17 +50,20 @@ INLINE void NAME(channels)(int op, const Pooling *s, const T *x, const double *s
       taps[1] = taps_inside(s, 1, o[1]);
       for (o[2] = 0; o[2] < s->out[2]; ++o[2]) {
         taps[2] = taps_inside(s, 2, o[2]);
-        T *to = y + o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4];
-        char *offset = mask + (o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4]) * bytes_each;
         T share = op == MEAN ? (T)(share_of(s, shares, o[0], o[1]) * shares[s->out[0] + s->out[1] + o[2]]) : 1;
-        ptrdiff_t c = 0;
-        for (; c + 4 * VL <= s->channels; c += 4 * VL)
-          NAME(window_channels)(op, 4, s, o, taps, x + c, share, to + c, offset + c * bytes_each);
-        for (; c < s->channels; c += VL) {
-          ptrdiff_t from = least(c, s->channels - VL);
-          NAME(window_channels)(op, 1, s, o, taps, x + from, share, to + from, offset + from * bytes_each);
-        }
+        NAME(window_channels)(op, v, s, o, taps, x, share, y + o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4],
+                              mask + (o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4]) * bytes_each);
       }
     }
+  }
+}
+
+INLINE void NAME(channels)(int op, const Pooling *s, const T *x, const double *shares, T *y, char *mask) {
+  ptrdiff_t c = 0, bytes_each = op == MAX_AND_MASK ? s->mask_bytes : 0;
+  for (; c + 4 * VL <= s->channels; c += 4 * VL)
+    NAME(channels_of)(op, 4, s, x + c, shares, y + c, mask + c * bytes_each);
+  for (; c < s->channels; c += VL) {
+    ptrdiff_t from = least(c, s->channels - VL);
+    NAME(channels_of)(op, 1, s, x + from, shares, y + from, mask + from * bytes_each);
   }
 }
