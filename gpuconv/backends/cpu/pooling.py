@@ -133,9 +133,13 @@ def _count_misses(image: Array, best: Array, taps: "Taps", mask: Array, differs:
 
 def max_pool_backward(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool) -> None:
     """Write dx: each dy goes to the place its window's argmax names; overlapping windows add up."""
-    mask = channels_first(argmax, channels_last)
-    _check_offsets(f"max_pool{window.axes}d_backward", mask, window)
+    mask, op = channels_first(argmax, channels_last), f"max_pool{window.axes}d_backward"
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    if (p := pooling_compiled.pooling(target, source, mask, window, backward=True)) is not None:
+        if not pooling_compiled.masks_name_places(p):
+            _check_offsets(op, mask, window)
+        return pooling_compiled.max_pool_backward(p)
+    _check_offsets(op, mask, window)
     blocks = plane_blocks(target, channels_last)
     first, jumps = _flat_index(window)
     images, c = target[blocks[0]].shape[:2] if blocks else (0, 0)
@@ -299,6 +303,8 @@ def avg_pool_backward(
 ) -> None:
     """Write dx: each dy, divided, spread over its window, axis by axis."""
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    if (p := pooling_compiled.pooling(target, source, None, window, mean=True, backward=True)) is not None:
+        return pooling_compiled.avg_pool_backward(p, shares(p.window, count_include_pad, divisor_override))
     wide = accumulator(dy.dtype)
     share = (1 / divisor(window, count_include_pad, divisor_override)).astype(real_dtype(wide))
 

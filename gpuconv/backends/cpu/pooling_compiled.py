@@ -45,9 +45,12 @@ class Pooling(NamedTuple):
     mask: Array | None
     window: Window
     way: int
+    backward: bool
 
 
-def pooling(x: Array, y: Array, mask: Array | None, window: Window, *, mean: bool = False) -> Pooling | None:
+def pooling(
+    x: Array, y: Array, mask: Array | None, window: Window, *, mean: bool = False, backward: bool = False
+) -> Pooling | None:
     """Return how C computes a pooling with these arrays; None where NumPy does."""
     kernels = compiled.kernels(x, y)
     if kernels is None or not x.size:
@@ -57,7 +60,8 @@ def pooling(x: Array, y: Array, mask: Array | None, window: Window, *, mean: boo
     if mean and _many_sums(window):
         return None
     x, y, mask, window = _folded(x, y, mask, window)
-    return Pooling(kernels, x, y, mask, window, _way(x, y, window))
+    way = _way_back(x, y, mask, window) if backward else _way(x, y, window)
+    return Pooling(kernels, x, y, mask, window, way, backward)
 
 
 def _many_sums(window: Window) -> bool:
@@ -110,6 +114,19 @@ def _way(x: Array, y: Array, window: Window) -> int:
     return BY_ROWS if by_rows <= by_windows else BY_WINDOWS
 
 
+def _way_back(dx: Array, dy: Array, mask: Array | None, window: Window) -> int:
+    """Return along what a gradient's vectors lie."""
+    item, lanes = dx.itemsize, VECTOR_BYTES // dx.itemsize
+    dense = dx.strides[1] == dy.strides[1] == item and (mask is None or mask.strides[1] == mask.itemsize)
+    # Windows that have a place: so many terms a vector gathers, where a window is added to once.
+    readers = prod(-(-span // s) for span, s in zip(window.span, window.stride, strict=True))
+    if dense and dx.shape[1] >= lanes and readers <= 4 * lanes:
+        return BY_CHANNELS
+    width, kernel = window.out_size[-1], window.kernel[-1]
+    each = 4 if mask is not None else window.taps // kernel * -(-kernel // lanes) + 4
+    return BY_ROWS if window.taps * -(-width // lanes) <= width * each else BY_WINDOWS
+
+
 def cut(p: Pooling) -> list[Planes]:
     """Cut a pooling into jobs: several small images, or some channels of one."""
     n, c = p.x.shape[:2]
@@ -151,6 +168,40 @@ def avg_pool(p: Pooling, shares: Array) -> None:
     parallel(one, cut(p), p.x.size * p.window.taps)
 
 
+def masks_name_places(p: Pooling) -> bool:
+    """Tell whether all offsets are those of places inside of x."""
+    wrong = np.zeros((), np.intp)  # any thread may write: all write the same
+
+    def one(planes: Planes) -> None:
+        s = _struct(p, planes)
+        p.kernels.check_mask(ctypes.byref(s), *_at(planes, p.mask), address(wrong))
+
+    parallel(one, cut(p), p.y.size)
+    return not wrong
+
+
+def max_pool_backward(p: Pooling) -> None:
+    """Write to x (dx) each y (dy) at the place that its window's mask names; several add up."""
+
+    def one(planes: Planes) -> None:
+        s = _struct(p, planes)
+        dx, dy, mask = _at(planes, p.x, p.y, p.mask)
+        p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, _memory(p))
+
+    parallel(one, cut(p), p.x.size * p.window.taps)
+
+
+def avg_pool_backward(p: Pooling, shares: Array) -> None:
+    """Write to x (dx) each y (dy), divided, on all places of its window; several add up."""
+
+    def one(planes: Planes) -> None:
+        s = _struct(p, planes)
+        dx, dy = _at(planes, p.x, p.y)
+        p.kernels.avg_pool_backward(ctypes.byref(s), dy, address(shares), dx, _memory(p))
+
+    parallel(one, cut(p), p.x.size * p.window.taps)
+
+
 def _at(planes: Planes, *arrays: Array | None) -> list[int | None]:
     """Return where these planes of the arrays begin."""
     n, c = (part.start for part in planes)
@@ -182,16 +233,24 @@ def _five(x: Array) -> tuple[int, ...]:
 
 
 def _memory(p: Pooling) -> int:
-    size = memory_bytes(p.way, p.window, p.x.itemsize)
-    return address(buffer("pool", (size,), np.uint8))
+    return address(buffer("pool", (memory_bytes(p),), np.uint8))
 
 
-def memory_bytes(way: int, window: Window, item: int) -> int:
-    """Return the bytes that a thread takes beside arguments and results; see native/pool_rows.c."""
-    if way != BY_ROWS:
-        return 0
-    lanes = VECTOR_BYTES // item
+def memory_bytes(p: Pooling) -> int:
+    """Return the bytes that a thread takes beside arguments and results."""
+    window, item = p.window, p.x.itemsize
+    lanes, stride = VECTOR_BYTES // item, window.stride[-1]
     (kd, kh, kw), span = _three(window.kernel), _three(window.span)
-    stride, size, width = window.stride[-1], _three(window.in_size), window.out_size[-1]
-    row = (width + (span[2] - 1) // stride + lanes) * min(stride, span[2])
-    return 8 * (2 * kd * kh + kw) + item * (kd * min(span[1], size[1]) * row + 4 * (width + lanes))
+    size, width = _three(window.in_size), window.out_size[-1]
+    if p.way == BY_CHANNELS and p.backward:  # native/pool_channels_backward.c
+        return 16 * size[2]
+    if p.way != BY_ROWS:
+        return 0
+    reach = (span[2] - 1) // stride
+    if not p.backward:  # native/pool_rows.c
+        row = (width + reach + lanes) * min(stride, span[2])
+        return 8 * (2 * kd * kh + kw) + item * (kd * min(span[1], size[1]) * row + 4 * (width + lanes))
+    strides = _three(window.stride)  # native/pool_rows_backward.c
+    kept = -(-span[0] // strides[0]) * -(-span[1] // strides[1])
+    line = (size[2] - 1 + window.before[-1]) // stride + 1 + lanes
+    return kept * (24 + 2 * item * (reach + line)) + 2 * item * line

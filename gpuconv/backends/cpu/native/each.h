@@ -6,4 +6,8 @@
 #include "pool_channels.c"
 #include "pool_rows.c"
 #include "pool_windows.c"
+#include "pool_channels_backward.c"
+#include "pool_rows_backward.c"
+#include "pool_windows_backward.c"
+#include "pool_check.c"
 #include "pool_calls.c"

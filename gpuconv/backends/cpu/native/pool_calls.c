@@ -25,3 +25,29 @@ EXPORT void NAME(max_pool)(const Pooling *s, const T *x, T *y, char *mask, T *me
 EXPORT void NAME(avg_pool)(const Pooling *s, const T *x, const double *shares, T *y, T *memory) {
   NAME(pool)(MEAN, s, x, shares, y, 0, memory);
 }
+
+INLINE void NAME(pool_backward)(int op, const Pooling *s, const T *y, const double *shares, const char *mask,
+                                T *x, T *memory) {
+  for (ptrdiff_t n = 0; n < s->images; ++n) {
+    if (s->way == BY_CHANNELS) {
+      NAME(channels_backward)(op, s, y + n * s->y[0], shares, mask + n * s->mask[0] * s->mask_bytes,
+                              x + n * s->x[0], memory);
+      continue;
+    }
+    for (ptrdiff_t c = 0; c < s->channels; ++c) {
+      const T *from = y + n * s->y[0] + c * s->y[1];
+      T *plane = x + n * s->x[0] + c * s->x[1];
+      const char *offsets = mask + (n * s->mask[0] + c * s->mask[1]) * s->mask_bytes;
+      if (s->way == BY_ROWS) NAME(rows_backward)(op, s, from, shares, offsets, plane, memory);
+      else NAME(windows_backward)(op, s, from, shares, offsets, plane);
+    }
+  }
+}
+
+EXPORT void NAME(max_pool_backward)(const Pooling *s, const T *dy, const char *mask, T *dx, T *memory) {
+  NAME(pool_backward)(MAX, s, dy, 0, mask, dx, memory);
+}
+
+EXPORT void NAME(avg_pool_backward)(const Pooling *s, const T *dy, const double *shares, T *dx, T *memory) {
+  NAME(pool_backward)(MEAN, s, dy, shares, 0, dx, memory);
+}

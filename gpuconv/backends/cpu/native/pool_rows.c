@@ -94,7 +94,7 @@ INLINE void NAME(rows)(int op, const Pooling *s, const T *x, const double *share
     ptrdiff_t laid = 0;
     for (ptrdiff_t oh = 0; oh < s->out[1]; ++oh) {
       Range h = taps_inside(s, 1, oh);
-      ptrdiff_t low = place(s, 1, oh, h.begin), high = place(s, 1, oh, h.end - 1) + 1, number = 0;
+      ptrdiff_t low = most(0, place(s, 1, oh, 0)), high = place(s, 1, oh, h.end - 1) + 1, number = 0;
       for (ptrdiff_t jd = d.begin; jd < d.end; ++jd) {
         for (ptrdiff_t row = most(laid, low); row < high; ++row)
           NAME(lay_row)(s, r, x + place(s, 0, od, jd) * s->x[2] + row * s->x[3], op == MEAN ? 0 : LOWEST,

@@ -1,0 +1,50 @@
+// Gradients of poolings window by window: dx is zeroed, then each dy added to its place, or to all its window.
+
+INLINE void NAME(zero_plane)(const Pooling *s, T *x) {
+  for (ptrdiff_t d = 0; d < s->size[0]; ++d) {
+    for (ptrdiff_t h = 0; h < s->size[1]; ++h) {
+      T *row = x + d * s->x[2] + h * s->x[3];
+      if (s->x[4] == 1) for (ptrdiff_t w = 0; w < s->size[2]; ++w) row[w] = 0;
+      else for (ptrdiff_t w = 0; w < s->size[2]; ++w) row[w * s->x[4]] = 0;
+    }
+  }
+}
+
+INLINE void NAME(spread)(const Pooling *s, const ptrdiff_t *o, T value, T *x) {
+  Range d = taps_inside(s, 0, o[0]), h = taps_inside(s, 1, o[1]), w = taps_inside(s, 2, o[2]);
+  ptrdiff_t step = s->dilation[2] * s->x[4], count = w.end - w.begin;
+  for (ptrdiff_t jd = d.begin; jd < d.end; ++jd) {
+    for (ptrdiff_t jh = h.begin; jh < h.end; ++jh) {
+      T *row = x + place(s, 0, o[0], jd) * s->x[2] + place(s, 1, o[1], jh) * s->x[3] +
+               place(s, 2, o[2], w.begin) * s->x[4];
+      if (step == 1) for (ptrdiff_t j = 0; j < count; ++j) row[j] += value;
+      else for (ptrdiff_t j = 0; j < count; ++j) row[j * step] += value;
+    }
+  }
+}
+
+INLINE T *NAME(named_place)(const Pooling *s, const ptrdiff_t *o, unsigned tap, T *x) {
+  unsigned kh = (unsigned)s->kernel[1], kw = (unsigned)s->kernel[2];
+  return x + place(s, 0, o[0], tap / (kh * kw)) * s->x[2] + place(s, 1, o[1], tap / kw % kh) * s->x[3] +
+         place(s, 2, o[2], tap % kw) * s->x[4];
+}
+
+// One plane (or volume).
+INLINE void NAME(windows_backward)(int op, const Pooling *s, const T *y, const double *shares,
+                                   const char *mask, T *x) {
+  ptrdiff_t o[3];
+  NAME(zero_plane)(s, x);
+  for (o[0] = 0; o[0] < s->out[0]; ++o[0]) {
+    for (o[1] = 0; o[1] < s->out[1]; ++o[1]) {
+      for (o[2] = 0; o[2] < s->out[2]; ++o[2]) {
+        T value = y[o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4]];
+        const char *at = mask + (o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4]) * s->mask_bytes;
+        if (op == MEAN)
+          NAME(spread)(s, o, value * (T)(share_of(s, shares, o[0], o[1]) * shares[s->out[0] + s->out[1] + o[2]]),
+                       x);
+        else
+          *NAME(named_place)(s, o, (unsigned)NAME(load_one)(s, at), x) += value;
+      }
+    }
+  }
+}
