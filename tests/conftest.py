@@ -11,7 +11,9 @@ import pytest
 from host import compiler
 from host import runtime as host_runtime
 
+import gpuconv
 from gpuconv.backends import cpu
+from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cuda import kernels, problem, program
 from gpuconv.backends.cuda.runtime import check_installed
 
@@ -24,8 +26,8 @@ def _as_it_is(x):
     return x
 
 
-def _unchanged(patch):
-    pass
+def _numpy_alone(patch):
+    patch.setattr(gpuconv.config, "compiled", False)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Backend:
 
     to_array: Callable[[np.ndarray], Any] = _as_it_is
     to_numpy: Callable[[Any], np.ndarray] = _as_it_is
-    change: Callable[[pytest.MonkeyPatch], None] = _unchanged
+    change: Callable[[pytest.MonkeyPatch], None] = _numpy_alone
     missing: str = ""
     marks: tuple = ()
 
@@ -55,6 +57,16 @@ SMALL_PIECES = {"BLOCK_BYTES": 512, "GEMM_COLUMNS": 4, "WEIGHT_ROWS": 8, "TILE":
 
 
 def _cut_small(patch):
+    _numpy_alone(patch)
+    _in_small_pieces(patch)
+
+
+def _compiled_in_small_pieces(patch):
+    patch.setattr(gpuconv.config, "compiled", True)
+    _in_small_pieces(patch)
+
+
+def _in_small_pieces(patch):
     modules = [module for name, module in sys.modules.items() if name.startswith(cpu.__name__ + ".")]
     for limit, value in SMALL_PIECES.items():
         holders = [module for module in modules if hasattr(module, limit)]
@@ -91,10 +103,17 @@ def _no_gpu():
     return ""
 
 
+def _no_c_kernels():
+    with gpuconv.config(compiled=True):
+        found = compiled.kernels(np.zeros(1, np.float32))
+    return "" if found else compiled.why_not()
+
+
 _KERNELS = (host_runtime.to_device, host_runtime.to_host)
 BACKENDS = {
     "numpy": Backend(),
     "numpy in small pieces": Backend(change=_cut_small),
+    "compiled": Backend(change=_compiled_in_small_pieces, missing=_no_c_kernels()),
     "kernels": Backend(*_KERNELS, missing=compiler.missing()),
     "kernels in small pieces, 64-bit indices": Backend(
         *_KERNELS, change=_cut_small_and_count_in_64_bits, missing=compiler.missing()
@@ -125,7 +144,7 @@ def _use(chosen):
 
 @pytest.fixture(scope="module", params=[_parameter(name) for name in BACKENDS])
 def backend(request):
-    """Each backend in turn: NumPy, CUDA kernels run on the CPU (both also in small pieces), CuPy."""
+    """Each backend in turn: NumPy and C kernels, CUDA kernels run on the CPU (also in small pieces), CuPy."""
     yield from _use(BACKENDS[request.param])
 
 

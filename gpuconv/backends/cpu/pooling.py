@@ -52,6 +52,8 @@ def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_
 def plan(name: str, **p: Any) -> Part:
     """Return how one of this module's primitives would compute; arrays are only viewed."""
     account, window, last = Account(), p["window"], p["channels_last"]
+    if (fast := _by_kernels(name, p)) is not None:
+        return pooling_compiled.plan(fast)
     if name == "argmax_to_indices":
         account.step("take", elements=p["indices"].size)
         why = "one look-up gives all offsets, and one addition the windows' places"
@@ -74,6 +76,18 @@ def plan(name: str, **p: Any) -> Part:
     # The first places of windows, as flat indices, which all threads share.
     shared = 8 * window.places * alike_planes(blocks[:1])[0][0] if algorithm == "places" and blocks else 0
     return account.part(algorithm, why, len(blocks), threads, shared)
+
+
+def _by_kernels(name: str, p: dict[str, Any]) -> pooling_compiled.Pooling | None:
+    if not name.startswith(("max_pool", "avg_pool")):
+        return None
+    backward, mean = name.endswith("backward"), name.startswith("avg")
+    argmax = None if mean else p["argmax"]
+    large, small, mask = (
+        None if a is None else channels_first(a, p["channels_last"])
+        for a in (p["dx" if backward else "x"], p["dy" if backward else "y"], argmax)
+    )
+    return pooling_compiled.pooling(large, small, mask, p["window"], mean=mean, backward=backward)
 
 
 def alike_planes(blocks: list[tuple[slice, slice]]) -> list[tuple[int, int]]:

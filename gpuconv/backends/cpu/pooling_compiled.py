@@ -13,7 +13,8 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import buffer, count, parallel
+from gpuconv.backends.cpu.threads import buffer, count, parallel, used
+from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
@@ -28,6 +29,8 @@ MASKS = {np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)}
 
 # Along what vectors lie: channels; a row of outputs (or of dx); a window's own places.
 BY_CHANNELS, BY_ROWS, BY_WINDOWS = range(3)
+WAYS = ("channels", "rows", "windows")
+WHY = "C kernels, with vectors of {}: each output, or place of a gradient, is written once"
 
 
 class Struct(ctypes.Structure):
@@ -147,6 +150,23 @@ def cut(p: Pooling) -> list[Planes]:
     ]
 
 
+def plan(p: Pooling) -> Part:
+    """Return how a pooling would be computed."""
+    account, jobs = Account(), cut(p)
+    for images, channels in jobs:
+        planes = (images.stop - images.start) * (channels.stop - channels.start)
+        account.step("pool", planes=planes, places=p.window.places)
+    account.buffer("pool", memory_bytes(p))
+    # A max pooling's gradient goes to the threads twice: masks are checked first.
+    calls = 2 if p.backward and p.mask is not None else 1
+    threads = used(len(jobs), _work(p))
+    return account.part(WAYS[p.way], WHY.format(WAYS[p.way]), calls * len(jobs), threads)
+
+
+def _work(p: Pooling) -> int:
+    return p.x.size * p.window.taps
+
+
 def max_pool(p: Pooling) -> None:
     """Write each window's maximum to y, and to the mask the offset of the first place that holds it."""
 
@@ -154,7 +174,7 @@ def max_pool(p: Pooling) -> None:
         s = _struct(p, planes)
         p.kernels.max_pool(ctypes.byref(s), *_at(planes, p.x, p.y, p.mask), _memory(p))
 
-    parallel(one, cut(p), p.x.size * p.window.taps)
+    parallel(one, cut(p), _work(p))
 
 
 def avg_pool(p: Pooling, shares: Array) -> None:
@@ -165,7 +185,7 @@ def avg_pool(p: Pooling, shares: Array) -> None:
         x, y = _at(planes, p.x, p.y)
         p.kernels.avg_pool(ctypes.byref(s), x, address(shares), y, _memory(p))
 
-    parallel(one, cut(p), p.x.size * p.window.taps)
+    parallel(one, cut(p), _work(p))
 
 
 def masks_name_places(p: Pooling) -> bool:
@@ -188,7 +208,7 @@ def max_pool_backward(p: Pooling) -> None:
         dx, dy, mask = _at(planes, p.x, p.y, p.mask)
         p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, _memory(p))
 
-    parallel(one, cut(p), p.x.size * p.window.taps)
+    parallel(one, cut(p), _work(p))
 
 
 def avg_pool_backward(p: Pooling, shares: Array) -> None:
@@ -199,7 +219,7 @@ def avg_pool_backward(p: Pooling, shares: Array) -> None:
         dx, dy = _at(planes, p.x, p.y)
         p.kernels.avg_pool_backward(ctypes.byref(s), dy, address(shares), dx, _memory(p))
 
-    parallel(one, cut(p), p.x.size * p.window.taps)
+    parallel(one, cut(p), _work(p))
 
 
 def _at(planes: Planes, *arrays: Array | None) -> list[int | None]:

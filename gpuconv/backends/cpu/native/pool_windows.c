@@ -2,21 +2,13 @@
 //
 //     y[o] = max or sum over lanes of (max or sum over the places that a lane has seen)
 
-// Load `count` < VL or more places; lanes beyond them are `fill`.
+// Load `count` places, at most VL of them; lanes beyond are `fill`.
 INLINE vec NAME(load_places)(const T *from, ptrdiff_t step, ptrdiff_t count, T fill) {
   if (step == 1 && count >= VL) return load(from);
-  T tile[VL];
+  T tile[VECTOR_BYTES / sizeof(T)];
   for (ptrdiff_t i = 0; i < VL; ++i) tile[i] = fill;
   for (ptrdiff_t i = 0; i < least(count, VL); ++i) tile[i] = from[i * step];
   return load(tile);
-}
-
-INLINE T NAME(sum_lanes)(vec v) {
-  T tile[VL];
-  store(tile, v);
-  for (ptrdiff_t half = VL / 2; half > 0; half /= 2)
-    for (ptrdiff_t i = 0; i < half; ++i) tile[i] += tile[i + half];
-  return tile[0];
 }
 
 // Of all lanes' maxima, the first place's: NaN before numbers, then the greatest.
@@ -54,7 +46,12 @@ INLINE T NAME(window_places)(int op, const Pooling *s, const ptrdiff_t *o, const
       }
     }
   }
-  return op == MEAN ? NAME(sum_lanes)(best) : NAME(first_of_lanes)(best, at, tap);
+  if (op == MEAN) {
+    vec sums[VECTOR_BYTES / sizeof(T)] = {best};
+    NAME(sum_lanes)(sums, 1);
+    return sums[0][0];
+  }
+  return NAME(first_of_lanes)(best, at, tap);
 }
 
 // One plane (or volume).
