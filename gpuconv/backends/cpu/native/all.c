@@ -2,6 +2,7 @@
 #include <stddef.h>
 #include "convolution.h"
 #include "pooling.h"
+#include "winograd.h"
 #define T float
 #define NUMBER_BYTES 4
 #define NAME(x) x##_f32

@@ -11,3 +11,4 @@
 #include "pool_windows_backward.c"
 #include "pool_check.c"
 #include "pool_calls.c"
+#include "winograd.c"
