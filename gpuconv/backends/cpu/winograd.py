@@ -92,7 +92,7 @@ class _Cut:
             self.weights = []
             parts = -(-4 * share // groups)
             self.images = list(product(range(groups), _ranges(cg, _up(-(-cg // parts), 16))))
-            kernels = _up(-(-og // parts), max(self.width, 4 * NARROW))
+            kernels = _up(-(-og // parts), self.width)
             self.jobs = list(product(range(groups), _ranges(og, kernels)))
 
     def struct(self, x: Array, w: Array, window: Window, y: Array) -> Struct:
@@ -158,17 +158,17 @@ def _by_kernels(
             g, part = job
             if cut.by_tiles:
                 (t0, t1), (k0, k1) = part, (0, og)
-                u_at, v_at = address(u[g]), address(buffer("image", (cut.v_size,), x.dtype))
+                own_u, own_v = u[g], buffer("image", (cut.v_size,), x.dtype)
             else:
                 k0, k1 = part
-                u_at, v_at = address(buffer("weights", (4 * cut.u_size,), x.dtype)), address(v[g])
+                own_u, own_v = buffer("weights", (cut.u_size,), x.dtype), v[g]
+            m = buffer("products", (cut.m_size,), x.dtype)
             c.winograd(
                 here,
                 x_at + g * x_step if cut.by_tiles else None,
                 None if cut.by_tiles else w_at + g * w_step,
                 None if b_at is None else b_at + g * og * item,
-                *(t0, t1, k0, k1, u_at, v_at),
-                address(buffer("products", (cut.m_size,), x.dtype)),
+                *(t0, t1, k0, k1, address(own_u), address(own_v), address(m)),
                 y_at + g * y_step,
                 address(spoiled),
             )

@@ -15,18 +15,19 @@
 #undef WIDE
 #undef LINE
 #undef NARROW
-#undef TOGETHER
 #undef CACHE_LINE
-#undef M_PLANE
+#undef M_NARROW
+#undef M_WIDE
 #undef BLOCK_ROWS
 #undef BLOCK_VECTORS
 #define SUB 48                            // tiles at a time
 #define WIDE (256 / (ptrdiff_t)sizeof(T))  // kernels of a block of U, where vectors run along them
-#define NARROW 8                          // and where they run along tiles; then
-#define TOGETHER 4                        // so many blocks at a time
+#define NARROW 8                          // and where they run along tiles
 #define LINE (6 * VL)
 #define CACHE_LINE (64 / (ptrdiff_t)sizeof(T))
-#define M_PLANE ((ptrdiff_t)SUB * WIDE + 16)  // of M: off the powers of 2 that would crowd a cache's set
+// From one matrix of M to the next: off the powers of 2 that would crowd a cache's set.
+#define M_NARROW ((ptrdiff_t)SUB * NARROW + 16)
+#define M_WIDE ((ptrdiff_t)SUB * WIDE + 16)
 #if ROWS == 8 && VECTOR_BYTES == 64
 #define BLOCK_ROWS 6
 #define BLOCK_VECTORS 4
@@ -232,11 +233,17 @@ static void NAME(weights)(const Winograd *s, const T *w, ptrdiff_t k0, T *u) {
       UNROLL for (int j = 0; j < 9; ++j) g[j] = load(from + j / 3 * s->w[2] + j % 3 * s->w[3]);
     } else {
       T lanes[9 * VECTOR_BYTES / sizeof(T)] __attribute__((aligned(64)));
-      for (ptrdiff_t i = 0; i < VL; ++i) {
-        ptrdiff_t c = (at + i) / width, k = k0 + (at + i) % width, there = c < s->channels && k < s->kernels;
+      for (ptrdiff_t i = 0; i < VL; ++i, ++k) {
+        if (k == k0 + width) {
+          k = k0;
+          ++c;
+        }
         const T *from = w + k * s->w[0] + c * s->w[1];
-        UNROLL for (int j = 0; j < 9; ++j)
-          lanes[j * VL + i] = there ? from[j / 3 * s->w[2] + j % 3 * s->w[3]] : 0;
+        if (c < s->channels && k < s->kernels) {
+          UNROLL for (int j = 0; j < 9; ++j) lanes[j * VL + i] = from[j / 3 * s->w[2] + j % 3 * s->w[3]];
+        } else {
+          UNROLL for (int j = 0; j < 9; ++j) lanes[j * VL + i] = 0;
+        }
       }
       UNROLL for (int j = 0; j < 9; ++j) g[j] = load(lanes + j * VL);
     }
@@ -263,15 +270,14 @@ INLINE void NAME(product)(int m, int v, ptrdiff_t channels, const T *restrict a,
       store(to + i * to_row + j * VL, sum[i * v + j]);
 }
 
-// M of some kernels, along tiles: [36][kernels][SUB]; the kernels are blocks of U, one behind the other.
-static void NAME(multiply_by_tiles)(const Winograd *s, ptrdiff_t tiles, ptrdiff_t blocks, const T *u, const T *v,
-                                    T *m) {
+// M of a block of kernels, along tiles: [36][NARROW][SUB].
+static void NAME(multiply_by_tiles)(const Winograd *s, ptrdiff_t tiles, const T *u, const T *v, T *m) {
   ptrdiff_t plane = NAME(u_plane)(s), n = s->channels, vectors = (tiles + VL - 1) / VL;
-  for (int p = 0; p < 36; ++p, u += plane, v += s->plane, m += M_PLANE)
+  for (int p = 0; p < 36; ++p, u += plane, v += s->plane, m += M_NARROW)
     for (ptrdiff_t j = 0; j < vectors;) {
       ptrdiff_t here = vectors - j == 4 ? 2 : least(3, vectors - j);
-      for (ptrdiff_t k = 0; k < blocks * NARROW; k += ROWS) {
-        const T *a = u + k / NARROW * 36 * plane + k % NARROW, *b = v + j * VL;
+      for (ptrdiff_t k = 0; k < NARROW; k += ROWS) {
+        const T *a = u + k, *b = v + j * VL;
         T *to = m + k * SUB + j * VL;
         if (here == 3) NAME(product)(ROWS, 3, n, a, 1, NARROW, b, SUB, to, SUB);
         else if (here == 2) NAME(product)(ROWS, 2, n, a, 1, NARROW, b, SUB, to, SUB);
@@ -286,7 +292,7 @@ static void NAME(multiply_by_kernels)(const Winograd *s, ptrdiff_t tiles, ptrdif
                                       const T *v, T *m) {
   ptrdiff_t plane = NAME(u_plane)(s), n = s->channels, vectors = (kernels + VL - 1) / VL;
   ptrdiff_t row = NAME(channel_row)(s);
-  for (int p = 0; p < 36; ++p, u += plane, v += s->plane, m += M_PLANE)
+  for (int p = 0; p < 36; ++p, u += plane, v += s->plane, m += M_WIDE)
     for (ptrdiff_t j = 0; j < vectors;) {
       ptrdiff_t here = vectors - j == BLOCK_VECTORS + 1 ? 2 : least(BLOCK_VECTORS, vectors - j);
       for (ptrdiff_t t = 0; t < tiles; t += BLOCK_ROWS) {
@@ -301,12 +307,12 @@ static void NAME(multiply_by_kernels)(const Winograd *s, ptrdiff_t tiles, ptrdif
     }
 }
 
-// A^T M A + b of a vector of tiles or kernels, its 36 elements M_PLANE apart: y, [4][4].
-INLINE void NAME(output)(const T *m, T bias, vec *y) {
+// A^T M A + b of a vector of tiles or kernels, its 36 elements a plane apart: y, [4][4].
+INLINE void NAME(output)(const T *m, ptrdiff_t plane, T bias, vec *y) {
   vec t[24];
   UNROLL for (int i = 0; i < 6; ++i) {
     vec row[6];
-    UNROLL for (int j = 0; j < 6; ++j) row[j] = load(m + (i * 6 + j) * M_PLANE);
+    UNROLL for (int j = 0; j < 6; ++j) row[j] = load(m + (i * 6 + j) * plane);
     NAME(output_axis)(row, t + i, 6);
   }
   UNROLL for (int j = 0; j < 4; ++j) NAME(output_axis)(t + j * 6, y + j, 4);
@@ -330,7 +336,7 @@ static void NAME(output_by_tiles)(const Winograd *s, ptrdiff_t tile0, ptrdiff_t 
     vec zero = {0};
     for (ptrdiff_t k = 0; k < kernels; ++k, to += s->y[1]) {
       vec out[16];
-      NAME(output)(m + k * SUB + tile - tile0, bias ? bias[k] : 0, out);
+      NAME(output)(m + k * SUB + tile - tile0, M_NARROW, bias ? bias[k] : 0, out);
       UNROLL for (int i = 0; i < 16; ++i) zero += 0 * out[i];
       UNROLL for (int r = 0; r < 4; ++r) {
         if (r >= rows) break;
@@ -373,7 +379,7 @@ static void NAME(output_by_kernels)(const Winograd *s, ptrdiff_t tile0, ptrdiff_
     for (ptrdiff_t k = 0; k < kernels; k += VL) {
       vec out[16], zero = {0};
       ptrdiff_t there = least(VL, kernels - k);
-      NAME(output)(m + k, 0, out);
+      NAME(output)(m + k, M_WIDE, 0, out);
       T part[VECTOR_BYTES / sizeof(T)] = {0};
       if (bias && there == VL) {
         UNROLL for (int i = 0; i < 16; ++i) out[i] += load(bias + k);
@@ -417,16 +423,15 @@ EXPORT void NAME(winograd_image)(const Winograd *s, const T *x, ptrdiff_t tile0,
 // is for M.
 EXPORT void NAME(winograd)(const Winograd *s, const T *x, const T *w, const T *bias, ptrdiff_t tile0, ptrdiff_t tile1,
                            ptrdiff_t k0, ptrdiff_t k1, T *u, T *v, T *m, T *y, ptrdiff_t *spoiled) {
-  ptrdiff_t width = NAME(u_width)(s), blocks = s->last ? 1 : TOGETHER;
-  ptrdiff_t together = width * blocks, u_size = 36 * NAME(u_plane)(s);
+  ptrdiff_t width = NAME(u_width)(s), u_size = 36 * NAME(u_plane)(s);
   ptrdiff_t chunk = x ? SUB : tile1 - tile0;
   for (ptrdiff_t first = tile0; first < tile1; first += chunk) {
     ptrdiff_t end = least(tile1, first + chunk);
     if (x) NAME(image)(s, x, first, end, 0, s->channels, v);
-    for (ptrdiff_t k = k0; k < k1; k += together) {
-      ptrdiff_t kernels = least(together, k1 - k), there = (kernels + width - 1) / width;
+    for (ptrdiff_t k = k0; k < k1; k += width) {
+      ptrdiff_t kernels = least(width, k1 - k);
       T *u_here = w ? u : u + (k - k0) / width * u_size;
-      if (w) NAME(winograd_weights)(s, w, k, k + kernels, u);
+      if (w) NAME(weights)(s, w, k, u);
       for (ptrdiff_t tile = first; tile < end; tile += SUB) {
         const T *v_here = v + (tile - first) / SUB * NAME(v_size)(s);
         ptrdiff_t last = least(end, tile + SUB);
@@ -436,7 +441,7 @@ EXPORT void NAME(winograd)(const Winograd *s, const T *x, const T *w, const T *b
           NAME(multiply_by_kernels)(s, last - tile, kernels, u_here, v_here, m);
           NAME(output_by_kernels)(s, tile, last, kernels, m, b, to, spoiled);
         } else {
-          NAME(multiply_by_tiles)(s, last - tile, there, u_here, v_here, m);
+          NAME(multiply_by_tiles)(s, last - tile, u_here, v_here, m);
           NAME(output_by_tiles)(s, tile, last, kernels, m, b, to, spoiled);
         }
       }
