@@ -14,6 +14,7 @@ an infinity spoils its whole tile: images with outputs that aren't finite are co
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.backends.cpu import compiled
+from gpuconv.backends.cpu.blocks import Block, cut_places
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
 from gpuconv.backends.cpu.threads import buffer, parallel, used, workers
 from gpuconv.backends.plans import Account
@@ -56,6 +58,16 @@ def _up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
+def _grid(window: Window) -> tuple[int, ...]:
+    """Return how many tiles there are along each axis."""
+    return tuple(-(-size // TILE) for size in window.out_size)
+
+
+def _work(tiles: int, og: int, cg: int, groups: int) -> int:
+    """Return multiply-adds: those of the products, which are most."""
+    return 36 * tiles * og * cg * groups
+
+
 class _Cut:
     """A convolution cut into jobs for our C kernels.
 
@@ -66,7 +78,7 @@ class _Cut:
     def __init__(self, x: Array, og: int, cg: int, window: Window, y: Array) -> None:
         item, groups = x.itemsize, window.groups
         self.last = strides(x)[1] == strides(y)[1] == 1 and strides(x)[3] != 1
-        self.grid = tuple(-(-size // TILE) for size in window.out_size)
+        self.grid = _grid(window)
         self.tiles = x.shape[0] * prod(self.grid)
         self.width = WIDE_BYTES // item if self.last else NARROW
         self.u_size = 36 * (_up(cg * self.width, LINE_BYTES // item) + 16)
@@ -74,7 +86,7 @@ class _Cut:
         self.plane = SUB * (_up(cg, LINE_BYTES // item) if self.last else cg) + 16
         self.v_size = 36 * self.plane
         self.m_size = 36 * (SUB * WIDE_BYTES // item + 16)
-        self.work = 9 * groups * self.tiles * og * cg * TILE * TILE // 4
+        self.work = _work(self.tiles, og, cg, groups)
         share, subs = workers(self.work), -(-self.tiles // SUB)
         self.by_tiles = (
             groups * subs >= 4 * share and groups * self.blocks * self.u_size * item <= SHARED_U_BYTES
@@ -119,6 +131,8 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, again
     spoiled = np.zeros(x.shape[0], np.intp)
     if c is not None:
         _by_kernels(c, x, w, b, window, y, spoiled)
+    else:
+        _by_numpy(x, w, b, window, y, spoiled)
     for n in np.flatnonzero(spoiled):
         again(x[n : n + 1], y[n : n + 1])
 
@@ -175,3 +189,93 @@ def _by_kernels(
 
         parallel(image, cut.images, cut.work)
         parallel(one, cut.jobs, cut.work)
+
+
+# B^T, G and A^T. The transform of a tile, B^T d B, is kron(B^T, B^T) times its 36 places in a row.
+IMAGE = np.array(
+    [
+        (4, 0, -5, 0, 1, 0),
+        (0, -4, -4, 1, 1, 0),
+        (0, 4, -4, -1, 1, 0),
+        (0, -2, -1, 2, 1, 0),
+        (0, 2, -1, -2, 1, 0),
+        (0, 4, 0, -5, 0, 1),
+    ]
+)
+KERNEL = np.array([(6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24)]) / 24
+OUTPUT = np.array([(1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)])
+
+# Bytes of a block's tiles, V and M together.
+BLOCK_BYTES = 6 << 20
+
+Job = tuple[int, Block]  # group, and rows of tiles of some images
+
+
+class _Blocks:
+    """A convolution cut into jobs for NumPy: a group, and some rows of tiles of some images."""
+
+    def __init__(self, x: Array, og: int, cg: int, window: Window) -> None:
+        self.grid = _grid(window)
+        self.work = _work(x.shape[0] * prod(self.grid), og, cg, window.groups)
+        rows = replace(window, out_size=self.grid)  # whose places are tiles
+        tile_bytes = 36 * (2 * cg + og) * x.itemsize
+        share = -(-workers(self.work) // window.groups)
+        blocks = cut_places(x.shape[0], rows, tile_bytes, share, BLOCK_BYTES)
+        self.jobs: list[Job] = list(product(range(window.groups), blocks))
+        self.weights = list(product(range(window.groups), _ranges(cg, -(-cg // 4))))
+
+
+def _by_numpy(x: Array, w: Array, b: Array | None, window: Window, y: Array, spoiled: Array) -> None:
+    og, cg = w.shape[1:3]
+    cut = _Blocks(x, og, cg, window)
+    image, kernel, output = (np.kron(m, m).astype(x.dtype) for m in (IMAGE, KERNEL, OUTPUT))
+    u = np.empty((window.groups, 36, cg, og), x.dtype)
+
+    def weights(job: tuple[int, tuple[int, int]]) -> None:
+        g, (c0, c1) = job
+        taps = w[g, :, c0:c1].transpose(2, 3, 1, 0).reshape(9, (c1 - c0) * og)
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.matmul(kernel, taps, out=u[g, :, c0:c1].reshape(36, (c1 - c0) * og))
+
+    def one(job: Job) -> None:
+        g, (n0, n1, r0, r1) = job
+        shape = n1 - n0, r1 - r0, cut.grid[1]  # of the tiles
+        with np.errstate(invalid="ignore", over="ignore"):
+            d = _tiles(x[n0:n1, g * cg : (g + 1) * cg], window, r0, *shape)
+            v, m = (buffer(name, (36, prod(shape), c), x.dtype) for name, c in (("image", cg), ("products", og)))
+            np.matmul(image, d, out=v.reshape(36, -1))
+            np.matmul(v, u[g], out=m)
+            parts = buffer("tiles", (16, prod(shape) * og), x.dtype)  # d is no more needed
+            np.matmul(output, m.reshape(36, -1), out=parts)
+            whole = buffer("image", (shape[0], TILE * shape[1], TILE * shape[2], og), x.dtype)
+            for (i, j), part in zip(np.ndindex(TILE, TILE), parts, strict=True):
+                whole[:, i::TILE, j::TILE] = part.reshape(*shape, og)
+            spoiled[n0:n1][~np.isfinite(whole.sum(axis=(1, 2, 3)))] = 1
+        target = y[n0:n1, g * og : (g + 1) * og, TILE * r0 : TILE * r1]
+        rows, columns = target.shape[2:]
+        if b is not None:
+            whole += b[g * og : (g + 1) * og]
+        target[...] = whole[:, :rows, :columns].transpose(0, 3, 1, 2)
+
+    parallel(weights, cut.weights, u.size * 9)
+    parallel(one, cut.jobs, cut.work)
+
+
+def _tiles(x: Array, window: Window, r0: int, images: int, rows: int, columns: int) -> Array:
+    """Return tiles of rows r0 on, [36, images * rows * columns * C], zero in the padding; x is [images, C, H, W].
+
+    Whatever the layout of x, channels are last: along a row of tiles, runs would be short.
+    """
+    c = x.shape[1]
+    padded = buffer("padded", (images, TILE * rows + 2, TILE * columns + 2, c), x.dtype)
+    padded[...] = 0
+    top, left = TILE * r0 - window.before[0], -window.before[1]
+    h0, h1 = max(0, top), min(x.shape[2], top + padded.shape[1])
+    w0, w1 = max(0, left), min(x.shape[3], left + padded.shape[2])
+    if h0 < h1 and w0 < w1:
+        inside = padded[:, h0 - top : h1 - top, w0 - left : w1 - left]
+        inside[...] = x[:, :, h0:h1, w0:w1].transpose(0, 2, 3, 1)
+    d = buffer("tiles", (36, images, rows, columns, c), x.dtype)
+    for (i, j), part in zip(np.ndindex(6, 6), d, strict=True):
+        part[...] = padded[:, i : i + TILE * rows : TILE, j : j + TILE * columns : TILE]
+    return d.reshape(36, -1)
