@@ -14,25 +14,22 @@ an infinity spoils its whole tile: images with outputs that aren't finite are co
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu import compiled
-from gpuconv.backends.cpu.blocks import Block, cut_places
+from gpuconv.backends.cpu import compiled, winograd_blas
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
 from gpuconv.backends.cpu.threads import buffer, parallel, used, workers
+from gpuconv.backends.cpu.winograd_blas import TILE, Range, alike, grid, ranges, work
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 Again = Callable[[Array, Array], None]
-
-TILE = 4  # outputs along an axis
 
 
 class Struct(ctypes.Structure):
@@ -58,27 +55,17 @@ def _up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def _grid(window: Window) -> tuple[int, ...]:
-    """Return how many tiles there are along each axis."""
-    return tuple(-(-size // TILE) for size in window.out_size)
-
-
-def _work(tiles: int, og: int, cg: int, groups: int) -> int:
-    """Return multiply-adds: those of the products, which are most."""
-    return 36 * tiles * og * cg * groups
-
-
 class _Cut:
     """A convolution cut into jobs for our C kernels.
 
-    Where there are tiles enough, a job is some tiles: U is made once, for all. Else a job is some kernels, and
-    V is made first, some channels a job.
+    Where there are tiles enough and U is small, a job is some tiles, and U is made first, for all. Else a job
+    is some kernels, whose U it makes for itself, and V is made first; in chunks, where it is large.
     """
 
     def __init__(self, x: Array, og: int, cg: int, window: Window, y: Array) -> None:
         item, groups = x.itemsize, window.groups
         self.last = strides(x)[1] == strides(y)[1] == 1 and strides(x)[3] != 1
-        self.grid = _grid(window)
+        self.grid = grid(window)
         self.tiles = x.shape[0] * prod(self.grid)
         self.width = WIDE_BYTES // item if self.last else NARROW
         self.u_size = 36 * (_up(cg * self.width, LINE_BYTES // item) + 16)
@@ -86,28 +73,35 @@ class _Cut:
         self.plane = SUB * (_up(cg, LINE_BYTES // item) if self.last else cg) + 16
         self.v_size = 36 * self.plane
         self.m_size = 36 * (SUB * WIDE_BYTES // item + 16)
-        self.work = _work(self.tiles, og, cg, groups)
+        self.work = work(self.tiles, og, cg, groups)
         share, subs = workers(self.work), -(-self.tiles // SUB)
         self.by_tiles = (
             groups * subs >= 4 * share and groups * self.blocks * self.u_size * item <= SHARED_U_BYTES
         )
         if self.by_tiles:
             size = max(1, groups * subs // (8 * share)) * SUB
-            self.chunks = [(0, self.tiles)]
-            self.weights = list(product(range(groups), _ranges(og, max(1, self.blocks // 4) * self.width)))
-            self.images: list[tuple[int, tuple[int, int]]] = []
-            self.jobs = list(product(range(groups), _ranges(self.tiles, size)))
+            self.chunks = ranges(self.tiles, max(1, self.tiles))
+            self.weights = list(product(range(groups), ranges(og, max(1, self.blocks // 4) * self.width)))
+            self.images: list[tuple[int, Range]] = []
+            self.jobs = list(product(range(groups), ranges(self.tiles, size)))
         else:
             together = max(1, SHARED_V_BYTES // (groups * self.v_size * item))
             even = -(-subs // max(1, -(-subs // together)))
-            self.chunks = _ranges(self.tiles, even * SUB)
+            self.chunks = ranges(self.tiles, even * SUB)
             self.weights = []
             parts = -(-4 * share // groups)
-            self.images = list(product(range(groups), _ranges(cg, _up(-(-cg // parts), 16))))
+            self.images = list(product(range(groups), ranges(cg, _up(-(-cg // parts), 16))))
             kernels = _up(-(-og // parts), self.width)
-            self.jobs = list(product(range(groups), _ranges(og, kernels)))
+            self.jobs = list(product(range(groups), ranges(og, kernels)))
+
+        u_blocks = groups * self.blocks * self.u_size
+        first = self.chunks[0][1] if self.chunks else 0
+        self.u_bytes = u_blocks * item
+        self.v_bytes = groups * -(-first // SUB) * self.v_size * item
+        self.job_bytes = (self.v_size if self.by_tiles else self.u_size) * item
 
     def struct(self, x: Array, w: Array, window: Window, y: Array) -> Struct:
+        """Describe it for C; w is [G, C_out/groups, C_in/groups, 3, 3]."""
         s = Struct()
         s.kernels, s.channels = w.shape[1:3]
         s.last = self.last
@@ -117,24 +111,98 @@ class _Cut:
         return s
 
 
-def _ranges(number: int, size: int) -> list[tuple[int, int]]:
-    return [(i, min(number, i + size)) for i in range(0, number, size)]
+def fits(window: Window) -> bool:
+    """Tell whether Winograd's algorithm can do this convolution: two axes, a 3x3 kernel, every place."""
+    return window.kernel == (3, 3) and window.stride == window.dilation == (1, 1)
+
+
+def pays(x: Array, w_shape: Shape, window: Window, y: Array) -> bool:
+    """Tell whether this is the fastest way to convolve x with w, [C_out, C_in/groups, *kernel].
+
+    Never for float64, as other algorithms are more exact. x and y are canonical views.
+    """
+    if not fits(window) or not x.dtype == y.dtype == np.float32:
+        return False
+    cg, og, grid = w_shape[1], w_shape[0] // window.groups, prod(grid(window))
+    tiles = x.shape[0] * grid
+    if 9 * window.places < 1.2 * 36 * grid:  # too little of each tile is in y
+        return False
+    if compiled.kernels(x, y) is not None:
+        return cg * og >= 7 * (cg + og) and tiles >= 8
+    return cg * og >= 26 * (cg + og) and tiles >= 100 and tiles * cg * og >= 700_000
+
+
+# Transforms cost as much as the products of some number of channels; C_in and C_out count alike. U costs as
+# much as the products of some number of tiles. Measured on one AVX-512 core, 8 images unless told: times of
+# another algorithm over this one's, channels first and last.
+#
+#     channels, places     by C kernels, beside direct.py     by NumPy, beside columns
+#     8, 32x32             1.3 0.9
+#     16, 32x32            1.4 1.5                            0.7 0.7
+#     32, 32x32            1.7 2.2                            0.8 0.9
+#     8 to 64, 28x28       1.4 1.5
+#     64, 14x14                                               0.8 0.9
+#     64, 28x28                                               1.2 1.2
+#     64, 56x56            2.4 2.7                            1.4 1.4
+#     128, 28x28           2.5 3.2                            1.6 1.8
+#     256, 14x14           2.1 2.4                            1.2 1.3
+#     512, 7x7             2.2 2.4                            0.6 0.8
+#     256, 7x7, 1 image    0.8 1.3
+
+
+def why(x: Array, y: Array) -> str:
+    """Return in a sentence how it is computed."""
+    by = "BLAS" if compiled.kernels(x, y) is None else "C kernels"
+    return f"Winograd: 36 multiplications, not 144, for a tile of 4x4 places, by {by}"
+
+
+def plan_forward(
+    x: Array, w_shape: Shape, window: Window, y: Array, account: Account
+) -> tuple[int, int, int]:
+    """Add what `forward` would do to an account; return jobs, threads, bytes that they share."""
+    og, cg = w_shape[0] // window.groups, w_shape[1]
+    if compiled.kernels(x, y) is None:
+        return winograd_blas.plan_forward(x, og, cg, window, account)
+    return _plan_kernels(x, og, cg, window, y, account)
 
 
 def forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, again: Again) -> None:
     """Write conv(x, w) + b to y.
 
-    x and y are canonical views, w is [G, C_out/groups, C_in/groups, 3, 3] with any strides, all of one dtype.
+    x and y are canonical views of one dtype, w is [G, C_out/groups, C_in/groups, 3, 3] with any strides.
     `again(x, y)` computes some of the images by another algorithm.
     """
+    w = w.astype(x.dtype, copy=False)
+    b = None if b is None else np.ascontiguousarray(b, x.dtype)
     c = compiled.kernels(x, w, y)
     spoiled = np.zeros(x.shape[0], np.intp)
     if c is not None:
         _by_kernels(c, x, w, b, window, y, spoiled)
     else:
-        _by_numpy(x, w, b, window, y, spoiled)
+        winograd_blas.forward(x, w, b, window, y, spoiled)
     for n in np.flatnonzero(spoiled):
         again(x[n : n + 1], y[n : n + 1])
+
+
+def _plan_kernels(
+    x: Array, og: int, cg: int, window: Window, y: Array, account: Account
+) -> tuple[int, int, int]:
+    cut = _Cut(x, og, cg, window, y)
+    for (_, (k0, k1)), number in alike(cut.weights):
+        account.step("weights", number, channels=cg, kernels=k1 - k0)
+    shared = cut.u_bytes if cut.by_tiles else cut.v_bytes
+    for t0, t1 in cut.chunks:
+        for (_, (c0, c1)), number in alike(cut.images):
+            account.step("tiles", number, tiles=t1 - t0, channels=c1 - c0)
+        for (_, (i0, i1)), number in alike(cut.jobs):
+            tiles, kernels = (i1 - i0, og) if cut.by_tiles else (t1 - t0, i1 - i0)
+            account.step("winograd", number, tiles=tiles, channels=cg, kernels=kernels)
+    if cut.chunks:
+        account.buffer("products", cut.m_size * x.itemsize)
+        account.buffer("image" if cut.by_tiles else "weights", cut.job_bytes)
+    jobs = len(cut.weights) + len(cut.chunks) * (len(cut.images) + len(cut.jobs))
+    most = max(len(cut.weights), len(cut.images), len(cut.jobs))
+    return jobs, used(most, cut.work), shared
 
 
 def _by_kernels(
@@ -146,29 +214,26 @@ def _by_kernels(
     here = ctypes.byref(s)
     x_at, w_at, y_at = (address(array) for array in (x, w, y))
     x_step, w_step, y_step = strides(x)[1] * cg * item, w.strides[0], strides(y)[1] * og * item
-    if b is not None:
-        b = np.ascontiguousarray(b)
     b_at = None if b is None else address(b)
 
     if cut.by_tiles:
         u = np.empty((window.groups, cut.blocks, cut.u_size), x.dtype)
 
-        def weights(job: tuple[int, tuple[int, int]]) -> None:
+        def weights(job: tuple[int, Range]) -> None:
             g, (k0, k1) = job
             c.winograd_weights(here, w_at + g * w_step, k0, k1, address(u[g, k0 // cut.width]))
 
         parallel(weights, cut.weights, u.size * 4)
     else:
-        first = cut.chunks[0][1] if cut.chunks else 0
-        v = np.empty((window.groups, -(-first // SUB) * cut.v_size), x.dtype)
+        v = np.empty(cut.v_bytes // item, x.dtype).reshape(window.groups, -1)
 
     for t0, t1 in cut.chunks:
 
-        def image(job: tuple[int, tuple[int, int]], t0: int = t0, t1: int = t1) -> None:
+        def image(job: tuple[int, Range], t0: int = t0, t1: int = t1) -> None:
             g, (c0, c1) = job
             c.winograd_image(here, x_at + g * x_step, t0, t1, c0, c1, address(v[g]))
 
-        def one(job: tuple[int, tuple[int, int]], t0: int = t0, t1: int = t1) -> None:
+        def one(job: tuple[int, Range], t0: int = t0, t1: int = t1) -> None:
             g, part = job
             if cut.by_tiles:
                 (t0, t1), (k0, k1) = part, (0, og)
@@ -189,93 +254,3 @@ def _by_kernels(
 
         parallel(image, cut.images, cut.work)
         parallel(one, cut.jobs, cut.work)
-
-
-# B^T, G and A^T. The transform of a tile, B^T d B, is kron(B^T, B^T) times its 36 places in a row.
-IMAGE = np.array(
-    [
-        (4, 0, -5, 0, 1, 0),
-        (0, -4, -4, 1, 1, 0),
-        (0, 4, -4, -1, 1, 0),
-        (0, -2, -1, 2, 1, 0),
-        (0, 2, -1, -2, 1, 0),
-        (0, 4, 0, -5, 0, 1),
-    ]
-)
-KERNEL = np.array([(6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24)]) / 24
-OUTPUT = np.array([(1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)])
-
-# Bytes of a block's tiles, V and M together.
-BLOCK_BYTES = 6 << 20
-
-Job = tuple[int, Block]  # group, and rows of tiles of some images
-
-
-class _Blocks:
-    """A convolution cut into jobs for NumPy: a group, and some rows of tiles of some images."""
-
-    def __init__(self, x: Array, og: int, cg: int, window: Window) -> None:
-        self.grid = _grid(window)
-        self.work = _work(x.shape[0] * prod(self.grid), og, cg, window.groups)
-        rows = replace(window, out_size=self.grid)  # whose places are tiles
-        tile_bytes = 36 * (2 * cg + og) * x.itemsize
-        share = -(-workers(self.work) // window.groups)
-        blocks = cut_places(x.shape[0], rows, tile_bytes, share, BLOCK_BYTES)
-        self.jobs: list[Job] = list(product(range(window.groups), blocks))
-        self.weights = list(product(range(window.groups), _ranges(cg, -(-cg // 4))))
-
-
-def _by_numpy(x: Array, w: Array, b: Array | None, window: Window, y: Array, spoiled: Array) -> None:
-    og, cg = w.shape[1:3]
-    cut = _Blocks(x, og, cg, window)
-    image, kernel, output = (np.kron(m, m).astype(x.dtype) for m in (IMAGE, KERNEL, OUTPUT))
-    u = np.empty((window.groups, 36, cg, og), x.dtype)
-
-    def weights(job: tuple[int, tuple[int, int]]) -> None:
-        g, (c0, c1) = job
-        taps = w[g, :, c0:c1].transpose(2, 3, 1, 0).reshape(9, (c1 - c0) * og)
-        with np.errstate(invalid="ignore", over="ignore"):
-            np.matmul(kernel, taps, out=u[g, :, c0:c1].reshape(36, (c1 - c0) * og))
-
-    def one(job: Job) -> None:
-        g, (n0, n1, r0, r1) = job
-        shape = n1 - n0, r1 - r0, cut.grid[1]  # of the tiles
-        with np.errstate(invalid="ignore", over="ignore"):
-            d = _tiles(x[n0:n1, g * cg : (g + 1) * cg], window, r0, *shape)
-            v, m = (buffer(name, (36, prod(shape), c), x.dtype) for name, c in (("image", cg), ("products", og)))
-            np.matmul(image, d, out=v.reshape(36, -1))
-            np.matmul(v, u[g], out=m)
-            parts = buffer("tiles", (16, prod(shape) * og), x.dtype)  # d is no more needed
-            np.matmul(output, m.reshape(36, -1), out=parts)
-            whole = buffer("image", (shape[0], TILE * shape[1], TILE * shape[2], og), x.dtype)
-            for (i, j), part in zip(np.ndindex(TILE, TILE), parts, strict=True):
-                whole[:, i::TILE, j::TILE] = part.reshape(*shape, og)
-            spoiled[n0:n1][~np.isfinite(whole.sum(axis=(1, 2, 3)))] = 1
-        target = y[n0:n1, g * og : (g + 1) * og, TILE * r0 : TILE * r1]
-        rows, columns = target.shape[2:]
-        if b is not None:
-            whole += b[g * og : (g + 1) * og]
-        target[...] = whole[:, :rows, :columns].transpose(0, 3, 1, 2)
-
-    parallel(weights, cut.weights, u.size * 9)
-    parallel(one, cut.jobs, cut.work)
-
-
-def _tiles(x: Array, window: Window, r0: int, images: int, rows: int, columns: int) -> Array:
-    """Return tiles of rows r0 on, [36, images * rows * columns * C], zero in the padding; x is [images, C, H, W].
-
-    Whatever the layout of x, channels are last: along a row of tiles, runs would be short.
-    """
-    c = x.shape[1]
-    padded = buffer("padded", (images, TILE * rows + 2, TILE * columns + 2, c), x.dtype)
-    padded[...] = 0
-    top, left = TILE * r0 - window.before[0], -window.before[1]
-    h0, h1 = max(0, top), min(x.shape[2], top + padded.shape[1])
-    w0, w1 = max(0, left), min(x.shape[3], left + padded.shape[2])
-    if h0 < h1 and w0 < w1:
-        inside = padded[:, h0 - top : h1 - top, w0 - left : w1 - left]
-        inside[...] = x[:, :, h0:h1, w0:w1].transpose(0, 2, 3, 1)
-    d = buffer("tiles", (36, images, rows, columns, c), x.dtype)
-    for (i, j), part in zip(np.ndindex(6, 6), d, strict=True):
-        part[...] = padded[:, i : i + TILE * rows : TILE, j : j + TILE * columns : TILE]
-    return d.reshape(36, -1)
