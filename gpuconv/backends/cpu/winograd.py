@@ -23,7 +23,7 @@ import numpy as np
 from gpuconv.backends.cpu import compiled, winograd_blas
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
 from gpuconv.backends.cpu.threads import buffer, parallel, used, workers
-from gpuconv.backends.cpu.winograd_blas import TILE, Range, alike, grid, ranges, work
+from gpuconv.backends.cpu.winograd_blas import Range, alike, grid, ranges, work
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
@@ -74,7 +74,7 @@ class _Cut:
         self.v_size = 36 * self.plane
         self.m_size = 36 * (SUB * WIDE_BYTES // item + 16)
         self.work = work(self.tiles, og, cg, groups)
-        share, subs = workers(self.work), -(-self.tiles // SUB)
+        share, subs = workers(self.work), max(1, -(-self.tiles // SUB))
         self.by_tiles = (
             groups * subs >= 4 * share and groups * self.blocks * self.u_size * item <= SHARED_U_BYTES
         )
@@ -86,7 +86,7 @@ class _Cut:
             self.jobs = list(product(range(groups), ranges(self.tiles, size)))
         else:
             together = max(1, SHARED_V_BYTES // (groups * self.v_size * item))
-            even = -(-subs // max(1, -(-subs // together)))
+            even = -(-subs // -(-subs // together))
             self.chunks = ranges(self.tiles, even * SUB)
             self.weights = []
             parts = -(-4 * share // groups)
@@ -123,9 +123,9 @@ def pays(x: Array, w_shape: Shape, window: Window, y: Array) -> bool:
     """
     if not fits(window) or not x.dtype == y.dtype == np.float32:
         return False
-    cg, og, grid = w_shape[1], w_shape[0] // window.groups, prod(grid(window))
-    tiles = x.shape[0] * grid
-    if 9 * window.places < 1.2 * 36 * grid:  # too little of each tile is in y
+    cg, og, each = w_shape[1], w_shape[0] // window.groups, prod(grid(window))
+    tiles = x.shape[0] * each
+    if 9 * window.places < 1.2 * 36 * each:  # too little of each tile is in y
         return False
     if compiled.kernels(x, y) is not None:
         return cg * og >= 7 * (cg + og) and tiles >= 8
