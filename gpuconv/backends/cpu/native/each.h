@@ -1,4 +1,5 @@
 #include "vector.h"
+#include "shuffle.h"
 #include "flat.c"
 #include "multiply.c"
 #include "dots.c"
