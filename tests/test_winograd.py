@@ -221,7 +221,7 @@ def _pays(x_shape, kernels, dtype=np.float32, groups=1, **options):
         "conv2d", x_shape[2:], (3, 3), **{"stride": 1, "padding": 1, "dilation": 1, **options}, groups=groups
     )
     x, y = np.empty(x_shape, dtype), np.empty((x_shape[0], kernels, *window.out_size), dtype)
-    return winograd.pays(x, (kernels, x_shape[1] // groups, 3, 3), window, y)
+    return winograd.pays(x, (groups, kernels // groups, x_shape[1] // groups, 3, 3), window, y)
 
 
 def test_it_pays_for_many_channels_and_tiles(by):

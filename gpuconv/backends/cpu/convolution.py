@@ -7,6 +7,7 @@
 An algorithm is a module that has these three, or some; what it can't do, `gemm` does:
 
     direct     C kernels of the extra `fast`, which multiply shifted runs of a padded image
+    winograd   3x3 kernels in a quarter of the multiplications
     depthwise  every channel filtered alone
     gemm       columns, multiplied by BLAS
 
@@ -19,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu import compiled, depthwise, direct, gemm
+from gpuconv.backends.cpu import compiled, depthwise, direct, gemm, winograd
 from gpuconv.backends.cpu.columns import channels_first
 from gpuconv.backends.cpu.threads import parallel, used
 from gpuconv.backends.dispatch import accumulator
 from gpuconv.backends.plans import Account, Part
+from gpuconv.config import config
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +42,7 @@ def input_grad(dy: Array, w: Array, b: Array | None, dx: Array, window: Window, 
     """Write dx, the gradient by x of sum(dy * conv(x, w)); plus b, as a transposed convolution has it."""
     weights = weights_by_group(w, window.groups, channels_last)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
-    if _by_columns(source, weights, target):
+    if _by_columns(source, weights, b, window, target):
         gemm.input_grad(source, weights, b, window, target, channels_last)
         return
     for places, taps, phase in window.adjoint():
@@ -55,13 +57,14 @@ def weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_last: b
     """Write dw, the gradient by w of sum(dy * conv(x, w)): summed over the batch, never averaged."""
     target = weights_by_group(dw, window.groups, channels_last)
     gradient, source = channels_first(dy, channels_last), channels_first(x, channels_last)
-    if _is_depthwise(target.shape, window):
+    how = _choose_weight_grad(gradient, source, target, window)
+    if how == "depthwise":
         total = np.zeros(target.shape, accumulator(dw.dtype))
         depthwise.weight_grad(gradient, source, window, total[:, 0], channels_last)
         target[...] = total
         return
-    c = direct_kernels(gradient, source, target)
-    # An infinity in x that the kernels multiplied by nothing: the sum is another.
+    c = _kernels(gradient, source, target) if how == "direct" else None
+    # Where it isn't finite, an infinity of x may have met the 0 of a place without an output.
     if c is None or not direct.weight_grad(c, gradient, source, window, target):
         gemm.weight_grad(gradient, source, window, target, channels_last)
 
@@ -85,17 +88,56 @@ def bias_grad(dy: Array, db: Array, channels_last: bool) -> None:
 
 def _convolve(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
     """Write conv(x, w) + b to y by the algorithm that suits."""
-    if _is_depthwise(w.shape, window):
+    how = _choose(x, w, b, window, y)
+    if how == "winograd":
+        # It spoils whole tiles where something isn't finite.
+        winograd.forward(x, w, b, window, y, lambda x, y: _otherwise(x, w, b, window, y, channels_last))
+    elif how == "depthwise":
         depthwise.forward(x, w[:, 0], b, window, y, channels_last)
-    elif (c := direct_kernels(x, w, y, b)) is not None:
+    elif how == "direct":
+        _otherwise(x, w, b, window, y, channels_last)
+    else:
+        gemm.forward(x, w, b, window, y, channels_last)
+
+
+def _otherwise(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
+    if (c := _kernels(x, w, y, b)) is not None:
         direct.forward(c, x, w, b, window, y)
     else:
         gemm.forward(x, w, b, window, y, channels_last)
 
 
-def direct_kernels(*arrays: Array | None) -> compiled.Kernels | None:
+def _kernels(*arrays: Array | None) -> compiled.Kernels | None:
     """Return the C kernels, if they may and can compute with these arrays."""
     return compiled.kernels(*(x for x in arrays if x is not None))
+
+
+def _choose(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> str:
+    """Return the algorithm for a convolution: the one that is asked for where it can, else the fastest."""
+    wanted = config.algorithm
+    arrays = [array for array in (x, w, b, y) if array is not None]
+    alike = x.dtype in compiled.SUFFIXES and all(array.dtype == x.dtype for array in arrays)
+    if wanted == "gemm":
+        return "gemm"
+    if wanted == "winograd" and alike and winograd.fits(window):
+        return "winograd"
+    direct_can = _kernels(*arrays) is not None
+    if wanted == "direct" and direct_can:
+        return "direct"
+    if _is_depthwise(w.shape, window):
+        return "depthwise"
+    if alike and winograd.pays(x, w.shape, window, y):
+        return "winograd"
+    return "direct" if direct_can else "gemm"
+
+
+def _choose_weight_grad(dy: Array, x: Array, dw: Array, window: Window) -> str:
+    """Return the algorithm for a weight gradient; dw is [groups, C_out/groups, C_in/groups, *kernel]."""
+    if config.algorithm == "gemm":
+        return "gemm"
+    if _is_depthwise(dw.shape, window) and config.algorithm != "direct":
+        return "depthwise"
+    return "gemm" if _kernels(dy, x, dw) is None else "direct"
 
 
 def _is_depthwise(w_shape: Shape, window: Window) -> bool:
@@ -106,10 +148,14 @@ def _is_depthwise(w_shape: Shape, window: Window) -> bool:
 TURNED_COST = 3
 
 
-def _by_columns(dy: Array, w: Array, dx: Array) -> bool:
-    """Tell whether an input gradient gathers columns. Those of dy are C_out high, those of dx C_in."""
+def _by_columns(dy: Array, w: Array, b: Array | None, window: Window, dx: Array) -> bool:
+    """Tell whether an input gradient gathers columns: those of dy are C_out high, those of dx C_in."""
     og, cg = w.shape[1:3]
-    return og > TURNED_COST * cg and direct_kernels(dy, w, dx) is None
+    return og > TURNED_COST * cg and all(
+        _choose(dy, turned(w, taps), b, phase, dx[:, :, *places]) == "gemm"
+        for places, taps, phase in window.adjoint()
+        if phase.taps
+    )
 
 
 def turned(w: Array, taps: tuple[slice, ...]) -> Array:
@@ -140,7 +186,7 @@ def plan_input_grad(
     """Return how `input_grad` would compute."""
     account, weights = Account(), weights_by_group(w, window.groups, channels_last)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
-    if _by_columns(source, weights, target):
+    if _by_columns(source, weights, b, window, target):
         jobs, threads = gemm.plan_input_grad(source, weights.shape, target, window, account)
         why = "dy has so many more channels than x that W^T dY, gathered by col2im, has the fewest columns"
         return account.part("gemm", why, jobs, threads)
@@ -162,12 +208,13 @@ def plan_weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_la
     """Return how `weight_grad` would compute."""
     account, target = Account(), weights_by_group(dw, window.groups, channels_last)
     gradient, source = channels_first(dy, channels_last), channels_first(x, channels_last)
-    if _is_depthwise(target.shape, window):
+    algorithm = _choose_weight_grad(gradient, source, target, window)
+    if algorithm == "depthwise":
         jobs, threads, shared = depthwise.plan_weight_grad(
             gradient, source, window, accumulator(dw.dtype), channels_last, account
         )
         return account.part("depthwise", depthwise.why(channels_last), jobs, threads, shared)
-    if direct_kernels(gradient, source, target) is not None:
+    if algorithm == "direct":
         jobs, threads, shared = direct.plan_weight_grad(gradient, source, window, target, account)
         return account.part("direct", direct.WHY, jobs, threads, shared)
     jobs, threads, shared = gemm.plan_weight_grad(gradient, source, target, window, account)
@@ -189,11 +236,14 @@ def _plan(
     x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool, account: Account
 ) -> tuple[str, str, int, int, int]:
     """Add what `_convolve` would do; return algorithm, why, jobs, threads and the bytes that they share."""
-    if _is_depthwise(w.shape, window):
+    algorithm = _choose(x, w, b, window, y)
+    if algorithm == "winograd":
+        return algorithm, winograd.why(x, y), *winograd.plan_forward(x, w.shape, window, y, account)
+    if algorithm == "depthwise":
         jobs, threads = depthwise.plan_forward(x, window, y, channels_last, account)
-        return "depthwise", depthwise.why(channels_last), jobs, threads, 0
-    if direct_kernels(x, w, y, b) is not None:
-        return "direct", direct.WHY, *direct.plan_forward(x, w.shape, window, account)
+        return algorithm, depthwise.why(channels_last), jobs, threads, 0
+    if algorithm == "direct":
+        return algorithm, direct.WHY, *direct.plan_forward(x, w.shape, window, account)
     jobs, threads = gemm.plan_forward(x, w.shape, window, y, channels_last, account)
     # Turned kernels aren't a matrix until they are copied.
     copied = 0 if gemm.matrices_of(w, channels_last) is not None else w.nbytes

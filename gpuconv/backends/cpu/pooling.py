@@ -402,7 +402,9 @@ def divisor(window: Window, count_include_pad: bool, override: int | None = None
     """
     if override is not None:
         return np.array(float(override))
-    return reduce(np.multiply.outer, (_counts(window, axis, count_include_pad) for axis in range(window.axes)))
+    return reduce(
+        np.multiply.outer, (_counts(window, axis, count_include_pad) for axis in range(window.axes))
+    )
 
 
 @lru_cache(maxsize=256)

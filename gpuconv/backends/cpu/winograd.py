@@ -117,13 +117,13 @@ def fits(window: Window) -> bool:
 
 
 def pays(x: Array, w_shape: Shape, window: Window, y: Array) -> bool:
-    """Tell whether this is the fastest way to convolve x with w, [C_out, C_in/groups, *kernel].
+    """Tell whether this is the fastest way to convolve x with w, [groups, C_out/groups, C_in/groups, 3, 3].
 
     Never for float64, as other algorithms are more exact. x and y are canonical views.
     """
     if not fits(window) or not x.dtype == y.dtype == np.float32:
         return False
-    cg, og, each = w_shape[1], w_shape[0] // window.groups, prod(grid(window))
+    og, cg, each = *w_shape[1:3], prod(grid(window))
     tiles = x.shape[0] * each
     if 9 * window.places < 1.2 * 36 * each:  # too little of each tile is in y
         return False
@@ -160,7 +160,7 @@ def plan_forward(
     x: Array, w_shape: Shape, window: Window, y: Array, account: Account
 ) -> tuple[int, int, int]:
     """Add what `forward` would do to an account; return jobs, threads, bytes that they share."""
-    og, cg = w_shape[0] // window.groups, w_shape[1]
+    og, cg = w_shape[1:3]
     if compiled.kernels(x, y) is None:
         return winograd_blas.plan_forward(x, og, cg, window, account)
     return _plan_kernels(x, og, cg, window, y, account)
