@@ -272,7 +272,8 @@ def test_averages_are_those_of_the_parts_and_gradients_their_adjoints(backend, o
         got = backend.to_numpy(function(backend.to_array(a)))
         for part, alone in ((got.real, a.real.copy()), (got.imag, a.imag.copy())):
             want = backend.to_numpy(function(backend.to_array(alone)))
-            np.testing.assert_array_equal(part, want)
+            near = 32 * np.finfo(want.dtype).eps  # real arrays may go another way
+            np.testing.assert_allclose(part, want, near, near)
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, C16])
