@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.cpu import pooling_compiled
 from gpuconv.backends.cpu.columns import channels_first
-from gpuconv.backends.cpu.pooling import alike_planes, along, by_parts, plane_blocks, scratch
+from gpuconv.backends.cpu.pooling import alike_planes, along, by_parts, plane_blocks, scratch, shares
 from gpuconv.backends.cpu.threads import parallel, used
 from gpuconv.backends.dispatch import accumulator, real_dtype
 from gpuconv.backends.plans import Account, Part
+from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
 Sizes = tuple[int, ...]
@@ -23,20 +25,23 @@ Sizes = tuple[int, ...]
 def avg_pool(x: Array, y: Array, channels_last: bool) -> None:
     """Write the mean of each window."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    if (p := _by_kernels(source, target, mean=True)) is not None:
+        pooling_compiled.avg_pool(p, shares(p.window, True))
+        return
     wide = accumulator(x.dtype)
     in_size, out_size = source.shape[2:], target.shape[2:]
     if not channels_last:  # there NumPy adds up one by one, so that short sums of sums are more exact
         in_size, out_size = _merged(in_size, out_size)
-    shares = [_ends(size, out) for size, out in zip(in_size, out_size, strict=True)]
-    counts = _counts(shares).astype(real_dtype(wide))
+    places = [_ends(size, out) for size, out in zip(in_size, out_size, strict=True)]
+    counts = _counts(places).astype(real_dtype(wide))
 
     def one(planes: tuple[slice, slice]) -> None:
         total = source[planes]
         total = total.reshape(*total.shape[:2], *in_size)
-        for axis in reversed(range(len(shares))):
+        for axis in reversed(range(len(places))):
             sizes = (*total.shape[2 : 2 + axis], out_size[axis], *total.shape[3 + axis :])
             sums = scratch(f"sum{axis}", total.shape[:2], sizes, channels_last, wide)
-            for o, (begin, end) in enumerate(shares[axis]):
+            for o, (begin, end) in enumerate(places[axis]):
                 part = total[along(axis, slice(begin, end))]
                 np.sum(part, 2 + axis, wide, sums[along(axis, slice(o, o + 1))], keepdims=True)
             total = sums
@@ -50,19 +55,22 @@ def avg_pool(x: Array, y: Array, channels_last: bool) -> None:
 def avg_pool_backward(dy: Array, dx: Array, channels_last: bool) -> None:
     """Write dx: each dy, divided, spread over its window."""
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    if (p := _by_kernels(target, source, mean=True, backward=True)) is not None:
+        pooling_compiled.avg_pool_backward(p, shares(p.window, True))
+        return
     wide = accumulator(dy.dtype)
-    shares = [_ends(size, out) for size, out in zip(target.shape[2:], source.shape[2:], strict=True)]
-    counts = _counts(shares).astype(real_dtype(wide))
+    places = [_ends(size, out) for size, out in zip(target.shape[2:], source.shape[2:], strict=True)]
+    counts = _counts(places).astype(real_dtype(wide))
 
     def one(planes: tuple[slice, slice]) -> None:
         part = source[planes]
         total = scratch("shared", part.shape[:2], part.shape[2:], channels_last, wide)
         by_parts(np.divide, part, counts, total)
-        for axis in range(len(shares)):
+        for axis in range(len(places)):
             sizes = (*total.shape[2 : 2 + axis], target.shape[2 + axis], *total.shape[3 + axis :])
             spread = scratch(f"spread{axis}", total.shape[:2], sizes, channels_last, wide)
             spread[...] = 0
-            for o, (begin, end) in enumerate(shares[axis]):
+            for o, (begin, end) in enumerate(places[axis]):
                 spread[along(axis, slice(begin, end))] += total[along(axis, slice(o, o + 1))]
             total = spread
         target[planes] = total
@@ -74,17 +82,20 @@ def max_pool(x: Array, y: Array, argmax: Array | None, channels_last: bool) -> N
     """Write each window's maximum to y, and to argmax the flat place of x where it is first."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     mask = None if argmax is None else channels_first(argmax, channels_last)
+    if (p := _by_kernels(source, target, mask)) is not None:
+        pooling_compiled.max_pool(p)
+        return
     in_size, out_size = _merged(source.shape[2:], target.shape[2:])
-    shares = [_ends(size, out) for size, out in zip(in_size, out_size, strict=True)]
+    places = [_ends(size, out) for size, out in zip(in_size, out_size, strict=True)]
 
     def one(planes: tuple[slice, slice]) -> None:
         best = source[planes]
         best = best.reshape(*best.shape[:2], *in_size)
         at: Array | None = None  # flat, along the axes that are done
-        for axis in reversed(range(len(shares))):
+        for axis in reversed(range(len(places))):
             step = prod(in_size[axis + 1 :])
             found: list[tuple[Array, ...]] = []
-            for begin, end in shares[axis]:
+            for begin, end in places[axis]:
                 where = along(axis, slice(begin, end))
                 part = best[where]
                 if mask is None:
@@ -109,6 +120,11 @@ def max_pool_backward(dy: Array, argmax: Array, dx: Array, channels_last: bool, 
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     mask = channels_first(argmax, channels_last)
     in_size = target.shape[2:]
+    if (p := _by_kernels(target, source, mask, backward=True)) is not None:
+        if not pooling_compiled.masks_name_places(p):
+            _check_places(op, mask, in_size)
+        pooling_compiled.max_pool_backward(p)
+        return
     _check_places(op, mask, in_size)
 
     def one(planes: tuple[slice, slice]) -> None:
@@ -131,6 +147,10 @@ def plan(name: str, **p: Any) -> Part:
     account, last = Account(), p["channels_last"]
     large, small = (channels_first(p[a if a in p else b], last) for a, b in (("dx", "x"), ("dy", "y")))
     in_size, out_size = large.shape[2:], small.shape[2:]
+    mean, mask = name.startswith("avg"), p.get("argmax")
+    mask = None if mask is None else channels_first(mask, last)
+    if (fast := _by_kernels(large, small, mask, mean=mean, backward=name.endswith("backward"))) is not None:
+        return pooling_compiled.plan(fast)
     blocks = plane_blocks(large, last)
     for planes, number in alike_planes(blocks):
         account.step("pool", number, planes=planes, windows=prod(out_size))
@@ -140,6 +160,21 @@ def plan(name: str, **p: Any) -> Part:
         return account.part("places", why, len(blocks), used(len(blocks), large.size))
     why = "windows along one axis after the other, a few planes at a time"
     return account.part("axes", why, len(blocks), used(len(blocks), large.size))
+
+
+def _by_kernels(
+    large: Array, small: Array, mask: Array | None = None, *, mean: bool = False, backward: bool = False
+) -> pooling_compiled.Pooling | None:
+    """Return how C computes this, where windows are alike: then it is a pooling with a stride."""
+    in_size, out_size, zeros = large.shape[2:], small.shape[2:], (0,) * (large.ndim - 2)
+    # Masks name places of the plane, which are those of the window only where there is one.
+    if any(size % out for size, out in zip(in_size, out_size, strict=True)) or (
+        mask is not None and prod(out_size) > 1
+    ):
+        return None
+    kernel, ones = tuple(size // out for size, out in zip(in_size, out_size, strict=True)), (1,) * len(zeros)
+    window = Window(in_size, kernel, kernel, ones, zeros, zeros, out_size)
+    return pooling_compiled.pooling(large, small, mask, window, mean=mean, backward=backward)
 
 
 def _plane_bytes(name: str, p: dict[str, Any], in_size: Sizes, out_size: Sizes) -> int:

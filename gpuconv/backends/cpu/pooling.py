@@ -34,7 +34,8 @@ def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     mask = None if argmax is None else channels_first(argmax, channels_last)
     if (p := pooling_compiled.pooling(source, target, mask, window)) is not None:
-        return pooling_compiled.max_pool(p)
+        pooling_compiled.max_pool(p)
+        return
     taps = _taps(window)
 
     def one(planes: tuple[slice, slice]) -> None:
@@ -83,9 +84,9 @@ def _by_kernels(name: str, p: dict[str, Any]) -> pooling_compiled.Pooling | None
         return None
     backward, mean = name.endswith("backward"), name.startswith("avg")
     argmax = None if mean else p["argmax"]
-    large, small, mask = (
-        None if a is None else channels_first(a, p["channels_last"])
-        for a in (p["dx" if backward else "x"], p["dy" if backward else "y"], argmax)
+    mask = None if argmax is None else channels_first(argmax, p["channels_last"])
+    large, small = (
+        channels_first(p[name], p["channels_last"]) for name in (("dx", "dy") if backward else ("x", "y"))
     )
     return pooling_compiled.pooling(large, small, mask, p["window"], mean=mean, backward=backward)
 
@@ -152,7 +153,8 @@ def max_pool_backward(dy: Array, argmax: Array, dx: Array, window: Window, chann
     if (p := pooling_compiled.pooling(target, source, mask, window, backward=True)) is not None:
         if not pooling_compiled.masks_name_places(p):
             _check_offsets(op, mask, window)
-        return pooling_compiled.max_pool_backward(p)
+        pooling_compiled.max_pool_backward(p)
+        return
     _check_offsets(op, mask, window)
     blocks = plane_blocks(target, channels_last)
     first, jumps = _flat_index(window)
@@ -279,7 +281,8 @@ def avg_pool(
     """Write each window's mean: sums axis by axis, then one division."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     if (p := pooling_compiled.pooling(source, target, None, window, mean=True)) is not None:
-        return pooling_compiled.avg_pool(p, shares(p.window, count_include_pad, divisor_override))
+        pooling_compiled.avg_pool(p, shares(p.window, count_include_pad, divisor_override))
+        return
     wide = accumulator(x.dtype)
     share = (1 / divisor(window, count_include_pad, divisor_override)).astype(real_dtype(wide))
 
@@ -318,7 +321,8 @@ def avg_pool_backward(
     """Write dx: each dy, divided, spread over its window, axis by axis."""
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     if (p := pooling_compiled.pooling(target, source, None, window, mean=True, backward=True)) is not None:
-        return pooling_compiled.avg_pool_backward(p, shares(p.window, count_include_pad, divisor_override))
+        pooling_compiled.avg_pool_backward(p, shares(p.window, count_include_pad, divisor_override))
+        return
     wide = accumulator(dy.dtype)
     share = (1 / divisor(window, count_include_pad, divisor_override)).astype(real_dtype(wide))
 
@@ -402,9 +406,9 @@ def divisor(window: Window, count_include_pad: bool, override: int | None = None
     """
     if override is not None:
         return np.array(float(override))
-    return reduce(
-        np.multiply.outer, (_counts(window, axis, count_include_pad) for axis in range(window.axes))
-    )
+    counts = [_counts(window, axis, count_include_pad) for axis in range(window.axes)]
+    product: Array = reduce(np.multiply.outer, counts)
+    return product
 
 
 @lru_cache(maxsize=256)
@@ -425,7 +429,8 @@ def _counts(window: Window, axis: int, count_include_pad: bool) -> Array:
     start = np.arange(window.out_size[axis]) * window.stride[axis] - window.before[axis]
     places = start[:, None] + np.arange(window.kernel[axis]) * window.dilation[axis]
     inside = (places >= -before) & (places < window.in_size[axis] + after)
-    return inside.sum(axis=1).astype(np.float64)
+    counts: Array = inside.sum(axis=1).astype(np.float64)
+    return counts
 
 
 def by_parts(operation: np.ufunc, x: Array, real: Array, out: Array) -> None:

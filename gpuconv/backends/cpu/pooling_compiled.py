@@ -5,7 +5,6 @@ planes; all arrays are canonical views, [N, C, *spatial].
 """
 
 import ctypes
-from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ class Struct(ctypes.Structure):
 
 
 class Pooling(NamedTuple):
-    """A pooling that C computes: x (or dx) and y (or dy) are canonical, the window's axes as few as will do."""
+    """A pooling that C computes: canonical x (or dx) and y (or dy), and a window of as few axes as will do."""
 
     kernels: Kernels
     x: Array
@@ -98,11 +97,19 @@ def _folded(
 
 def _without_axis(window: Window, axis: int, size: int) -> Window:
     """Return the window with the axis before this one counted in places of this one."""
-    fields = {}
-    for name in ("in_size", "kernel", "stride", "before", "after", "dilation", "out_size"):
-        values, scale = getattr(window, name), 1 if name in ("dilation", "out_size") else size
-        fields[name] = (*values[: axis - 1], values[axis - 1] * scale, *values[axis + 1 :])
-    return replace(window, **fields)
+
+    def one_less(values: tuple[int, ...], scale: int = 1) -> tuple[int, ...]:
+        return (*values[: axis - 1], values[axis - 1] * scale, *values[axis + 1 :])
+
+    return Window(
+        in_size=one_less(window.in_size, size),
+        kernel=one_less(window.kernel, size),
+        stride=one_less(window.stride, size),
+        dilation=one_less(window.dilation),
+        before=one_less(window.before, size),
+        after=one_less(window.after, size),
+        out_size=one_less(window.out_size),
+    )
 
 
 def _way(x: Array, y: Array, window: Window) -> int:
