@@ -39,7 +39,7 @@ class Struct(ctypes.Structure):
 
 
 class Pooling(NamedTuple):
-    """A pooling that C computes: canonical x (or dx) and y (or dy), and a window of as few axes as will do."""
+    """A pooling that C computes: canonical x (or dx) and y (or dy), a window of as few axes as will do."""
 
     kernels: Kernels
     x: Array
