@@ -5,6 +5,7 @@ planes; all arrays are canonical views, [N, C, *spatial].
 """
 
 import ctypes
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ Array = np.ndarray[Any, Any]
 Planes = tuple[slice, slice]
 
 # Bytes of x that a job takes; C holds no interpreter lock, so that jobs may be smaller than NumPy's.
-BLOCK_BYTES = 512 << 10
+BLOCK_BYTES = 1 << 20
 
 # The most bytes of a vector, and of the masks that are read.
 VECTOR_BYTES = 64
@@ -38,16 +39,32 @@ class Struct(ctypes.Structure):
     _fields_ = compiled.fields("Pooling")
 
 
+Steps = tuple[int, ...]  # strides in elements
+
+
+class Told(NamedTuple):
+    """What C is told of all poolings of a geometry: a window of as few axes as will do, and how to go."""
+
+    window: Window
+    way: int
+    struct: Struct
+    memory: int  # bytes that a thread takes beside arguments and results
+
+
 class Pooling(NamedTuple):
-    """A pooling that C computes: canonical x (or dx) and y (or dy), a window of as few axes as will do."""
+    """A pooling that C computes, with canonical x and y, or dx and dy."""
 
     kernels: Kernels
     x: Array
     y: Array
     mask: Array | None
-    window: Window
-    way: int
+    told: Told
     backward: bool
+
+    @property
+    def window(self) -> Window:
+        """The window as C sees it."""
+        return self.told.window
 
 
 def pooling(
@@ -61,9 +78,10 @@ def pooling(
         return None
     if mean and _many_sums(window):
         return None
-    x, y, mask, window = _folded(x, y, mask, window)
-    way = _way_back(x, y, mask, window) if backward else _way(x, y, window)
-    return Pooling(kernels, x, y, mask, window, way, backward)
+    masks, bytes_each = (None, 0) if mask is None else (tuple(strides(mask)), mask.itemsize)
+    steps = tuple(strides(x)), tuple(strides(y)), masks
+    told = _told(window, x.shape[1], x.itemsize, *steps, bytes_each, backward)
+    return Pooling(kernels, x, y, mask, told, backward)
 
 
 def _many_sums(window: Window) -> bool:
@@ -72,27 +90,47 @@ def _many_sums(window: Window) -> bool:
     return overlapping and window.taps > 8 * sum(window.kernel)
 
 
-def _folded(
-    x: Array, y: Array, mask: Array | None, window: Window
-) -> tuple[Array, Array, Array | None, Window]:
-    """Return the same pooling with two axes as one wherever windows have whole rows that lie end to end."""
-    axis = window.axes - 1
-    while axis > 0:
-        a, size = axis - 1, window.in_size[axis]
-        whole = window.kernel[axis] == size and not window.before[axis] and window.out_size[axis] == 1
-        end_to_end = x.strides[2 + a] == size * x.strides[2 + axis] or x.shape[2 + a] == 1
-        if whole and end_to_end and window.dilation[a] == window.dilation[axis] == 1:
-            window = _without_axis(window, axis, size)
-            x = np.lib.stride_tricks.as_strided(
-                x,
-                (*x.shape[: 2 + a], x.shape[2 + a] * size, *x.shape[3 + axis :]),
-                (*x.strides[: 2 + a], *x.strides[2 + axis :]),
-                writeable=x.flags.writeable,
-            )
-            index = (slice(None),) * (2 + axis) + (0,)
-            y, mask = y[index], None if mask is None else mask[index]
-        axis -= 1
-    return x, y, mask, window
+@lru_cache(maxsize=512)
+def _told(
+    window: Window,
+    channels: int,
+    item: int,
+    x: Steps,
+    y: Steps,
+    mask: Steps | None,
+    mask_bytes: int,
+    backward: bool,
+) -> Told:
+    for axis in reversed(range(1, window.axes)):
+        if _is_whole(window, axis) and x[1 + axis] == window.in_size[axis] * x[2 + axis]:
+            window = _without_axis(window, axis, window.in_size[axis])
+            x = (*x[: 1 + axis], *x[2 + axis :])
+            y = (*y[: 2 + axis], *y[3 + axis :])
+            mask = None if mask is None else (*mask[: 2 + axis], *mask[3 + axis :])
+    lanes = VECTOR_BYTES // item
+    dense = x[1] == y[1] == 1 and (mask is None or mask[1] == 1) and channels >= lanes
+    if backward:
+        way = _way_back(window, lanes, dense, mask is not None)
+    else:
+        way = BY_CHANNELS if dense else _way(window, lanes)
+    s = Struct()
+    s.size, s.out = _three(window.in_size), _three(window.out_size)
+    s.kernel, s.stride, s.dilation = _three(window.kernel), _three(window.stride), _three(window.dilation)
+    s.before = _three(window.before, 0)
+    s.x, s.y, s.way = _five(x), _five(y), way
+    if mask is not None:
+        s.mask, s.mask_bytes = _five(mask), mask_bytes
+    return Told(window, way, s, _memory_bytes(window, way, item, backward))
+
+
+def _is_whole(window: Window, axis: int) -> bool:
+    """Tell whether the window has an axis in one piece, so that rows that lie end to end are one."""
+    return (
+        window.kernel[axis] == window.in_size[axis]
+        and window.out_size[axis] == 1
+        and not window.before[axis]
+        and window.dilation[axis - 1] == window.dilation[axis] == 1
+    )
 
 
 def _without_axis(window: Window, axis: int, size: int) -> Window:
@@ -112,11 +150,8 @@ def _without_axis(window: Window, axis: int, size: int) -> Window:
     )
 
 
-def _way(x: Array, y: Array, window: Window) -> int:
-    """Return along what vectors lie."""
-    lanes = VECTOR_BYTES // x.itemsize
-    if x.strides[1] == y.strides[1] == x.itemsize and x.shape[1] >= lanes:
-        return BY_CHANNELS
+def _way(window: Window, lanes: int) -> int:
+    """Return along what vectors lie where channels don't."""
     # Vectors that a row of outputs takes, of each tap or of each window; the latter's lanes are then joined.
     width, kernel = window.out_size[-1], window.kernel[-1]
     taps = window.taps // kernel
@@ -124,17 +159,33 @@ def _way(x: Array, y: Array, window: Window) -> int:
     return BY_ROWS if by_rows <= by_windows else BY_WINDOWS
 
 
-def _way_back(dx: Array, dy: Array, mask: Array | None, window: Window) -> int:
-    """Return along what a gradient's vectors lie."""
-    item, lanes = dx.itemsize, VECTOR_BYTES // dx.itemsize
-    dense = dx.strides[1] == dy.strides[1] == item and (mask is None or mask.strides[1] == mask.itemsize)
+def _way_back(window: Window, lanes: int, dense: bool, masked: bool) -> int:
+    """Return along what a gradient's vectors lie; `dense`: channels lie side by side."""
     # Windows that have a place: so many terms a vector gathers, where a window is added to once.
     readers = prod(-(-span // s) for span, s in zip(window.span, window.stride, strict=True))
-    if dense and dx.shape[1] >= lanes and readers <= 4 * lanes:
+    if dense and readers <= 4 * lanes:
         return BY_CHANNELS
     width, kernel = window.out_size[-1], window.kernel[-1]
-    each = 4 if mask is not None else window.taps // kernel * -(-kernel // lanes) + 4
+    each = 4 if masked else window.taps // kernel * -(-kernel // lanes) + 4
     return BY_ROWS if window.taps * -(-width // lanes) <= width * each else BY_WINDOWS
+
+
+def _memory_bytes(window: Window, way: int, item: int, backward: bool) -> int:
+    lanes, stride = VECTOR_BYTES // item, window.stride[-1]
+    (kd, kh, kw), span = _three(window.kernel), _three(window.span)
+    size, width = _three(window.in_size), window.out_size[-1]
+    if way == BY_CHANNELS and backward:  # native/pool_channels_backward.c
+        return 16 * size[2]
+    if way != BY_ROWS:
+        return 0
+    reach = (span[2] - 1) // stride
+    if not backward:  # native/pool_rows.c
+        row = (width + reach + lanes) * min(stride, span[2])
+        return 8 * (2 * kd * kh + kw) + item * (kd * min(span[1], size[1]) * row + 4 * (width + lanes))
+    steps = _three(window.stride)  # native/pool_rows_backward.c
+    kept = -(-span[0] // steps[0]) * -(-span[1] // steps[1])
+    line = (size[2] - 1 + window.before[-1]) // stride + 1 + lanes
+    return kept * (24 + 2 * item * (reach + line)) + 2 * item * line
 
 
 def cut(p: Pooling) -> list[Planes]:
@@ -142,12 +193,12 @@ def cut(p: Pooling) -> list[Planes]:
     n, c = p.x.shape[:2]
     threads, plane = count(), prod(p.x.shape[2:]) * p.x.itemsize
     channels = max(1, min(c, BLOCK_BYTES // plane))
-    if p.way == BY_CHANNELS:  # those of a place lie together: cut only to occupy all threads
+    if p.told.way == BY_CHANNELS:  # those of a place lie together: cut only to occupy all threads
         lanes = VECTOR_BYTES // p.x.itemsize
         channels = c if n >= threads else max(lanes, -(-c // threads // lanes) * lanes)
     images = max(1, min(BLOCK_BYTES // (plane * channels), n // (2 * threads))) if channels == c else 1
     starts = list(range(0, c, channels))
-    if p.way == BY_CHANNELS and c - starts[-1] < VECTOR_BYTES // p.x.itemsize:
+    if p.told.way == BY_CHANNELS and c - starts[-1] < VECTOR_BYTES // p.x.itemsize:
         starts.pop()  # the last few join those before them
     ends = [*starts[1:], c]
     return [
@@ -163,11 +214,11 @@ def plan(p: Pooling) -> Part:
     for images, channels in jobs:
         planes = (images.stop - images.start) * (channels.stop - channels.start)
         account.step("pool", planes=planes, places=p.window.places)
-    account.buffer("pool", memory_bytes(p))
+    account.buffer("pool", p.told.memory)
     # A max pooling's gradient goes to the threads twice: masks are checked first.
     calls = 2 if p.backward and p.mask is not None else 1
     threads = used(len(jobs), _work(p))
-    return account.part(WAYS[p.way], WHY.format(WAYS[p.way]), calls * len(jobs), threads)
+    return account.part(WAYS[p.told.way], WHY.format(WAYS[p.told.way]), calls * len(jobs), threads)
 
 
 def _work(p: Pooling) -> int:
@@ -237,16 +288,8 @@ def _at(planes: Planes, *arrays: Array | None) -> list[int | None]:
 
 def _struct(p: Pooling, planes: Planes) -> Struct:
     images, channels = planes
-    window = p.window
-    s = Struct()
+    s = Struct.from_buffer_copy(p.told.struct)
     s.images, s.channels = images.stop - images.start, channels.stop - channels.start
-    s.size, s.out = _three(window.in_size), _three(window.out_size)
-    s.kernel, s.stride, s.dilation = _three(window.kernel), _three(window.stride), _three(window.dilation)
-    s.before = _three(window.before, 0)
-    s.x, s.y = _five(p.x), _five(p.y)
-    if p.mask is not None:
-        s.mask, s.mask_bytes = _five(p.mask), p.mask.itemsize
-    s.way = p.way
     return s
 
 
@@ -254,30 +297,9 @@ def _three(values: tuple[int, ...], fill: int = 1) -> tuple[int, ...]:
     return (fill,) * (3 - len(values)) + values
 
 
-def _five(x: Array) -> tuple[int, ...]:
-    n, c, *rest = strides(x)
-    return (n, c, *_three(tuple(rest), 0))
+def _five(steps: Steps) -> tuple[int, ...]:
+    return (*steps[:2], *_three(steps[2:], 0))
 
 
 def _memory(p: Pooling) -> int:
-    return address(buffer("pool", (memory_bytes(p),), np.uint8))
-
-
-def memory_bytes(p: Pooling) -> int:
-    """Return the bytes that a thread takes beside arguments and results."""
-    window, item = p.window, p.x.itemsize
-    lanes, stride = VECTOR_BYTES // item, window.stride[-1]
-    (kd, kh, kw), span = _three(window.kernel), _three(window.span)
-    size, width = _three(window.in_size), window.out_size[-1]
-    if p.way == BY_CHANNELS and p.backward:  # native/pool_channels_backward.c
-        return 16 * size[2]
-    if p.way != BY_ROWS:
-        return 0
-    reach = (span[2] - 1) // stride
-    if not p.backward:  # native/pool_rows.c
-        row = (width + reach + lanes) * min(stride, span[2])
-        return 8 * (2 * kd * kh + kw) + item * (kd * min(span[1], size[1]) * row + 4 * (width + lanes))
-    strides = _three(window.stride)  # native/pool_rows_backward.c
-    kept = -(-span[0] // strides[0]) * -(-span[1] // strides[1])
-    line = (size[2] - 1 + window.before[-1]) // stride + 1 + lanes
-    return kept * (24 + 2 * item * (reach + line)) + 2 * item * line
+    return address(buffer("pool", (p.told.memory,), np.uint8))
