@@ -36,6 +36,7 @@ SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 FLAGS = [
     *("-std=c11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-ffreestanding", "-nostdlib", "-fno-stack-protector", "-shared", "-fPIC", "-fvisibility=hidden"),
+    "-g0",  # ziglang would write debug information, which takes longer than the code
 ]
 
 
