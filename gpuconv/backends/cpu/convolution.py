@@ -8,7 +8,8 @@ An algorithm is a module that has these three, or some; what it can't do, `gemm`
 
     direct     C kernels of the extra `fast`, which multiply shifted runs of a padded image
     winograd   3x3 kernels in a quarter of the multiplications
-    depthwise  every channel filtered alone
+    filters    every channel filtered alone, by C kernels
+    depthwise  the same, by NumPy
     gemm       columns, multiplied by BLAS
 
 They work on canonical views: arrays channels first, whatever their layout, and weights
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu import compiled, depthwise, direct, gemm, winograd
+from gpuconv.backends.cpu import compiled, depthwise, direct, filters, gemm, winograd
 from gpuconv.backends.cpu.columns import channels_first
 from gpuconv.backends.cpu.threads import parallel, used
 from gpuconv.backends.dispatch import accumulator
@@ -42,6 +43,9 @@ def input_grad(dy: Array, w: Array, b: Array | None, dx: Array, window: Window, 
     """Write dx, the gradient by x of sum(dy * conv(x, w)); plus b, as a transposed convolution has it."""
     weights = weights_by_group(w, window.groups, channels_last)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    if (c := _filters(source, weights, b, window, target)) is not None:
+        filters.input_grad(c, source, weights[:, 0], b, window, target)
+        return
     if _by_columns(source, weights, b, window, target):
         gemm.input_grad(source, weights, b, window, target, channels_last)
         return
@@ -57,6 +61,9 @@ def weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_last: b
     """Write dw, the gradient by w of sum(dy * conv(x, w)): summed over the batch, never averaged."""
     target = weights_by_group(dw, window.groups, channels_last)
     gradient, source = channels_first(dy, channels_last), channels_first(x, channels_last)
+    if (c := _filters(gradient, target, None, window, source)) is not None:
+        filters.weight_grad(c, gradient, source, window, target[:, 0])
+        return
     how = _choose_weight_grad(gradient, source, target, window)
     if how == "depthwise":
         total = np.zeros(target.shape, accumulator(dw.dtype))
@@ -88,6 +95,9 @@ def bias_grad(dy: Array, db: Array, channels_last: bool) -> None:
 
 def _convolve(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
     """Write conv(x, w) + b to y by the algorithm that suits."""
+    if (c := _filters(x, w, b, window, y)) is not None:
+        filters.forward(c, x, w[:, 0], b, window, y)
+        return
     how = _choose(x, w, b, window, y)
     if how == "winograd":
         # It spoils whole tiles where something isn't finite.
@@ -110,6 +120,13 @@ def _otherwise(x: Array, w: Array, b: Array | None, window: Window, y: Array, ch
 def _kernels(*arrays: Array | None) -> compiled.Kernels | None:
     """Return the C kernels, if they may and can compute with these arrays."""
     return compiled.kernels(*(x for x in arrays if x is not None))
+
+
+def _filters(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> compiled.Kernels | None:
+    """Return the C kernels where they filter every channel alone, of x to y or of a gradient."""
+    if config.algorithm != "auto" or w.shape[1] != 1:
+        return None
+    return filters.kernels(w[:, 0].shape, window, x, w, b, y)
 
 
 def _choose(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> str:
@@ -186,6 +203,10 @@ def plan_input_grad(
     """Return how `input_grad` would compute."""
     account, weights = Account(), weights_by_group(w, window.groups, channels_last)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    if _filters(source, weights, b, window, target) is not None:
+        return account.part(
+            "depthwise", filters.WHY, *filters.plan_input_grad(source, target, window, account)
+        )
     if _by_columns(source, weights, b, window, target):
         jobs, threads = gemm.plan_input_grad(source, weights.shape, target, window, account)
         why = "dy has so many more channels than x that W^T dY, gathered by col2im, has the fewest columns"
@@ -208,6 +229,10 @@ def plan_weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_la
     """Return how `weight_grad` would compute."""
     account, target = Account(), weights_by_group(dw, window.groups, channels_last)
     gradient, source = channels_first(dy, channels_last), channels_first(x, channels_last)
+    if _filters(gradient, target, None, window, source) is not None:
+        return account.part(
+            "depthwise", filters.WHY, *filters.plan_weight_grad(gradient, source, window, account)
+        )
     algorithm = _choose_weight_grad(gradient, source, target, window)
     if algorithm == "depthwise":
         jobs, threads, shared = depthwise.plan_weight_grad(
@@ -236,6 +261,8 @@ def _plan(
     x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool, account: Account
 ) -> tuple[str, str, int, int, int]:
     """Add what `_convolve` would do; return algorithm, why, jobs, threads and the bytes that they share."""
+    if _filters(x, w, b, window, y) is not None:
+        return "depthwise", filters.WHY, *filters.plan_forward(x, y, window, account), 0
     algorithm = _choose(x, w, b, window, y)
     if algorithm == "winograd":
         return algorithm, winograd.why(x, y), *winograd.plan_forward(x, w.shape, window, y, account)
