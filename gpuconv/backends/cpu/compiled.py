@@ -2,53 +2,47 @@
 
 NumPy alone does everything, but neither a convolution of few channels nor a pooling fast: each of its
 operations passes over memory again. The extra `fast` brings a C compiler (ziglang, a package of its own),
-with which the kernels are compiled once, for this processor's own vectors, in about a second.
+with which the kernels are compiled once, for this processor's own vectors, in seconds.
 """
 
 import ctypes
 import hashlib
-import importlib.util
 import os
-import platform
 import re
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.cpu import compiler, libraries
 from gpuconv.config import config
 
 Array = np.ndarray[Any, Any]
 
-SOURCES = Path(__file__).parent / "native"
-SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
-
-# -ffp-contract: a multiply-add rounds once. Nothing else is given up: no sum is reordered but where the
-# sources do it themselves, infinities and NaN are what they are. Without the C library they load anywhere.
-FLAGS = [
-    *("-std=c11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-    *("-ffreestanding", "-nostdlib", "-fno-stack-protector", "-shared", "-fPIC", "-fvisibility=hidden"),
-    "-g0",  # ziglang would write debug information, which takes longer than the code
-]
+# Endings of functions' names. Each dtype has a library of its own, as most programs need only one of them. A
+# processor of 32 bits may align doubles to 4 bytes, where `kernels` couldn't tell what C can take.
+SUFFIXES = {
+    dtype: suffix
+    for dtype, suffix in ((np.dtype(np.float32), "f32"), (np.dtype(np.float64), "f64"))
+    if dtype.alignment == dtype.itemsize
+}
+NUMBERS = {4: ctypes.c_float, 8: ctypes.c_double}
 
 
 class Kernels:
     """The compiled functions for one dtype, as attributes by the names that the sources give them."""
 
-    def __init__(self, library: ctypes.CDLL, suffix: str, number: type) -> None:
-        for name, parameters in _functions().items():
-            function = getattr(library, f"{name}_{suffix}")
-            function.argtypes = [_ctype(kind, number) for kind in parameters]
+    def __init__(self, library: ctypes.CDLL, dtype: np.dtype[Any], name: str) -> None:
+        self.compiler = name
+        for function_name, parameters in _functions().items():
+            function = getattr(library, f"{function_name}_{SUFFIXES[dtype]}")
+            function.argtypes = [_ctype(kind, NUMBERS[dtype.itemsize]) for kind in parameters]
             function.restype = None
-            setattr(self, name, function)
+            setattr(self, function_name, function)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         raise AttributeError(f"no kernel is called {name!r}")
@@ -57,15 +51,13 @@ class Kernels:
 def kernels(*arrays: Array) -> Kernels | None:
     """Return the kernels for these arrays, all of one dtype; None where there are none or none are wanted."""
     dtype = arrays[0].dtype
-    if dtype not in SUFFIXES or not config.compiled or any(x.dtype != dtype for x in arrays):
+    if dtype not in SUFFIXES or not config.compiled:
         return None
-    found = _loaded.get(dtype)
-    if found is None and not _tried:
-        _load()
-        found = _loaded.get(dtype)
-    if found is None or any(step % dtype.itemsize for x in arrays for step in x.strides):
-        return None
-    return found
+    for x in arrays:
+        # Aligned: elements lie where C takes them to lie, and strides are whole numbers of them.
+        if x.dtype != dtype or not x.flags.aligned:
+            return None
+    return _found[dtype] if dtype in _found else _load(dtype)
 
 
 def why_not() -> str:
@@ -85,124 +77,70 @@ def strides(x: Array) -> list[int]:
 
 
 _lock = threading.Lock()
-_loaded: dict[Any, Kernels] = {}
-_tried = False
+_found: dict[Any, Kernels | None] = {}  # by dtype, once somebody asked: None where there are none
 _why_not = ""
 
 
-def _load() -> None:
-    global _tried, _why_not
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # a thread that only the parent has may hold it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _load(dtype: np.dtype[Any]) -> Kernels | None:
+    """Find the kernels for a dtype, whatever that takes; say once what went wrong and what mends it."""
+    global _why_not
+    warning = ""
     with _lock:
-        if _tried:
-            return
+        if dtype in _found:  # another thread was faster
+            return _found[dtype]
+        start = time.monotonic()
         try:
-            command = compiler()
-            library = ctypes.CDLL(str(_library(command))) if command else None
-        except (OSError, subprocess.SubprocessError) as error:
-            library, _why_not = None, _reason(error)
-            warnings.warn(
-                f"gpuconv: its C kernels can't be compiled, so NumPy computes, slower: {_why_not}",
-                RuntimeWarning,
-                stacklevel=4,
+            by = compiler.find()
+            if by is None:
+                _why_not = "there is no C compiler: pip install 'gpuconv[fast]' brings one"
+            else:
+                key = _key(by, dtype)
+                library, trouble = libraries.load(key, partial(compiler.run, by, dtype.itemsize))
+                _found[dtype] = Kernels(library, dtype, by.name)
+                if trouble:
+                    warning = (
+                        f"its compiled C kernels can't be kept ({trouble}), so every process takes "
+                        f"{time.monotonic() - start:.0f} s to compile them: set GPUCONV_CACHE_DIR to a "
+                        "folder that can be written"
+                    )
+        except Exception as error:  # whatever it is, NumPy can do without
+            _why_not = str(error) or type(error).__name__
+            warning = (
+                f"its C kernels can't be compiled, so NumPy computes, slower: {_why_not}. GPUCONV_CC names "
+                "another C compiler; GPUCONV_COMPILED=0 does without"
             )
-        else:
-            if library is None:
-                _why_not = "there is no compiler: pip install 'gpuconv[fast]' brings one"
-        if library is not None:
-            for dtype, suffix in SUFFIXES.items():
-                _loaded[dtype] = Kernels(
-                    library, suffix, {"f32": ctypes.c_float, "f64": ctypes.c_double}[suffix]
-                )
-        _tried = True
+        if dtype not in _found:
+            _found.update({each: _found.get(each) for each in SUFFIXES})
+    if warning:
+        warnings.warn(f"gpuconv: {warning}", RuntimeWarning, stacklevel=3)
+    return _found[dtype]
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        said = error.stderr.decode(errors="replace").strip().splitlines()
-        return f"{shlex.join(error.cmd[:4])}… said: {said[0] if said else f'exit status {error.returncode}'}"
-    return f"{type(error).__name__}: {error}"
+def _key(by: compiler.Compiler, dtype: np.dtype[Any]) -> str:
+    """Return a name for everything that a compiled library depends on."""
+    told = repr((by.identity, compiler.flags(by, dtype.itemsize), compiler.processor(), _sources()))
+    return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 
-def compiler() -> list[str]:
-    """Return the compiler's command: GPUCONV_CC's, or that of the extra `fast`; empty where there is none."""
-    asked = os.environ.get("GPUCONV_CC")
-    if asked is not None:
-        return shlex.split(asked)
-    if importlib.util.find_spec("ziglang") is None:
-        return []
-    return [sys.executable, "-m", "ziglang", "cc"]
-
-
-def _library(command: list[str]) -> Path:
-    """Return the compiled kernels for this processor, from the cache or compiled now."""
-    key = hashlib.sha256()
-    for source in sorted(SOURCES.iterdir()):
-        if source.suffix in (".c", ".h"):
-            key.update(source.read_bytes())
-    key.update(repr((command, FLAGS, _compiler_version(command), _processor())).encode())
-    name = f"kernels-{key.hexdigest()[:32]}{'.dll' if sys.platform == 'win32' else '.so'}"
-    folder = cache_folder()
-    if (folder / name).is_file():
-        return folder / name
-    with tempfile.TemporaryDirectory() as scratch:
-        built = Path(scratch) / name
-        # Zig keeps what it compiles, beside the sources unless told: nothing that we would use again.
-        caches = {"ZIG_LOCAL_CACHE_DIR": scratch, "ZIG_GLOBAL_CACHE_DIR": scratch}
-        subprocess.run(
-            [*command, *FLAGS, "-o", str(built), str(SOURCES / "all.c")],
-            check=True,
-            capture_output=True,
-            env={**os.environ, **caches},
-            timeout=300,
-        )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(built.read_bytes())
-            os.replace(file.name, folder / name)  # whole or not at all, whoever else compiles it now
-            return folder / name
-        except OSError:  # read-only or full: this process has them, the next compiles again
-            kept = Path(tempfile.mkdtemp(prefix="gpuconv-")) / name
-            shutil.copy(built, kept)
-            return kept
-
-
-def cache_folder() -> Path:
-    """Return the folder for compiled kernels: GPUCONV_CACHE_DIR, or gpuconv in the user's cache."""
-    if asked := os.environ.get("GPUCONV_CACHE_DIR"):
-        return Path(asked)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "gpuconv" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gpuconv"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"
-
-
-def _compiler_version(command: list[str]) -> str:
-    program = shutil.which(command[0]) or command[0]
-    if "ziglang" in command:
-        from importlib import metadata
-
-        return metadata.version("ziglang")
-    try:
-        return str(os.stat(program).st_mtime_ns)
-    except OSError:
-        return ""
-
-
-def _processor() -> str:
-    """Return what tells processors apart: a folder may be shared by machines whose vectors differ."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    named = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(named)}))
+@cache
+def _sources() -> dict[str, str]:
+    """Return the sources by name; none where the package has none, as in a program frozen without them."""
+    paths = sorted(path for path in compiler.SOURCES.glob("*") if path.suffix in (".c", ".h"))
+    return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
 def _functions() -> dict[str, list[str]]:
     """Return the kernels and the types of their parameters, read from the sources, so declared once."""
-    text = "".join(source.read_text() for source in sorted(SOURCES.glob("*.c")))
+    text = "".join(text for name, text in _sources().items() if name.endswith(".c"))
     found = re.findall(r"EXPORT void NAME\((\w+)\)\(([^)]*)\)", text)
     return {name: [part.strip() for part in parameters.split(",")] for name, parameters in found}
 
@@ -215,7 +153,9 @@ def _ctype(parameter: str, number: type) -> Any:
 
 def fields(name: str) -> list[tuple[str, Any]]:
     """Return the fields of a struct of the sources, all of type ptrdiff_t, for a ctypes structure."""
-    text = "".join(source.read_text() for source in sorted(SOURCES.glob("*.h")))
+    text = "".join(text for name, text in _sources().items() if name.endswith(".h"))
+    if not text:  # and so no kernels that take it
+        return []
     match = re.search(rf"typedef struct {{([^}}]*)}} {name};", text)
     if match is None:
         raise LookupError(f"native/*.h declare no struct {name}")

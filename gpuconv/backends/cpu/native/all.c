@@ -1,16 +1,20 @@
-// Every file once for float and once for double: one library, functions named NAME_f32 and NAME_f64.
+// All kernels, for numbers of NUMBER_BYTES, which the compiler is told: a library of functions named NAME_f32, and
+// one of functions named NAME_f64.
 #include <stddef.h>
 #include "convolution.h"
 #include "pooling.h"
-#include "winograd.h"
+#if NUMBER_BYTES == 4
 #define T float
-#define NUMBER_BYTES 4
 #define NAME(x) x##_f32
-#include "each.h"
-#undef T
-#undef NUMBER_BYTES
-#undef NAME
+#else
 #define T double
-#define NUMBER_BYTES 8
 #define NAME(x) x##_f64
+#endif
 #include "each.h"
+
+EXPORT void NAME(vector_bytes)(ptrdiff_t *bytes) { *bytes = VECTOR_BYTES; }
+
+#ifdef OWN_ENTRY
+// What Windows calls in a library, where there is no C library to begin with it.
+int DllMainCRTStartup(void) { return 1; }
+#endif
