@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,12 @@ from gpuconv.config import config
 
 Array = np.ndarray[Any, Any]
 
-# Endings of functions' names. Each dtype has a library of its own, as most programs need only one of them. A
-# processor of 32 bits may align doubles to 4 bytes, where `kernels` couldn't tell what C can take.
+# Files of native/ that are compiled, each with what it includes. Every part has a library of its own for each
+# dtype, as most programs need few of them, and a part takes one to three seconds.
+PARTS = ("direct", "winograd", "depthwise", "pooling")
+
+# Endings of functions' names. A processor of 32 bits may align doubles to 4 bytes, where `kernels` couldn't
+# tell what C can take.
 SUFFIXES = {
     dtype: suffix
     for dtype, suffix in ((np.dtype(np.float32), "f32"), (np.dtype(np.float64), "f64"))
@@ -34,11 +39,11 @@ NUMBERS = {4: ctypes.c_float, 8: ctypes.c_double}
 
 
 class Kernels:
-    """The compiled functions for one dtype, as attributes by the names that the sources give them."""
+    """The compiled functions of a part for one dtype, as attributes by the sources' names."""
 
-    def __init__(self, library: ctypes.CDLL, dtype: np.dtype[Any], name: str) -> None:
+    def __init__(self, library: ctypes.CDLL, part: str, dtype: np.dtype[Any], name: str) -> None:
         self.compiler = name
-        for function_name, parameters in _functions().items():
+        for function_name, parameters in _functions(part).items():
             function = getattr(library, f"{function_name}_{SUFFIXES[dtype]}")
             function.argtypes = [_ctype(kind, NUMBERS[dtype.itemsize]) for kind in parameters]
             function.restype = None
@@ -48,8 +53,8 @@ class Kernels:
         raise AttributeError(f"no kernel is called {name!r}")
 
 
-def kernels(*arrays: Array) -> Kernels | None:
-    """Return the kernels for these arrays, all of one dtype; None where there are none or none are wanted."""
+def kernels(*arrays: Array, part: str = "direct") -> Kernels | None:
+    """Return a part's kernels for these arrays, all of one dtype; None where none are there, or wanted."""
     dtype = arrays[0].dtype
     if dtype not in SUFFIXES or not config.compiled:
         return None
@@ -57,7 +62,7 @@ def kernels(*arrays: Array) -> Kernels | None:
         # Aligned: elements lie where C takes them to lie, and strides are whole numbers of them.
         if x.dtype != dtype or not x.flags.aligned:
             return None
-    return _found[dtype] if dtype in _found else _load(dtype)
+    return _found[part, dtype] if (part, dtype) in _found else _load(part, dtype)
 
 
 def why_not() -> str:
@@ -77,7 +82,7 @@ def strides(x: Array) -> list[int]:
 
 
 _lock = threading.Lock()
-_found: dict[Any, Kernels | None] = {}  # by dtype, once somebody asked: None where there are none
+_found: dict[Any, Kernels | None] = {}  # by part and dtype, once somebody asked: None where there are none
 _why_not = ""
 
 
@@ -90,22 +95,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _load(dtype: np.dtype[Any]) -> Kernels | None:
-    """Find the kernels for a dtype, whatever that takes; say once what went wrong and what mends it."""
+def _load(part: str, dtype: np.dtype[Any]) -> Kernels | None:
+    """Find a part's kernels for a dtype, whatever that takes; say once what went wrong and what mends it."""
     global _why_not
     warning = ""
     with _lock:
-        if dtype in _found:  # another thread was faster
-            return _found[dtype]
+        if (part, dtype) in _found:  # another thread was faster
+            return _found[part, dtype]
         start = time.monotonic()
         try:
             by = compiler.find()
             if by is None:
                 _why_not = "there is no C compiler: pip install 'gpuconv[fast]' brings one"
             else:
-                key = _key(by, dtype)
-                library, trouble = libraries.load(key, partial(compiler.run, by, dtype.itemsize))
-                _found[dtype] = Kernels(library, dtype, by.name)
+                key = _key(by, part, dtype)
+                library, trouble = libraries.load(key, partial(compiler.run, by, part, dtype.itemsize))
+                _found[part, dtype] = Kernels(library, part, dtype, by.name)
                 if trouble:
                     warning = (
                         f"its compiled C kernels can't be kept ({trouble}), so every process takes "
@@ -118,29 +123,35 @@ def _load(dtype: np.dtype[Any]) -> Kernels | None:
                 f"its C kernels can't be compiled, so NumPy computes, slower: {_why_not}. GPUCONV_CC names "
                 "another C compiler; GPUCONV_COMPILED=0 does without"
             )
-        if dtype not in _found:
-            _found.update({each: _found.get(each) for each in SUFFIXES})
+        if (part, dtype) not in _found:
+            _found.update({each: _found.get(each) for each in product(PARTS, SUFFIXES)})
     if warning:
         warnings.warn(f"gpuconv: {warning}", RuntimeWarning, stacklevel=3)
-    return _found[dtype]
+    return _found[part, dtype]
 
 
-def _key(by: compiler.Compiler, dtype: np.dtype[Any]) -> str:
+def _key(by: compiler.Compiler, part: str, dtype: np.dtype[Any]) -> str:
     """Return a name for everything that a compiled library depends on."""
-    told = repr((by.identity, compiler.flags(by, dtype.itemsize), compiler.processor(), _sources()))
+    told = repr((by.identity, compiler.flags(by, dtype.itemsize), compiler.processor(), _sources(part)))
     return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 
 @cache
-def _sources() -> dict[str, str]:
-    """Return the sources by name; none where the package has none, as in a program frozen without them."""
-    paths = sorted(path for path in compiler.SOURCES.glob("*") if path.suffix in (".c", ".h"))
-    return {path.name: path.read_text(encoding="utf-8") for path in paths}
+def _sources(part: str) -> dict[str, str]:
+    """Return a part's file and what it includes, by name; none where the package has none, as when frozen."""
+    found: dict[str, str] = {}
+    names = [f"{part}.c"]
+    while names:
+        name = names.pop()
+        if name not in found and (compiler.SOURCES / name).is_file():
+            found[name] = (compiler.SOURCES / name).read_text(encoding="utf-8")
+            names += re.findall(r'^#include "(.*)"', found[name], re.MULTILINE)
+    return found
 
 
-def _functions() -> dict[str, list[str]]:
-    """Return the kernels and the types of their parameters, read from the sources, so declared once."""
-    text = "".join(text for name, text in _sources().items() if name.endswith(".c"))
+def _functions(part: str) -> dict[str, list[str]]:
+    """Return a part's kernels and the types of their parameters, read from the sources, so declared once."""
+    text = "".join(_sources(part).values())
     found = re.findall(r"EXPORT void NAME\((\w+)\)\(([^)]*)\)", text)
     return {name: [part.strip() for part in parameters.split(",")] for name, parameters in found}
 
@@ -153,12 +164,12 @@ def _ctype(parameter: str, number: type) -> Any:
 
 def fields(name: str) -> list[tuple[str, Any]]:
     """Return the fields of a struct of the sources, all of type ptrdiff_t, for a ctypes structure."""
-    text = "".join(text for name, text in _sources().items() if name.endswith(".h"))
+    text = "".join(text for part in PARTS for text in _sources(part).values())
     if not text:  # and so no kernels that take it
         return []
     match = re.search(rf"typedef struct {{([^}}]*)}} {name};", text)
     if match is None:
-        raise LookupError(f"native/*.h declare no struct {name}")
+        raise LookupError(f"native/ declares no struct {name}")
     body = re.sub(r"//[^\n]*", "", match[1]).replace("ptrdiff_t", "")
     found: list[tuple[str, Any]] = []
     for field in re.split(r"[,;]", body):

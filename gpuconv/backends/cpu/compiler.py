@@ -89,8 +89,8 @@ def flags(compiler: Compiler, number_bytes: int) -> list[str]:
     return [*given, "-fPIC"] if sys.platform == "darwin" else [*given, "-fPIC", "-nostdlib"]
 
 
-def run(compiler: Compiler, number_bytes: int, out: Path) -> None:
-    """Compile the sources to a library `out`, in a folder of its own.
+def run(compiler: Compiler, part: str, number_bytes: int, out: Path) -> None:
+    """Compile a part of the sources to a library `out`, in a folder of its own.
 
     Raises
     ------
@@ -105,7 +105,13 @@ def run(compiler: Compiler, number_bytes: int, out: Path) -> None:
     with said.open("wb") as file:
         try:
             code = subprocess.run(
-                [*compiler.command, *flags(compiler, number_bytes), "-o", str(out), str(SOURCES / "all.c")],
+                [
+                    *compiler.command,
+                    *flags(compiler, number_bytes),
+                    "-o",
+                    str(out),
+                    str(SOURCES / f"{part}.c"),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -60,7 +60,7 @@ def kernels(w_shape: tuple[int, ...], window: Window, *arrays: Array | None) -> 
     """Return the kernels where every channel is filtered alone, once, and they can do it; else None."""
     if w_shape[:2] != (window.groups, 1):
         return None
-    return compiled.kernels(*(x for x in arrays if x is not None))
+    return compiled.kernels(*(x for x in arrays if x is not None), part="depthwise")
 
 
 def forward(c: Kernels, x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:

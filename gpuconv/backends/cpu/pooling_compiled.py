@@ -71,7 +71,7 @@ def pooling(
     x: Array, y: Array, mask: Array | None, window: Window, *, mean: bool = False, backward: bool = False
 ) -> Pooling | None:
     """Return how C computes a pooling with these arrays; None where NumPy does."""
-    kernels = compiled.kernels(x, y)
+    kernels = compiled.kernels(x, y, part="pooling")
     if kernels is None or not x.size:
         return None
     if mask is not None and (mask.dtype not in MASKS or any(step % mask.itemsize for step in mask.strides)):

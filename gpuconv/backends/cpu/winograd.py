@@ -127,7 +127,7 @@ def pays(x: Array, w_shape: Shape, window: Window, y: Array) -> bool:
     tiles = x.shape[0] * each
     if 9 * window.places < 1.2 * 36 * each:  # too little of each tile is in y
         return False
-    if compiled.kernels(x, y) is not None:
+    if compiled.kernels(x, y, part="winograd") is not None:
         return cg * og >= 7 * (cg + og) and tiles >= 8
     return cg * og >= 26 * (cg + og) and tiles >= 100 and tiles * cg * og >= 700_000
 
@@ -152,7 +152,7 @@ def pays(x: Array, w_shape: Shape, window: Window, y: Array) -> bool:
 
 def why(x: Array, y: Array) -> str:
     """Return in a sentence how it is computed."""
-    by = "BLAS" if compiled.kernels(x, y) is None else "C kernels"
+    by = "BLAS" if compiled.kernels(x, y, part="winograd") is None else "C kernels"
     return f"Winograd: 36 multiplications, not 144, for a tile of 4x4 places, by {by}"
 
 
@@ -161,7 +161,7 @@ def plan_forward(
 ) -> tuple[int, int, int]:
     """Add what `forward` would do to an account; return jobs, threads, bytes that they share."""
     og, cg = w_shape[1:3]
-    if compiled.kernels(x, y) is None:
+    if compiled.kernels(x, y, part="winograd") is None:
         return winograd_blas.plan_forward(x, og, cg, window, account)
     return _plan_kernels(x, og, cg, window, y, account)
 
@@ -174,7 +174,7 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, again
     """
     w = w.astype(x.dtype, copy=False)
     b = None if b is None else np.ascontiguousarray(b, x.dtype)
-    c = compiled.kernels(x, w, y)
+    c = compiled.kernels(x, w, y, part="winograd")
     spoiled = np.zeros(x.shape[0], np.intp)
     if c is not None:
         _by_kernels(c, x, w, b, window, y, spoiled)

@@ -7,6 +7,8 @@
 // block is OUTPUTS vectors, of as many rows (or, channels last, neighbours in a row): along this axis, the
 // block's axis, taps are taken three at a time, so that what is loaded serves up to three outputs. Nothing is
 // padded or copied: where a vector reaches beyond the image, only its lanes inside are loaded and multiplied.
+#include "number.h"
+#include "depthwise.h"
 #include "masks.h"
 
 #define OUTPUTS 7  // images are often 7, 14, 28, 56 or 112 wide

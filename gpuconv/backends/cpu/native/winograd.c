@@ -11,15 +11,10 @@
 // An infinity in x, or an overflow here, spoils a tile wherever it stands in it; so images whose outputs are
 // not all finite are marked, for another algorithm to compute.
 
-#undef SUB
-#undef WIDE
-#undef LINE
-#undef NARROW
-#undef CACHE_LINE
-#undef M_NARROW
-#undef M_WIDE
-#undef BLOCK_ROWS
-#undef BLOCK_VECTORS
+#include "number.h"
+#include "winograd.h"
+#include "shuffle.h"
+
 #define SUB 48                            // tiles at a time
 #define WIDE (256 / (ptrdiff_t)sizeof(T))  // kernels of a block of U, where vectors run along them
 #define NARROW 8                          // and where they run along tiles
@@ -28,7 +23,8 @@
 // From one matrix of M to the next: off the powers of 2 that would crowd a cache's set.
 #define M_NARROW ((ptrdiff_t)SUB * NARROW + 16)
 #define M_WIDE ((ptrdiff_t)SUB * WIDE + 16)
-#if ROWS == 8 && VECTOR_BYTES == 64
+#define ROWS (REGISTERS / 4)  // of a block of sums
+#if REGISTERS == 32 && VECTOR_BYTES == 64
 #define BLOCK_ROWS 6
 #define BLOCK_VECTORS 4
 #else

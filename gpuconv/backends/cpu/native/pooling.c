@@ -1,8 +1,6 @@
-#include "vector.h"
-#include "shuffle.h"
-#include "flat.c"
-#include "multiply.c"
-#include "dots.c"
+// Pooling and its gradients.
+#include "number.h"
+#include "pooling.h"
 #include "pool.c"
 #include "pool_channels.c"
 #include "pool_rows.c"
@@ -12,4 +10,3 @@
 #include "pool_windows_backward.c"
 #include "pool_check.c"
 #include "pool_calls.c"
-#include "winograd.c"

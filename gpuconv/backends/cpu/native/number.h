@@ -1,8 +1,7 @@
-// All kernels, for numbers of NUMBER_BYTES, which the compiler is told: a library of functions named NAME_f32, and
-// one of functions named NAME_f64.
+// What each part (direct.c, winograd.c, depthwise.c, pooling.c) begins with. A library is of one part, for
+// numbers of NUMBER_BYTES, which the compiler is told; its functions are named NAME_f32 or NAME_f64.
+#pragma once
 #include <stddef.h>
-#include "convolution.h"
-#include "pooling.h"
 #if NUMBER_BYTES == 4
 #define T float
 #define NAME(x) x##_f32
@@ -10,7 +9,7 @@
 #define T double
 #define NAME(x) x##_f64
 #endif
-#include "each.h"
+#include "vector.h"
 
 EXPORT void NAME(vector_bytes)(ptrdiff_t *bytes) { *bytes = VECTOR_BYTES; }
 

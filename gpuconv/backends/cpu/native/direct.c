@@ -1,0 +1,6 @@
+// Convolution and its weight gradient from a flat copy of the padded image.
+#include "number.h"
+#include "convolution.h"
+#include "flat.c"
+#include "multiply.c"
+#include "dots.c"
