@@ -228,9 +228,11 @@ def _work(p: Pooling) -> int:
 def max_pool(p: Pooling) -> None:
     """Write each window's maximum to y, and to the mask the offset of the first place that holds it."""
 
+    bases = _bases(p.x, p.y, p.mask)
+
     def one(planes: Planes) -> None:
         s = _struct(p, planes)
-        p.kernels.max_pool(ctypes.byref(s), *_at(planes, p.x, p.y, p.mask), _memory(p))
+        p.kernels.max_pool(ctypes.byref(s), *_at(planes, bases), _memory(p))
 
     parallel(one, cut(p), _work(p))
 
@@ -238,10 +240,12 @@ def max_pool(p: Pooling) -> None:
 def avg_pool(p: Pooling, shares: Array) -> None:
     """Write each window's mean; `shares` are 1 / places, one axis after the other."""
 
+    bases, shares_at = _bases(p.x, p.y), address(shares)
+
     def one(planes: Planes) -> None:
         s = _struct(p, planes)
-        x, y = _at(planes, p.x, p.y)
-        p.kernels.avg_pool(ctypes.byref(s), x, address(shares), y, _memory(p))
+        x, y = _at(planes, bases)
+        p.kernels.avg_pool(ctypes.byref(s), x, shares_at, y, _memory(p))
 
     parallel(one, cut(p), _work(p))
 
@@ -249,10 +253,11 @@ def avg_pool(p: Pooling, shares: Array) -> None:
 def masks_name_places(p: Pooling) -> bool:
     """Tell whether all offsets are those of places inside of x."""
     wrong = np.zeros((), np.intp)  # any thread may write: all write the same
+    bases, wrong_at = _bases(p.mask), address(wrong)
 
     def one(planes: Planes) -> None:
         s = _struct(p, planes)
-        p.kernels.check_mask(ctypes.byref(s), *_at(planes, p.mask), address(wrong))
+        p.kernels.check_mask(ctypes.byref(s), *_at(planes, bases), wrong_at)
 
     parallel(one, cut(p), p.y.size)
     return not wrong
@@ -261,9 +266,11 @@ def masks_name_places(p: Pooling) -> bool:
 def max_pool_backward(p: Pooling) -> None:
     """Write to x (dx) each y (dy) at the place that its window's mask names; several add up."""
 
+    bases = _bases(p.x, p.y, p.mask)
+
     def one(planes: Planes) -> None:
         s = _struct(p, planes)
-        dx, dy, mask = _at(planes, p.x, p.y, p.mask)
+        dx, dy, mask = _at(planes, bases)
         p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, _memory(p))
 
     parallel(one, cut(p), _work(p))
@@ -272,18 +279,27 @@ def max_pool_backward(p: Pooling) -> None:
 def avg_pool_backward(p: Pooling, shares: Array) -> None:
     """Write to x (dx) each y (dy), divided, on all places of its window; several add up."""
 
+    bases, shares_at = _bases(p.x, p.y), address(shares)
+
     def one(planes: Planes) -> None:
         s = _struct(p, planes)
-        dx, dy = _at(planes, p.x, p.y)
-        p.kernels.avg_pool_backward(ctypes.byref(s), dy, address(shares), dx, _memory(p))
+        dx, dy = _at(planes, bases)
+        p.kernels.avg_pool_backward(ctypes.byref(s), dy, shares_at, dx, _memory(p))
 
     parallel(one, cut(p), _work(p))
 
 
-def _at(planes: Planes, *arrays: Array | None) -> list[int | None]:
+Base = tuple[int, int, int] | None  # an address, and the bytes from image to image and channel to channel
+
+
+def _bases(*arrays: Array | None) -> list[Base]:
+    return [None if x is None else (address(x), x.strides[0], x.strides[1]) for x in arrays]
+
+
+def _at(planes: Planes, bases: list[Base]) -> list[int | None]:
     """Return where these planes of the arrays begin."""
-    n, c = (part.start for part in planes)
-    return [None if x is None else address(x) + n * x.strides[0] + c * x.strides[1] for x in arrays]
+    n, c = planes[0].start, planes[1].start
+    return [None if base is None else base[0] + n * base[1] + c * base[2] for base in bases]
 
 
 def _struct(p: Pooling, planes: Planes) -> Struct:
@@ -301,5 +317,5 @@ def _five(steps: Steps) -> tuple[int, ...]:
     return (*steps[:2], *_three(steps[2:], 0))
 
 
-def _memory(p: Pooling) -> int:
-    return address(buffer("pool", (p.told.memory,), np.uint8))
+def _memory(p: Pooling) -> int | None:
+    return address(buffer("pool", (p.told.memory,), np.uint8)) if p.told.memory else None

@@ -2,13 +2,14 @@
 //
 //     y[n, o, c] = max or mean over taps t of  x[n, o * stride - before + t * dilation, c]
 //
-// A window's sums or maxima stay in registers, for four vectors of channels at once; the last vector of a place
-// may overlap the one before it, whose results it gives again.
+// A window's sums or maxima stay in registers, for up to eight vectors of channels at once: so much of a place is
+// long enough for the cache to foresee the rest. The last vector may overlap the one before it, whose results
+// it gives again.
 
 INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff_t *o, const Range *taps,
                                   const T *x, T share, T *y, char *mask) {
-  vec best[4];
-  ivec at[4];
+  vec best[8];
+  ivec at[8];
   ptrdiff_t first = (taps[0].begin * s->kernel[1] + taps[1].begin) * s->kernel[2] + taps[2].begin;
   UNROLL for (int i = 0; i < v; ++i) {
     best[i] = (vec){0} + (op == MEAN ? 0 : LOWEST);
@@ -21,7 +22,7 @@ INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff
                       place(s, 2, o[2], j) * s->x[4];
       while (j < taps[2].end) {
         ptrdiff_t stop = op == MEAN ? least(taps[2].end, j + MANY) : taps[2].end;
-        vec sum[4];
+        vec sum[8];
         if (op == MEAN) UNROLL for (int i = 0; i < v; ++i) sum[i] = (vec){0};
         for (; j < stop; ++j, from += step) {
           UNROLL for (int i = 0; i < v; ++i) {
@@ -60,6 +61,8 @@ INLINE void NAME(channels_of)(int op, int v, const Pooling *s, const T *x, const
 
 INLINE void NAME(channels)(int op, const Pooling *s, const T *x, const double *shares, T *y, char *mask) {
   ptrdiff_t c = 0, bytes_each = op == MAX_AND_MASK ? s->mask_bytes : 0;
+  for (; c + 8 * VL <= s->channels; c += 8 * VL)
+    NAME(channels_of)(op, 8, s, x + c, shares, y + c, mask + c * bytes_each);
   for (; c + 4 * VL <= s->channels; c += 4 * VL)
     NAME(channels_of)(op, 4, s, x + c, shares, y + c, mask + c * bytes_each);
   for (; c < s->channels; c += VL) {

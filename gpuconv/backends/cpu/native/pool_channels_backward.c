@@ -8,7 +8,7 @@
 
 INLINE void NAME(place_channels)(int op, int v, const Pooling *s, const ptrdiff_t *i, const Range *windows,
                                  const T *y, const double *shares, const char *mask, T *x) {
-  vec sum[4];
+  vec sum[8];
   UNROLL for (int k = 0; k < v; ++k) sum[k] = (vec){0};
   for (ptrdiff_t od = windows[0].begin; od < windows[0].end; ++od) {
     ptrdiff_t jd = tap_at(s, 0, od, i[0]);
@@ -58,6 +58,8 @@ INLINE void NAME(channels_backward)(int op, const Pooling *s, const T *y, const 
   Range *along_w = (Range *)memory;
   for (ptrdiff_t i = 0; i < s->size[2]; ++i) along_w[i] = windows_over(s, 2, i);
   ptrdiff_t c = 0, each = op == MEAN ? 0 : s->mask_bytes;
+  for (; c + 8 * VL <= s->channels; c += 8 * VL)
+    NAME(channels_backward_of)(op, 8, s, y + c, shares, mask + c * each, x + c, along_w);
   for (; c + 4 * VL <= s->channels; c += 4 * VL)
     NAME(channels_backward_of)(op, 4, s, y + c, shares, mask + c * each, x + c, along_w);
   for (; c < s->channels; c += VL) {

@@ -1,0 +1,214 @@
+"""Pooling by C kernels beside NumPy's: the same results, any strides, nothing touched outside of arrays."""
+
+import numpy as np
+import pytest
+from cases import draw
+from compare import assert_close
+from conftest import BACKENDS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpuconv
+from gpuconv.backends.cpu import pooling_compiled, threads
+from gpuconv.geometry import sliding_window
+
+randoms = st.randoms(use_true_random=False)
+pytestmark = pytest.mark.skipif(
+    bool(BACKENDS["compiled"].missing), reason=BACKENDS["compiled"].missing or "there are C kernels"
+)
+BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled():
+    with gpuconv.config(compiled=True):
+        yield
+
+
+def by_numpy(function, *arguments, **options):
+    with gpuconv.config(compiled=False):
+        return function(*arguments, **options)
+
+
+def within(rng, x, poison):
+    """Return an equal array that is a view into a larger one, some axes with steps or backwards; and that."""
+    steps = [rng.choice([1, 1, 1, 2, -1]) for _ in x.shape]
+    margins = [rng.randint(0, 2) for _ in x.shape]
+    larger = np.full(
+        [
+            (n - 1) * abs(s) + 1 + 2 * m if n else 2 * m
+            for n, s, m in zip(x.shape, steps, margins, strict=True)
+        ],
+        poison,
+        x.dtype,
+    )
+    view = larger
+    for axis, (n, step, margin) in enumerate(zip(x.shape, steps, margins, strict=True)):
+        index = margin + np.arange(n) * abs(step)
+        where = slice(index[0], index[-1] + 1, abs(step)) if n else slice(0, 0)
+        view = view[(slice(None),) * axis + (where,)]
+        view = np.flip(view, axis) if step < 0 else view
+    view[...] = x
+    return view, larger
+
+
+def assert_only_view_was_written(view, larger, poison, want, compare):
+    compare(view, want)
+    view[...] = poison
+    np.testing.assert_array_equal(larger, np.full_like(larger, poison))
+
+
+def odd_values(case, shape, dtype):
+    """Return few values, so that many tie, among them NaN and infinities."""
+    x = case.array("x", shape, whole=True)
+    for value in (np.nan, np.inf, -np.inf):
+        x[case.array(f"{value}", x.shape) > 1.2] = value
+    return x.astype(dtype)
+
+
+@BOTH
+@settings(max_examples=60)
+@given(rng=randoms)
+def test_poolings_are_numpys_and_touch_nothing_outside_of_their_arrays(dtype, rng):
+    case = draw(rng, pool=True, axes=rng.randint(1, 3))
+    axes, options, poison = len(case.kernel), case.pool(), dtype(1e30)
+    max_pool, backward = (getattr(gpuconv, f"max_pool{axes}d{end}") for end in ("", "_backward"))
+    x, _ = within(rng, odd_values(case, case.x_shape(), dtype), np.nan)
+    x.flags.writeable = False
+    want, want_mask = by_numpy(max_pool, x, case.kernel, **options)
+    y, around = within(rng, np.zeros_like(want), poison)
+    mask, around_mask = within(rng, np.zeros_like(want_mask), 99)
+    max_pool(x, case.kernel, out=(y, mask), **options)
+    np.testing.assert_array_equal(max_pool(x, case.kernel, return_argmax=False, **options), want)
+    assert_only_view_was_written(y, around, poison, want, np.testing.assert_array_equal)
+
+    dy, _ = within(rng, case.array("dy", want.shape, dtype, whole=True), np.nan)
+    dx_want = by_numpy(backward, dy, want_mask, case.x_shape(), case.kernel, **options)
+    dx, around = within(rng, np.zeros_like(dx_want), poison)
+    backward(dy, mask, case.x_shape(), case.kernel, out=dx, **options)
+    assert_only_view_was_written(dx, around, poison, dx_want, np.testing.assert_array_equal)
+    assert_only_view_was_written(mask, around_mask, 99, want_mask, np.testing.assert_array_equal)
+
+    avg_pool, backward = (getattr(gpuconv, f"avg_pool{axes}d{end}") for end in ("", "_backward"))
+    options["count_include_pad"] = case.count_include_pad
+    x, _ = within(rng, case.array("x", case.x_shape(), dtype), np.nan)
+    want = by_numpy(avg_pool, x, case.kernel, **options)
+    y, around = within(rng, np.zeros_like(want), poison)
+    avg_pool(x, case.kernel, out=y, **options)
+    assert_only_view_was_written(y, around, poison, want, assert_close)
+    dx_want = by_numpy(backward, dy, case.x_shape(), case.kernel, **options)
+    dx, around = within(rng, np.zeros_like(dx_want), poison)
+    backward(dy, case.x_shape(), case.kernel, out=dx, **options)
+    assert_only_view_was_written(dx, around, poison, dx_want, assert_close)
+
+
+# More channels, or longer rows, than a vector has lanes; and windows wider than that.
+WIDE = {
+    "channels": ((2, 9, 8, 150), (3, 2), 2, True),
+    "channels, one image": ((1, 9, 8, 37), (3, 3), 1, True),
+    "rows": ((2, 3, 9, 75), (3, 3), 2, False),
+    "rows, stride 1": ((2, 3, 9, 75), (2, 3), 1, False),
+    "rows, stride 3": ((1, 2, 9, 75), (3, 5), 3, False),
+    "windows": ((2, 3, 9, 75), (9, 75), 1, False),
+    "windows, overlapping": ((2, 3, 40, 9), (33, 9), 2, False),
+    "windows, few channels last": ((2, 40, 41, 3), (40, 35), 2, True),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", WIDE)
+def test_whole_vectors_and_their_ends_are_numpys(dtype, name):
+    shape, kernel, stride, last = WIDE[name]
+    rng = np.random.default_rng(0)
+    x = rng.integers(-4, 5, shape).astype(dtype)
+    for value in (np.nan, -np.inf, np.inf):
+        x[rng.random(shape) < 0.02] = value
+    options = {"stride": stride, "channels_last": last, "padding": 1 if max(kernel) < 9 else 0}
+    want, want_mask = by_numpy(gpuconv.max_pool2d, x, kernel, **options)
+    y, mask = gpuconv.max_pool2d(x, kernel, **options)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(mask, want_mask)
+    assert mask.dtype == want_mask.dtype
+    np.testing.assert_array_equal(gpuconv.max_pool2d(x, kernel, return_argmax=False, **options), want)
+    dy = rng.integers(-4, 5, y.shape).astype(dtype)
+    for masks in (mask, mask.astype(np.int64), mask.astype(np.uint16)):
+        dx = gpuconv.max_pool2d_backward(dy, masks, shape, kernel, **options)
+        np.testing.assert_array_equal(
+            dx, by_numpy(gpuconv.max_pool2d_backward, dy, mask, shape, kernel, **options)
+        )
+    numbers = rng.standard_normal(shape).astype(dtype)
+    assert_close(
+        gpuconv.avg_pool2d(numbers, kernel, **options),
+        by_numpy(gpuconv.avg_pool2d, numbers, kernel, **options),
+    )
+    assert_close(
+        gpuconv.avg_pool2d_backward(dy, shape, kernel, **options),
+        by_numpy(gpuconv.avg_pool2d_backward, dy, shape, kernel, **options),
+    )
+
+
+def test_vectors_lie_along_channels_rows_and_windows():
+    ways = set()
+    for shape, kernel, stride, last in WIDE.values():
+        x = np.zeros(shape, np.float32)
+        y = gpuconv.max_pool2d(x, kernel, stride=stride, channels_last=last, return_argmax=False)
+        if last:
+            x, y = (a.transpose(0, 3, 1, 2) for a in (x, y))
+        window = sliding_window("", x.shape[2:], kernel, stride, 0, 1)
+        for backward in (False, True):
+            ways.add((backward, pooling_compiled.pooling(x, y, None, window, backward=backward).told.way))
+    assert len(ways) == 6
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, channels_last):
+    x = np.random.default_rng(0).standard_normal((3, 40, 40, 40), dtype=np.float32)
+    options = {"stride": 2, "padding": 1, "channels_last": channels_last}
+
+    def results():
+        y, mask = gpuconv.max_pool2d(x, 3, **options)
+        yield from (y, mask, gpuconv.max_pool2d_backward(y, mask, x.shape, 3, **options))
+        yield from (
+            gpuconv.avg_pool2d(x, 3, **options),
+            gpuconv.avg_pool2d_backward(y, x.shape, 3, **options),
+        )
+
+    monkeypatch.setattr(threads, "SERIAL_WORK", 0)
+    monkeypatch.setattr(pooling_compiled, "BLOCK_BYTES", 5000)
+    found = []
+    for number in (1, 2, 5):
+        for module in (threads, pooling_compiled):
+            monkeypatch.setattr(module, "count", lambda number=number: number)
+        found.append([a.tobytes() for a in results()])
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("wrong", [4, 200, -1])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_masks_that_name_no_place_are_refused_before_anything_is_written(dtype, wrong):
+    if wrong < 0 and dtype == np.uint8:
+        wrong = 255
+    argmax, dx = np.zeros((2, 3, 8, 8), dtype), np.full((2, 3, 16, 16), 7, np.float32)
+    argmax[1, 2, 7, 7] = wrong
+    dy = np.ones(argmax.shape, np.float32)
+    with pytest.raises(ValueError, match=f"argmax holds {wrong}, but a window of .2, 2. has 4 places"):
+        gpuconv.max_pool2d_backward(dy, argmax, dx.shape, 2, out=dx)
+    assert (dx == 7).all()
+    with pytest.raises(ValueError, match="argmax names a place in the padding along spatial axis 1"):
+        gpuconv.max_pool2d_backward(dy, argmax * 0 + 2, (2, 3, 16, 15), 2, padding=((0, 0), (1, 0)))
+
+
+def test_large_windows_sum_as_exactly_as_numpy():
+    x = np.random.default_rng(0).random((1, 20, 500, 500)).astype(np.float32)
+    want = x.mean((2, 3), np.float64)
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    for y in (gpuconv.global_avg_pool(x), gpuconv.global_avg_pool(last, channels_last=True)):
+        np.testing.assert_allclose(y.reshape(1, 20), want, 2e-6)
+
+
+def test_large_windows_that_overlap_are_summed_axis_by_axis():
+    x = np.zeros((1, 1, 100, 100), np.float32)
+    window = sliding_window("", (100, 100), 31, 1, 0, 1)
+    y = np.zeros((1, 1, 70, 70), np.float32)
+    assert pooling_compiled.pooling(x, y, None, window, mean=True) is None
+    assert pooling_compiled.pooling(x, y, None, window) is not None
