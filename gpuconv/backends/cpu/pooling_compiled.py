@@ -60,6 +60,7 @@ class Pooling(NamedTuple):
     mask: Array | None
     told: Told
     backward: bool
+    jobs: list[Planes]
 
     @property
     def window(self) -> Window:
@@ -81,7 +82,7 @@ def pooling(
     masks, bytes_each = (None, 0) if mask is None else (tuple(strides(mask)), mask.itemsize)
     steps = tuple(strides(x)), tuple(strides(y)), masks
     told = _told(window, x.shape[1], x.itemsize, *steps, bytes_each, backward)
-    return Pooling(kernels, x, y, mask, told, backward)
+    return Pooling(kernels, x, y, mask, told, backward, _cut(x, told.way))
 
 
 def _many_sums(window: Window) -> bool:
@@ -188,17 +189,17 @@ def _memory_bytes(window: Window, way: int, item: int, backward: bool) -> int:
     return kept * (24 + 2 * item * (reach + line)) + 2 * item * line
 
 
-def cut(p: Pooling) -> list[Planes]:
+def _cut(x: Array, way: int) -> list[Planes]:
     """Cut a pooling into jobs: several small images, or some channels of one."""
-    n, c = p.x.shape[:2]
-    threads, plane = count(), prod(p.x.shape[2:]) * p.x.itemsize
+    n, c = x.shape[:2]
+    threads, plane = count(), prod(x.shape[2:]) * x.itemsize
     channels = max(1, min(c, BLOCK_BYTES // plane))
-    if p.told.way == BY_CHANNELS:  # those of a place lie together: cut only to occupy all threads
-        lanes = VECTOR_BYTES // p.x.itemsize
+    if way == BY_CHANNELS:  # those of a place lie together: cut only to occupy all threads
+        lanes = VECTOR_BYTES // x.itemsize
         channels = c if n >= threads else max(lanes, -(-c // threads // lanes) * lanes)
     images = max(1, min(BLOCK_BYTES // (plane * channels), n // (2 * threads))) if channels == c else 1
     starts = list(range(0, c, channels))
-    if p.told.way == BY_CHANNELS and c - starts[-1] < VECTOR_BYTES // p.x.itemsize:
+    if way == BY_CHANNELS and c - starts[-1] < VECTOR_BYTES // x.itemsize:
         starts.pop()  # the last few join those before them
     ends = [*starts[1:], c]
     return [
@@ -210,7 +211,7 @@ def cut(p: Pooling) -> list[Planes]:
 
 def plan(p: Pooling) -> Part:
     """Return how a pooling would be computed."""
-    account, jobs = Account(), cut(p)
+    account, jobs = Account(), p.jobs
     for images, channels in jobs:
         planes = (images.stop - images.start) * (channels.stop - channels.start)
         account.step("pool", planes=planes, places=p.window.places)
@@ -227,19 +228,17 @@ def _work(p: Pooling) -> int:
 
 def max_pool(p: Pooling) -> None:
     """Write each window's maximum to y, and to the mask the offset of the first place that holds it."""
-
     bases = _bases(p.x, p.y, p.mask)
 
     def one(planes: Planes) -> None:
         s = _struct(p, planes)
         p.kernels.max_pool(ctypes.byref(s), *_at(planes, bases), _memory(p))
 
-    parallel(one, cut(p), _work(p))
+    parallel(one, p.jobs, _work(p))
 
 
 def avg_pool(p: Pooling, shares: Array) -> None:
     """Write each window's mean; `shares` are 1 / places, one axis after the other."""
-
     bases, shares_at = _bases(p.x, p.y), address(shares)
 
     def one(planes: Planes) -> None:
@@ -247,7 +246,7 @@ def avg_pool(p: Pooling, shares: Array) -> None:
         x, y = _at(planes, bases)
         p.kernels.avg_pool(ctypes.byref(s), x, shares_at, y, _memory(p))
 
-    parallel(one, cut(p), _work(p))
+    parallel(one, p.jobs, _work(p))
 
 
 def masks_name_places(p: Pooling) -> bool:
@@ -259,13 +258,12 @@ def masks_name_places(p: Pooling) -> bool:
         s = _struct(p, planes)
         p.kernels.check_mask(ctypes.byref(s), *_at(planes, bases), wrong_at)
 
-    parallel(one, cut(p), p.y.size)
+    parallel(one, p.jobs, p.y.size)
     return not wrong
 
 
 def max_pool_backward(p: Pooling) -> None:
     """Write to x (dx) each y (dy) at the place that its window's mask names; several add up."""
-
     bases = _bases(p.x, p.y, p.mask)
 
     def one(planes: Planes) -> None:
@@ -273,12 +271,11 @@ def max_pool_backward(p: Pooling) -> None:
         dx, dy, mask = _at(planes, bases)
         p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, _memory(p))
 
-    parallel(one, cut(p), _work(p))
+    parallel(one, p.jobs, _work(p))
 
 
 def avg_pool_backward(p: Pooling, shares: Array) -> None:
     """Write to x (dx) each y (dy), divided, on all places of its window; several add up."""
-
     bases, shares_at = _bases(p.x, p.y), address(shares)
 
     def one(planes: Planes) -> None:
@@ -286,7 +283,7 @@ def avg_pool_backward(p: Pooling, shares: Array) -> None:
         dx, dy = _at(planes, bases)
         p.kernels.avg_pool_backward(ctypes.byref(s), dy, shares_at, dx, _memory(p))
 
-    parallel(one, cut(p), _work(p))
+    parallel(one, p.jobs, _work(p))
 
 
 Base = tuple[int, int, int] | None  # an address, and the bytes from image to image and channel to channel

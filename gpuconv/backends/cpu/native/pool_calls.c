@@ -1,6 +1,7 @@
 // Poolings and their gradients as they are called: image by image, in the way that the caller chose.
 
-INLINE void NAME(pool)(int op, const Pooling *s, const T *x, const double *shares, T *y, char *mask, T *memory) {
+INLINE void NAME(pool)(int op, const Pooling *s, const T *x, const double *shares, T *y, char *mask,
+                       T *memory) {
   for (ptrdiff_t n = 0; n < s->images; ++n) {
     if (s->way == BY_CHANNELS) {
       NAME(channels)(op, s, x + n * s->x[0], shares, y + n * s->y[0], mask + n * s->mask[0] * s->mask_bytes);

@@ -2,9 +2,9 @@
 //
 //     y[n, o, c] = max or mean over taps t of  x[n, o * stride - before + t * dilation, c]
 //
-// A window's sums or maxima stay in registers, for up to eight vectors of channels at once: so much of a place is
-// long enough for the cache to foresee the rest. The last vector may overlap the one before it, whose results
-// it gives again.
+// A window's sums or maxima stay in registers, for up to eight vectors of channels at once: so much of a place
+// is long enough for the cache to foresee the rest. The last vector may overlap the one before it, whose
+// results it gives again.
 
 INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff_t *o, const Range *taps,
                                   const T *x, T share, T *y, char *mask) {
@@ -17,7 +17,8 @@ INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff
   }
   for (ptrdiff_t jd = taps[0].begin; jd < taps[0].end; ++jd) {
     for (ptrdiff_t jh = taps[1].begin; jh < taps[1].end; ++jh) {
-      ptrdiff_t step = s->dilation[2] * s->x[4], j = taps[2].begin, tap = (jd * s->kernel[1] + jh) * s->kernel[2];
+      ptrdiff_t step = s->dilation[2] * s->x[4], j = taps[2].begin;
+      ptrdiff_t tap = (jd * s->kernel[1] + jh) * s->kernel[2];
       const T *from = x + place(s, 0, o[0], jd) * s->x[2] + place(s, 1, o[1], jh) * s->x[3] +
                       place(s, 2, o[2], j) * s->x[4];
       while (j < taps[2].end) {
@@ -42,7 +43,8 @@ INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff
 }
 
 // All places of some channels: v vectors of them.
-INLINE void NAME(channels_of)(int op, int v, const Pooling *s, const T *x, const double *shares, T *y, char *mask) {
+INLINE void NAME(channels_of)(int op, int v, const Pooling *s, const T *x, const double *shares, T *y,
+                              char *mask) {
   ptrdiff_t o[3], bytes_each = op == MAX_AND_MASK ? s->mask_bytes : 0;
   Range taps[3];
   for (o[0] = 0; o[0] < s->out[0]; ++o[0]) {
@@ -51,9 +53,10 @@ INLINE void NAME(channels_of)(int op, int v, const Pooling *s, const T *x, const
       taps[1] = taps_inside(s, 1, o[1]);
       for (o[2] = 0; o[2] < s->out[2]; ++o[2]) {
         taps[2] = taps_inside(s, 2, o[2]);
-        T share = op == MEAN ? (T)(share_of(s, shares, o[0], o[1]) * shares[s->out[0] + s->out[1] + o[2]]) : 1;
-        NAME(window_channels)(op, v, s, o, taps, x, share, y + o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4],
-                              mask + (o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4]) * bytes_each);
+        T share = op == MEAN ? (T)share_of(s, shares, o[0], o[1], o[2]) : 1;
+        T *to = y + o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4];
+        ptrdiff_t at = o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4];
+        NAME(window_channels)(op, v, s, o, taps, x, share, to, mask + at * bytes_each);
       }
     }
   }

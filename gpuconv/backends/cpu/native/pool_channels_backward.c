@@ -19,7 +19,7 @@ INLINE void NAME(place_channels)(int op, int v, const Pooling *s, const ptrdiff_
         if (jw < 0) continue;
         const T *from = y + od * s->y[2] + oh * s->y[3] + ow * s->y[4];
         if (op == MEAN) {
-          T share = (T)(share_of(s, shares, od, oh) * shares[s->out[0] + s->out[1] + ow]);
+          T share = (T)share_of(s, shares, od, oh, ow);
           UNROLL for (int k = 0; k < v; ++k) sum[k] += load(from + k * VL) * share;
         } else {
           const char *at = mask + (od * s->mask[2] + oh * s->mask[3] + ow * s->mask[4]) * s->mask_bytes;
@@ -35,6 +35,24 @@ INLINE void NAME(place_channels)(int op, int v, const Pooling *s, const ptrdiff_
   UNROLL for (int k = 0; k < v; ++k) store(x + k * VL, sum[k]);
 }
 
+// Places that follow one another along w and that only window o has, the first with tap j (number `tap`).
+INLINE void NAME(run_channels)(int op, int v, const Pooling *s, ptrdiff_t count, ptrdiff_t tap, const T *y,
+                               T share, const char *mask, T *x) {
+  vec value[8];
+  ivec at[8];
+  UNROLL for (int k = 0; k < v; ++k) {
+    value[k] = load(y + k * VL);
+    if (op == MEAN) value[k] *= share;
+    else at[k] = NAME(load_mask)(s, mask + k * VL * s->mask_bytes);
+  }
+  for (ptrdiff_t end = tap + count; tap < end; ++tap, x += s->x[4]) {
+    UNROLL for (int k = 0; k < v; ++k) {
+      if (op == MEAN) store(x + k * VL, value[k]);
+      else store(x + k * VL, (vec)((ivec)(at[k] == (ivec){0} + (INT)tap) & (ivec)value[k]));
+    }
+  }
+}
+
 INLINE void NAME(channels_backward_of)(int op, int v, const Pooling *s, const T *y, const double *shares,
                                        const char *mask, T *x, const Range *along_w) {
   ptrdiff_t i[3];
@@ -43,10 +61,23 @@ INLINE void NAME(channels_backward_of)(int op, int v, const Pooling *s, const T 
     windows[0] = windows_over(s, 0, i[0]);
     for (i[1] = 0; i[1] < s->size[1]; ++i[1]) {
       windows[1] = windows_over(s, 1, i[1]);
-      for (i[2] = 0; i[2] < s->size[2]; ++i[2]) {
+      ptrdiff_t od = windows[0].begin, oh = windows[1].begin;
+      ptrdiff_t jd = tap_at(s, 0, od, i[0]), jh = tap_at(s, 1, oh, i[1]);
+      ptrdiff_t alone = windows[0].end - od == 1 && windows[1].end - oh == 1 && jd >= 0 && jh >= 0;
+      for (ptrdiff_t next = i[2] = 0; i[2] < s->size[2]; i[2] = next) {
+        T *to = x + i[0] * s->x[2] + i[1] * s->x[3] + i[2] * s->x[4];
+        ptrdiff_t ow = along_w[i[2]].begin;
         windows[2] = along_w[i[2]];
-        NAME(place_channels)(op, v, s, i, windows, y, shares, mask,
-                             x + i[0] * s->x[2] + i[1] * s->x[3] + i[2] * s->x[4]);
+        next = i[2] + 1;
+        if (!alone || windows[2].end - ow != 1 || s->dilation[2] != 1) {
+          NAME(place_channels)(op, v, s, i, windows, y, shares, mask, to);
+          continue;
+        }
+        while (next < s->size[2] && along_w[next].begin == ow && along_w[next].end == ow + 1) ++next;
+        T share = op == MEAN ? (T)share_of(s, shares, od, oh, ow) : 1;
+        ptrdiff_t tap = (jd * s->kernel[1] + jh) * s->kernel[2] + tap_at(s, 2, ow, i[2]);
+        NAME(run_channels)(op, v, s, next - i[2], tap, y + od * s->y[2] + oh * s->y[3] + ow * s->y[4], share,
+                           mask + (od * s->mask[2] + oh * s->mask[3] + ow * s->mask[4]) * s->mask_bytes, to);
       }
     }
   }

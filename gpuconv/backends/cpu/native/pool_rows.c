@@ -3,14 +3,14 @@
 // Rows of x are laid out first, padding included, one phase of the stride after the other, so that what a tap
 // reads for all outputs of a row is one run of memory:
 //
-//     laid[phase][p] = x[.., p * stride + phase - before],  tap j of output q at  phase = (j * dilation) % stride,
-//                                                                             p = q + (j * dilation) / stride
+//     laid[phase][p] = x[.., p * stride + phase - before]
+//     tap j of output q is at  phase = (j * dilation) % stride,  p = q + (j * dilation) / stride
 //
 // A row is laid out once for all windows of a slice that have it: as many rows are kept as a window spans.
 // Padding is -infinity, which wins over nothing; rows of padding are left out.
 
 typedef struct {
-  ptrdiff_t pitch, phases, row, kept;  // elements of a phase, their number, elements of a row, rows of a slice
+  ptrdiff_t pitch, phases, row, kept;  // elements of a phase, phases, elements of a row, rows of a slice
 } NAME(Rows);
 
 INLINE NAME(Rows) NAME(rows_of)(const Pooling *s) {
@@ -105,8 +105,8 @@ INLINE void NAME(rows)(int op, const Pooling *s, const T *x, const double *share
         }
       }
       laid = most(laid, high);
-      if (op == MEAN && (oh == 0 || share_of(s, shares, od, oh) != shared)) {
-        shared = share_of(s, shares, od, oh);
+      if (op == MEAN && (oh == 0 || row_share(s, shares, od, oh) != shared)) {
+        shared = row_share(s, shares, od, oh);
         for (ptrdiff_t q = 0; q < s->out[2]; ++q) share[q] = (T)(shared * shares[s->out[0] + s->out[1] + q]);
       }
       NAME(row_outputs)(op, s, number, rows, tap, offset, first, share, result, at);

@@ -4,7 +4,7 @@
 // that have the same residue by the stride, w = m * stride + phase - before, are read by the same taps:
 //
 //     dx[.., w] = sum over rows of dy, and taps j with (j * dilation) % stride == phase, of
-//                     dy[.., m - (j * dilation) / stride]    where mask names (jd, jh, j), or always for a mean
+//                     dy[.., m - (j * dilation) / stride]  where the mask names (jd, jh, j); for a mean, all
 //
 // A laid row is kept for all rows of dx that its windows have.
 
@@ -85,7 +85,8 @@ INLINE void NAME(write_phase)(const Pooling *s, ptrdiff_t phase, const T *result
   else for (ptrdiff_t i = 0; i < count; ++i) to[i * jump] = result[m + i];
 }
 
-// One plane (or volume); memory is rows' addresses and taps, [kept d][kept h][pitch] of dy, of masks, two rows.
+// One plane (or volume); memory is rows' addresses and taps, [kept d][kept h][pitch] of dy and of masks, and
+// two rows of dx.
 INLINE void NAME(rows_backward)(int op, const Pooling *s, const T *y, const double *shares, const char *mask,
                                 T *x, T *memory) {
   NAME(Laid) r = NAME(laid_of)(s);
@@ -108,7 +109,7 @@ INLINE void NAME(rows_backward)(int op, const Pooling *s, const T *y, const doub
           ptrdiff_t slot = (od % r.kept[0] * r.kept[1] + oh % r.kept[1]) * r.pitch, jh = tap_at(s, 1, oh, h);
           if (oh >= laid)
             NAME(lay_gradient)(op, s, r, y + od * s->y[2] + oh * s->y[3], shares + s->out[0] + s->out[1],
-                               op == MEAN ? share_of(s, shares, od, oh) : 1,
+                               op == MEAN ? row_share(s, shares, od, oh) : 1,
                                mask + (od * s->mask[2] + oh * s->mask[3]) * s->mask_bytes, ring + slot,
                                marks + slot);
           if (jh < 0) continue;

@@ -62,8 +62,7 @@ INLINE void NAME(windows)(int op, const Pooling *s, const T *x, const double *sh
       for (o[2] = 0; o[2] < s->out[2]; ++o[2]) {
         INT tap = 0;
         T value = NAME(window_places)(op, s, o, x, &tap);
-        if (op == MEAN)
-          value *= (T)(share_of(s, shares, o[0], o[1]) * shares[s->out[0] + s->out[1] + o[2]]);
+        if (op == MEAN) value *= (T)share_of(s, shares, o[0], o[1], o[2]);
         y[o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4]] = value;
         if (op == MAX_AND_MASK)
           NAME(store_one)(s, tap, mask + (o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4]) *

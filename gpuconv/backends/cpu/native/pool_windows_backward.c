@@ -1,4 +1,4 @@
-// Gradients of poolings window by window: dx is zeroed, then each dy added to its place, or to all its window.
+// Gradients of poolings window by window: dx is zeroed, then each dy added to its place, or to all its places.
 
 INLINE void NAME(zero_plane)(const Pooling *s, T *x) {
   for (ptrdiff_t d = 0; d < s->size[0]; ++d) {
@@ -40,8 +40,7 @@ INLINE void NAME(windows_backward)(int op, const Pooling *s, const T *y, const d
         T value = y[o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4]];
         const char *at = mask + (o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4]) * s->mask_bytes;
         if (op == MEAN)
-          NAME(spread)(s, o, value * (T)(share_of(s, shares, o[0], o[1]) * shares[s->out[0] + s->out[1] + o[2]]),
-                       x);
+          NAME(spread)(s, o, value * (T)share_of(s, shares, o[0], o[1], o[2]), x);
         else
           *NAME(named_place)(s, o, (unsigned)NAME(load_one)(s, at), x) += value;
       }

@@ -50,7 +50,11 @@ static inline ptrdiff_t span_of(const Pooling *s, int axis) {
   return (s->kernel[axis] - 1) * s->dilation[axis] + 1;
 }
 
-// Means: each axis's share of a window's divisor, 1 / places, one axis after the other.
-static inline double share_of(const Pooling *s, const double *shares, ptrdiff_t d, ptrdiff_t h) {
+// What a mean's sum is multiplied by; `shares` are each axis's part of it, 1 / places, one axis after the other.
+static inline double row_share(const Pooling *s, const double *shares, ptrdiff_t d, ptrdiff_t h) {
   return shares[d] * shares[s->out[0] + h];
+}
+
+static inline double share_of(const Pooling *s, const double *shares, ptrdiff_t d, ptrdiff_t h, ptrdiff_t w) {
+  return row_share(s, shares, d, h) * shares[s->out[0] + s->out[1] + w];
 }
