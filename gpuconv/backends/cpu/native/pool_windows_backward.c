@@ -1,4 +1,4 @@
-// Gradients of poolings window by window: dx is zeroed, then each dy added to its place, or to all its places.
+// Gradients of poolings window by window: dx is zeroed, then each dy added to its place, or to all of them.
 
 INLINE void NAME(zero_plane)(const Pooling *s, T *x) {
   for (ptrdiff_t d = 0; d < s->size[0]; ++d) {

@@ -50,7 +50,7 @@ static inline ptrdiff_t span_of(const Pooling *s, int axis) {
   return (s->kernel[axis] - 1) * s->dilation[axis] + 1;
 }
 
-// What a mean's sum is multiplied by; `shares` are each axis's part of it, 1 / places, one axis after the other.
+// What a mean's sum is multiplied by; `shares` are each axis's part, 1 / places, one axis after the other.
 static inline double row_share(const Pooling *s, const double *shares, ptrdiff_t d, ptrdiff_t h) {
   return shares[d] * shares[s->out[0] + h];
 }
