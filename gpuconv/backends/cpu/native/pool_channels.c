@@ -3,8 +3,8 @@
 //     y[n, o, c] = max or mean over taps t of  x[n, o * stride - before + t * dilation, c]
 //
 // A window's sums or maxima stay in registers, for up to eight vectors of channels at once: so much of a
-// place is long enough for the cache to foresee the rest. The last vector may overlap the one before it, whose
-// results it gives again.
+// place is long enough for the cache to foresee the rest. The last vector may overlap the one before it, and
+// give its results again.
 
 INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff_t *o, const Range *taps,
                                   const T *x, T share, T *y, char *mask) {
