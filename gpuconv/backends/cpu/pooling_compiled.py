@@ -167,7 +167,10 @@ def _way_back(window: Window, lanes: int, dense: bool, masked: bool) -> int:
     if dense and readers <= 4 * lanes:
         return BY_CHANNELS
     width, kernel = window.out_size[-1], window.kernel[-1]
-    each = 4 if masked else window.taps // kernel * -(-kernel // lanes) + 4
+    # A masked window is one addition: only where each place has one window do vectors have less to do.
+    each = window.taps // kernel * -(-kernel // lanes) + 4
+    if masked:
+        return BY_ROWS if readers == 1 and window.taps <= lanes // 2 and width >= lanes else BY_WINDOWS
     return BY_ROWS if window.taps * -(-width // lanes) <= width * each else BY_WINDOWS
 
 
@@ -177,6 +180,8 @@ def _memory_bytes(window: Window, way: int, item: int, backward: bool) -> int:
     size, width = _three(window.in_size), window.out_size[-1]
     if way == BY_CHANNELS and backward:  # native/pool_channels_backward.c
         return 16 * size[2]
+    if way == BY_WINDOWS and backward and window.taps <= window.places:  # native/pool_windows_backward.c
+        return 8 * window.taps
     if way != BY_ROWS:
         return 0
     reach = (span[2] - 1) // stride

@@ -40,7 +40,7 @@ INLINE void NAME(pool_backward)(int op, const Pooling *s, const T *y, const doub
       T *plane = x + n * s->x[0] + c * s->x[1];
       const char *offsets = mask + (n * s->mask[0] + c * s->mask[1]) * s->mask_bytes;
       if (s->way == BY_ROWS) NAME(rows_backward)(op, s, from, shares, offsets, plane, memory);
-      else NAME(windows_backward)(op, s, from, shares, offsets, plane);
+      else NAME(windows_backward)(op, s, from, shares, offsets, plane, memory);
     }
   }
 }

@@ -29,20 +29,40 @@ INLINE T *NAME(named_place)(const Pooling *s, const ptrdiff_t *o, unsigned tap, 
          place(s, 2, o[2], tap % kw) * s->x[4];
 }
 
-// One plane (or volume).
+// Add a row of dy to places that start at x, `jump` apart; far[t] is how far from there tap t is.
+INLINE void NAME(scatter_row)(const Pooling *s, const T *y, const char *mask, const ptrdiff_t *far, T *x) {
+  ptrdiff_t jump = s->stride[2] * s->x[4], step = s->y[4], each = s->mask[4] * s->mask_bytes;
+  if (s->mask_bytes == 1)
+    for (ptrdiff_t o = 0; o < s->out[2]; ++o)
+      x[o * jump + far[((const unsigned char *)mask)[o * each]]] += y[o * step];
+  else
+    for (ptrdiff_t o = 0; o < s->out[2]; ++o)
+      x[o * jump + far[NAME(load_one)(s, mask + o * each)]] += y[o * step];
+}
+
+// One plane (or volume); memory, if any, has room for an offset of each tap.
 INLINE void NAME(windows_backward)(int op, const Pooling *s, const T *y, const double *shares,
-                                   const char *mask, T *x) {
-  ptrdiff_t o[3];
+                                   const char *mask, T *x, T *memory) {
+  ptrdiff_t o[3], *far = (ptrdiff_t *)memory, start[3] = {0, 0, 0};
   NAME(zero_plane)(s, x);
+  if (op != MEAN && far) {
+    for (ptrdiff_t tap = 0; tap < s->kernel[0] * s->kernel[1] * s->kernel[2]; ++tap)
+      far[tap] = NAME(named_place)(s, start, (unsigned)tap, x) - x;
+  }
   for (o[0] = 0; o[0] < s->out[0]; ++o[0]) {
     for (o[1] = 0; o[1] < s->out[1]; ++o[1]) {
+      const T *row = y + o[0] * s->y[2] + o[1] * s->y[3];
+      const char *masks = mask + (o[0] * s->mask[2] + o[1] * s->mask[3]) * s->mask_bytes;
+      if (op != MEAN && far) {
+        NAME(scatter_row)(s, row, masks, far,
+                          x + o[0] * s->stride[0] * s->x[2] + o[1] * s->stride[1] * s->x[3]);
+        continue;
+      }
       for (o[2] = 0; o[2] < s->out[2]; ++o[2]) {
-        T value = y[o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4]];
-        const char *at = mask + (o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4]) * s->mask_bytes;
-        if (op == MEAN)
-          NAME(spread)(s, o, value * (T)share_of(s, shares, o[0], o[1], o[2]), x);
-        else
-          *NAME(named_place)(s, o, (unsigned)NAME(load_one)(s, at), x) += value;
+        T value = row[o[2] * s->y[4]];
+        const char *at = masks + o[2] * s->mask[4] * s->mask_bytes;
+        if (op == MEAN) NAME(spread)(s, o, value * (T)share_of(s, shares, o[0], o[1], o[2]), x);
+        else *NAME(named_place)(s, o, (unsigned)NAME(load_one)(s, at), x) += value;
       }
     }
   }
