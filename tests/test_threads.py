@@ -22,15 +22,12 @@ threadpoolctl = pytest.importorskip("threadpoolctl", reason="asks BLAS for its n
 def four_threads(monkeypatch):
     """Four threads, whatever the machine has, in a pool of this test's own."""
     monkeypatch.setattr(threads, "count", lambda: 4)
-    monkeypatch.setattr(threads, "_executor", None)
-    yield
-    if threads._executor is not None:
-        threads._executor.shutdown()
+    monkeypatch.setattr(threads, "_waiting", None)
 
 
 def blas_threads():
     """Threads of NumPy's BLAS; SciPy may have loaded one of its own later, which is none of ours."""
-    parallel(lambda _: None, [0])  # the first call looks for libraries
+    parallel(lambda _: None, [0], blas=True)  # the first call looks for libraries
     return [library.get_num_threads() for library in threads._blas._libraries]
 
 
@@ -101,10 +98,10 @@ def test_blas_has_one_thread_inside_and_its_own_number_afterwards():
     inside = []
     with threadpoolctl.threadpool_limits(3, "blas"):
         limited = blas_threads()
-        parallel(lambda _: inside.append(blas_threads()), range(8))
+        parallel(lambda _: inside.append(blas_threads()), range(8), blas=True)
         assert blas_threads() == limited
         with pytest.raises(KeyError):
-            parallel({}.__getitem__, range(8))
+            parallel({}.__getitem__, range(8), blas=True)
         assert blas_threads() == limited
     assert blas_threads() == before
     assert {number for numbers in inside for number in numbers} == {1}
@@ -120,10 +117,10 @@ def test_blas_threads_come_back_only_when_the_last_of_two_callers_is_out():
         assert second_is_out.wait(30)
         seen.extend(blas_threads())
 
-    caller = threading.Thread(target=parallel, args=(slow, [0]))
+    caller = threading.Thread(target=parallel, args=(slow, [0]), kwargs={"blas": True})
     caller.start()
     assert first_is_in.wait(30)
-    parallel(lambda _: None, [0])
+    parallel(lambda _: None, [0], blas=True)
     second_is_out.set()
     caller.join(30)
     assert set(seen) == {1}

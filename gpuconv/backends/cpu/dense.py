@@ -30,5 +30,5 @@ def product(a: Array, b: Array, dtype: np.dtype[Any], bias: Array | None = None)
         if bias is not None:
             rows += bias
 
-    parallel(one, range(0, len(a), step), a.size * b.shape[1])
+    parallel(one, range(0, len(a), step), a.size * b.shape[1], blas=True)
     return out.astype(dtype, copy=False)

@@ -155,7 +155,7 @@ def _forward_by_bands(x: Array, w: Array, b: Array | None, window: Window, y: Ar
             padded = out.reshape(length(group), n1 - n0, r1 - r0, *rest, tiles * t)
             target[...] = padded[..., : window.out_size[-1]].swapaxes(0, 1)
 
-    parallel(one, _jobs(x, window, dtype, count()), y.size * window.taps)
+    parallel(one, _jobs(x, window, dtype, count()), y.size * window.taps, blas=True)
 
 
 def _weight_grad_by_bands(dy: Array, x: Array, window: Window, dw: Array) -> None:
@@ -177,7 +177,7 @@ def _weight_grad_by_bands(dy: Array, x: Array, window: Window, dw: Array) -> Non
             with np.errstate(invalid="ignore", over="ignore"):
                 bands[group] += np.matmul(a.swapaxes(1, 2), gradient.reshape(length(group), -1, t))
 
-    parallel(one, jobs.values(), dy.size * window.taps)
+    parallel(one, jobs.values(), dy.size * window.taps, blas=True)
     dw[...] = _diagonals(bands.reshape(c, *window.kernel[:-1], u, t), window).sum(axis=-1)
     if not np.isfinite(
         dw

@@ -68,7 +68,7 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, chann
             )
             target[...] = np.moveaxis(whole, images, 0)
 
-    parallel(one, cut.jobs, cut.work)
+    parallel(one, cut.jobs, cut.work, blas=True)
 
 
 class _Forward:
@@ -152,7 +152,7 @@ def input_grad(dy: Array, w: Array, b: Array | None, window: Window, dx: Array, 
         if total is not exact:
             exact[...] = total
 
-    parallel(one, jobs, work)
+    parallel(one, jobs, work, blas=True)
 
 
 # Groups, channels of each, and blocks: those of an input gradient are all rows of their images, as what they
@@ -199,7 +199,7 @@ def weight_grad(dy: Array, x: Array, window: Window, dw: Array, channels_last: b
             total += term
         sums[number] = total
 
-    parallel(one, range(len(jobs)), dy.size * cg * window.taps)
+    parallel(one, range(len(jobs)), dy.size * cg * window.taps, blas=True)
     whole = np.zeros(dw.shape, dtype)
     for (groups, part, _), total in zip(jobs, sums, strict=True):
         assert total is not None
