@@ -107,12 +107,12 @@ def run_by_numpy(monkeypatch):
     jobs, most, products = [], [1], []
     parallel, matmul = threads.parallel, np.matmul
 
-    def noting_parallel(task, items, work=float("inf")):
+    def noting_parallel(task, items, work=float("inf"), **options):
         items = list(items)
         if task.__name__ != "prepare":  # weights, for all jobs
             jobs.append(len(items))
             most.append(threads.used(len(items), work))
-        return parallel(task, items, work)
+        return parallel(task, items, work, **options)
 
     def noting_matmul(a, b, **options):
         out = matmul(a, b, **options)

@@ -7,18 +7,17 @@ views.
 """
 
 import ctypes
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.backends.cpu import compiled
+from gpuconv.backends.cpu import compiled, threads
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import buffer, parallel, used, workers
+from gpuconv.backends.cpu.threads import ALIGNMENT, Memory, memory, parallel, used, workers
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
@@ -201,63 +200,118 @@ def _shares(n: int, number: int) -> list[slice]:
     return [slice(i, min(n, i + size)) for i in range(0, n, size)]
 
 
-Job = tuple[int, slice, Box]  # an image, groups, output places
+Job = tuple[slice, slice, Box]  # images, groups, output places
 
 
-def cut_forward(x: Array, og: int, window: Window) -> tuple[list[Job], float]:
-    """Cut a forward convolution into jobs; return them, and the multiply-adds of all."""
-    images, groups, cg = x.shape[0], window.groups, x.shape[1] // window.groups
-    work = images * og * groups * window.places * cg * window.taps
-    share = workers(work)
-    boxes = _boxes(window, cg * prod(window.in_size) * x.itemsize, -(-share // max(1, images * groups)))
-    # Groups share a job while there are jobs enough for threads to finish together.
-    size = max(1, groups * images * len(boxes) // (4 * share if share > 1 else 1))
-    batches = [slice(g, min(groups, g + size)) for g in range(0, groups, size)]
-    return list(product(range(images), batches, boxes)), work
+def _cut_forward(
+    window: Window, images: int, og: int, cg: int, item: int, work: float, share: int
+) -> list[Job]:
+    """Cut a forward convolution into jobs for so many threads."""
+    groups = window.groups
+    boxes = _boxes(window, cg * prod(window.in_size) * item, -(-share // max(1, images * groups)))
+    # Groups share a job, and small images, while there are jobs enough for threads to finish together.
+    enough = 4 * share if share > 1 else 1
+    together = min(int(JOB_WORK * images / work), images // enough) if work else images
+    size = groups * images * len(boxes) // enough
+    return list(product(_runs(images, together), _runs(groups, size), boxes))
+
+
+# Multiply-adds of a job of several images: about 40 us, beside which what Python takes for a job is little.
+JOB_WORK = 2e6
+
+
+def _runs(n: int, size: int) -> list[slice]:
+    size = max(1, size)
+    return [slice(i, min(n, i + size)) for i in range(0, n, size)]
+
+
+class Step(NamedTuple):
+    """A job of a forward convolution: the call, and how many bytes into the arrays it begins."""
+
+    call: Call
+    x: int
+    packed: int
+    bias: int
+    y: int
+    bytes: int  # of memory
+
+
+@lru_cache(maxsize=256)
+def _forward_steps(
+    window: Window,
+    x_steps: tuple[int, ...],
+    y_steps: tuple[int, ...],
+    images: int,
+    og: int,
+    cg: int,
+    item: int,
+    work: float,
+    share: int,
+    _limits: tuple[float, ...],
+) -> list[Step]:
+    padded = _padded(og)
+    steps = []
+    for of, groups, box in _cut_forward(window, images, og, cg, item, work, share):
+        n, g = of.start, groups.start
+        call = _call(window, box, x_steps, y_steps, of.stop - n, groups.stop - g, cg, og, False)
+        steps.append(
+            Step(
+                call,
+                (n * x_steps[0] + g * cg * x_steps[1]) * item,
+                g * padded * cg * window.taps * item,
+                g * padded * item,
+                (n * y_steps[0] + g * og * y_steps[1] + call.corner) * item,
+                call.elements * item + 8 * VECTOR_BYTES,
+            )
+        )
+    return steps
+
+
+def _steps_of_forward(x: Array, w_shape: tuple[int, ...], window: Window, y_steps: tuple[int, ...]) -> Any:
+    """Return the jobs of a forward convolution, and its multiply-adds."""
+    groups, og, cg = w_shape[:3]
+    images, item = x.shape[0], x.itemsize
+    work = images * groups * og * cg * window.places * window.taps
+    limits = (BOX_BYTES, JOB_WORK)
+    return _forward_steps(window, _five(x), y_steps, images, og, cg, item, work, workers(work), limits), work
 
 
 def forward(c: Kernels, x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:
     """Write conv(x, w) + b to y; w is [groups, C_out/groups, C_in/groups, *kernel], of any strides."""
-    og, cg = w.shape[1:3]
-    jobs, work = cut_forward(x, og, window)
-    packed, bias, padded = _packed(c, w, b, work)
-    x_at, y_at, item = address(x), address(y), x.itemsize
-    x_steps, y_steps = _five(x), _five(y)
-    packed_at, bias_at = address(packed), address(bias)
+    steps, work = _steps_of_forward(x, w.shape, window, _five(y))
+    packed, bias = _packed(c, w, b)
+    x_at, y_at, padded = address(x), address(y), _padded(w.shape[1])
 
-    def one(job: Job) -> None:
-        n, groups, box = job
-        g, count = groups.start, groups.stop - groups.start
-        call = _call(window, box, x_steps, y_steps, 1, count, cg, og, False)
+    def one(step: Step) -> None:
+        call = step.call
+        flat = memory("flat", step.bytes)
         c.convolve(
             call.struct,
             call.residues,
             call.offsets,
-            x_at + (n * x_steps[0] + g * cg * x_steps[1]) * item,
-            packed_at + g * padded * cg * window.taps * item,
-            bias_at + g * padded * item,
-            y_at + (n * y_steps[0] + g * og * y_steps[1] + call.corner) * item,
+            x_at + step.x,
+            packed.address + step.packed,
+            bias + step.bias,
+            y_at + step.y,
             padded,
-            _aligned("flat", call.elements * item + 8 * VECTOR_BYTES),
+            flat.address,
         )
 
-    parallel(one, jobs, work)
+    parallel(one, steps, work)
 
 
 def plan_forward(
     x: Array, w_shape: tuple[int, ...], window: Window, account: Account
 ) -> tuple[int, int, int]:
     """Add what `forward` would do to an account; return jobs, threads, and the bytes that they share."""
-    _, og, cg = w_shape[:3]
-    jobs, work = cut_forward(x, og, window)
-    for (_, groups, box), number in Counter((0, b.stop - b.start, box) for _, b, box in jobs).items():
-        places = prod(hi - lo for lo, hi in box)
-        account.step("direct", number, kernels=og, channels=cg, places=places, groups=groups)
-        call = _call(window, box, _five(x), (0,) * 5, 1, groups, cg, og, False)
-        account.buffer("flat", call.elements * x.itemsize + 9 * VECTOR_BYTES)
-    padded = _padded(og)
-    shared = window.groups * padded * (cg * window.taps + 1) * x.itemsize
-    return len(jobs), used(len(jobs), work), shared
+    groups, og, cg = w_shape[:3]
+    steps, work = _steps_of_forward(x, w_shape, window, (0,) * 5)
+    for step in steps:
+        s = step.call.alive[0]
+        sizes = {"kernels": og, "channels": cg, "places": prod(s.box), "groups": s.groups, "images": s.images}
+        account.step("direct", **sizes)
+        account.buffer("flat", step.bytes + ALIGNMENT)
+    return len(steps), used(len(steps), work), _packed_bytes(groups, og, cg * window.taps, x.itemsize)
 
 
 def _padded(og: int) -> int:
@@ -265,57 +319,149 @@ def _padded(og: int) -> int:
     return og if og % ROWS <= 4 else -(-og // ROWS) * ROWS
 
 
-def _aligned(slot: str, size: int) -> int:
-    """Return the address of a buffer that begins where a vector may."""
-    at = address(buffer(slot, (size + VECTOR_BYTES,), np.uint8))
-    return at + -at % VECTOR_BYTES
+def _packed_bytes(groups: int, og: int, rows: int, item: int) -> int:
+    return groups * _padded(og) * (rows + 1) * item
 
 
-def _packed(c: Kernels, w: Array, b: Array | None, work: float) -> tuple[Array, Array, int]:
-    """Return the weights as the kernels read them, the biases, and the kernels of a group with padding."""
+def _packed(c: Kernels, w: Array, b: Array | None) -> tuple[Memory, int]:
+    """Return the weights as the kernels read them, and the address of the biases behind them."""
     groups, og, cg, *kernel = w.shape
-    padded = _padded(og)
-    taps = prod(kernel)
-    packed = buffer("packed", (groups, padded * cg * taps), w.dtype)
-    bias = np.empty((groups, padded), w.dtype)
-    b = None if b is None else np.ascontiguousarray(b).reshape(groups, og)
     by_group, by_kernel, by_channel, *steps = strides(w)
-    d, h, j = (np.arange(k) * step for k, step in zip(_three(kernel, 1), _three(steps, 0), strict=True))
-    place = _over_taps((d, h, j))
-    at, place_at, item = address(w), address(place), w.itemsize
+    place = _places(tuple(kernel), tuple(steps))
+    taps, item = len(place.array), w.itemsize
+    packed = memory("packed", _packed_bytes(groups, og, cg * taps, item))
+    bias = packed.address + groups * _padded(og) * cg * taps * item
+    b = None if b is None else np.ascontiguousarray(b)
+    b_at, w_at = None if b is None else address(b), address(w)
+    if og % ROWS == 0 and by_group == og * by_kernel:  # blocks of kernels, wherever a group ends
+        groups, og = 1, groups * og
+    padded = _padded(og)
 
     def prepare(job: tuple[int, int]) -> None:
         g, k0 = job
         c.pack(
-            *(at + g * by_group * item, None if b is None else address(b[g]), k0, min(og, k0 + PACKED), og),
-            *(cg, taps, by_kernel, by_channel, place_at, address(packed[g]), address(bias[g])),
+            w_at + g * by_group * item,
+            None if b_at is None else b_at + g * og * item,
+            k0,
+            min(og, k0 + PACKED),
+            og,
+            cg,
+            taps,
+            by_kernel,
+            by_channel,
+            place.address,
+            packed.address + g * padded * cg * taps * item,
+            bias + g * padded * item,
         )
 
-    parallel(prepare, product(range(groups), range(0, og, PACKED)), packed.size * 8)
-    return packed, bias, padded
+    parallel(prepare, product(range(groups), range(0, og, PACKED)), w.size * 8)
+    return packed, bias
+
+
+@lru_cache(maxsize=256)
+def _places(kernel: tuple[int, ...], steps: tuple[int, ...]) -> Memory:
+    """Return where the taps of a kernel lie, in elements from the first."""
+    d, h, j = (np.arange(k) * step for k, step in zip(_three(kernel, 1), _three(steps, 0), strict=True))
+    place = _over_taps((d, h, j))
+    return Memory(place, address(place))
 
 
 # Kernels of a job of packing, a multiple of ROWS.
 PACKED = 64
 
 
-# A weight gradient is cut alike on any number of threads, so that each sum runs in the same order: into so
-# many jobs at least.
+# A weight gradient that is worth waking threads for is cut into so many jobs at least, on any number of them,
+# so that each sum runs in the same order.
 WEIGHT_JOBS = 4
 
 # Bytes of dw up to which jobs are images, each with sums of its own; beyond, channels, and each lays out dy.
 SUMS_BYTES = 1 << 20
 
-WeightJob = tuple[int, slice, slice]  # a group, its channels, images
+
+class WeightJob(NamedTuple):
+    """A group's channels, and images whose terms are added up one after the other."""
+
+    images: slice
+    group: int
+    channels: slice
+    sums: slice  # where they are kept, [C_out/groups, channels, *kernel]
 
 
-def cut_weight_grad(dw: Array, images: int) -> list[WeightJob]:
-    """Cut a weight gradient into jobs; dw is [groups, C_out/groups, C_in/groups, *kernel]."""
-    groups, _, cg = dw.shape[:3]
-    wanted = -(-WEIGHT_JOBS // groups)
-    by_image = images >= wanted and dw.nbytes <= SUMS_BYTES
-    shares = _shares(images, wanted if by_image else 1)
-    return list(product(range(groups), _shares(cg, 1 if by_image else wanted), shares))
+class WeightStep(NamedTuple):
+    """A call for a weight gradient, and how many bytes into the arrays it begins."""
+
+    call: Call
+    x: int
+    dy: int
+    sums: int
+    bytes: int  # of memory
+
+
+class WeightCut(NamedTuple):
+    """The jobs of a weight gradient, and the calls of each."""
+
+    jobs: list[WeightJob]
+    steps: list[list[WeightStep]]
+    terms: int  # sums of different images, each as large as dw
+
+
+def _cut_weight_grad(dy: Array, x: Array, window: Window, dw: Array) -> tuple[WeightCut, int]:
+    """Cut a weight gradient into jobs; return them, and its multiply-adds."""
+    work = dy.size * dw.shape[2] * window.taps
+    wanted = WEIGHT_JOBS if work > threads.SERIAL_WORK else 1
+    limits = (BOX_BYTES, SUMS_BYTES)
+    cut = _weight_cut(window, _five(x), _five(dy), x.shape[0], dw.shape, x.itemsize, wanted, limits)
+    return cut, work
+
+
+@lru_cache(maxsize=256)
+def _weight_cut(
+    window: Window,
+    x_steps: tuple[int, ...],
+    y_steps: tuple[int, ...],
+    images: int,
+    shape: tuple[int, ...],
+    item: int,
+    wanted: int,
+    _limits: tuple[int, ...],
+) -> WeightCut:
+    groups, og, cg, *kernel = shape
+    wanted = -(-wanted // groups)
+    by_image = images >= wanted and prod(shape) * item <= SUMS_BYTES
+    shares, parts = _shares(images, wanted if by_image else 1), _shares(cg, 1 if by_image else wanted)
+    jobs, steps, begin = [], [], 0
+    for share, g, part in product(shares, range(groups), parts):
+        end = begin + og * (part.stop - part.start) * prod(kernel)
+        job = WeightJob(share, g, part, slice(begin, end))
+        jobs.append(job)
+        steps.append(
+            [
+                WeightStep(
+                    call,
+                    (n * x_steps[0] + (g * cg + part.start) * x_steps[1]) * item,
+                    (n * y_steps[0] + g * og * y_steps[1] + call.corner) * item,
+                    begin * item,
+                    call.elements * item + 2 * VECTOR_BYTES,
+                )
+                for n, call in _pieces(window, x_steps, y_steps, job, og, item)
+            ]
+        )
+        begin = end
+    return WeightCut(jobs, steps, len(shares))
+
+
+def _pieces(
+    window: Window, x_steps: tuple[int, ...], y_steps: tuple[int, ...], job: WeightJob, og: int, item: int
+) -> list[tuple[int, Call]]:
+    """Cut a job into calls whose images fit the cache; return each's first image and the call."""
+    channels, images = job.channels.stop - job.channels.start, job.images
+    image_bytes = (channels * prod(window.in_size) + og * window.places) * item
+    boxes = _boxes(window, image_bytes, 1)
+    together = max(1, BOX_BYTES // image_bytes) if len(boxes) == 1 else 1
+    return [
+        (n, _call(window, box, x_steps, y_steps, min(together, images.stop - n), 1, channels, og, True))
+        for n, box in product(range(images.start, images.stop, together), boxes)
+    ]
 
 
 def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> bool:
@@ -323,61 +469,43 @@ def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> b
 
     An infinity may then stand where a place without an output reads it, times that place's 0.
     """
-    og, cg = dw.shape[1:3]
-    taps, item = window.taps, x.itemsize
-    jobs = cut_weight_grad(dw, x.shape[0])
-    sums: list[Array] = [dw] * len(jobs)
-    x_steps, y_steps = _five(x), _five(dy)
-    x_at, dy_at = address(x), address(dy)
+    (jobs, steps, terms), work = _cut_weight_grad(dy, x, window, dw)
+    sums = np.zeros((max(1, terms), dw.size), dw.dtype)
+    x_at, dy_at, sums_at = address(x), address(dy), address(sums)
 
-    def one(number: int) -> None:
-        g, part, images = jobs[number]
-        channels = part.stop - part.start
-        total = sums[number] = np.zeros((og, channels, *dw.shape[3:]), x.dtype)
-        for n, here, box in _pieces(window, channels, og, images, item):
-            call = _call(window, box, x_steps, y_steps, here, 1, channels, og, True)
+    def one(pieces: list[WeightStep]) -> None:
+        for step in pieces:
+            call = step.call
+            flat = memory("flat", step.bytes)
             c.weight_gradient(
                 call.struct,
                 call.residues,
                 call.offsets,
-                x_at + (n * x_steps[0] + (g * cg + part.start) * x_steps[1]) * item,
-                dy_at + (n * y_steps[0] + g * og * y_steps[1] + call.corner) * item,
-                address(total),
-                _aligned("flat", call.elements * item + 2 * VECTOR_BYTES),
+                x_at + step.x,
+                dy_at + step.dy,
+                sums_at + step.sums,
+                flat.address,
             )
 
-    parallel(one, range(len(jobs)), dy.size * cg * taps)
-    whole = np.zeros(dw.shape, dw.dtype)
-    for (g, part, _), total in zip(jobs, sums, strict=True):
-        whole[g, :, part] += total
-    dw[...] = whole
-    return bool(np.isfinite(whole).all())
-
-
-def _pieces(window: Window, cg: int, og: int, images: slice, item: int) -> list[tuple[int, int, Box]]:
-    """Cut a job into calls whose images fit the cache: first image, how many, and output places."""
-    image_bytes = (cg * prod(window.in_size) + og * window.places) * item
-    boxes = _boxes(window, image_bytes, 1)
-    together = max(1, BOX_BYTES // image_bytes) if len(boxes) == 1 else 1
-    return [
-        (n, min(together, images.stop - n), box)
-        for n, box in product(range(images.start, images.stop, together), boxes)
-    ]
+    parallel(one, steps, work)
+    total = sums[0]
+    for term in sums[1:]:
+        total += term
+    if len(jobs) == terms * window.groups:
+        dw[...] = total.reshape(dw.shape)
+    else:
+        for _, g, part, where in jobs:
+            dw[g, :, part] = total[where].reshape(dw[g, :, part].shape)
+    return bool(np.isfinite(total).all())
 
 
 def plan_weight_grad(
     dy: Array, x: Array, window: Window, dw: Array, account: Account
 ) -> tuple[int, int, int]:
     """Add what `weight_grad` would do to an account; return jobs, threads, and the bytes that they share."""
-    og, cg = dw.shape[1:3]
-    jobs = cut_weight_grad(dw, x.shape[0])
-    sums = 0
-    for _, part, images in jobs:
-        channels = part.stop - part.start
-        sums += og * channels * window.taps * x.itemsize
-        for _, here, box in _pieces(window, channels, og, images, x.itemsize):
-            places = prod(hi - lo for lo, hi in box)
-            account.step("direct", kernels=og, channels=channels, places=places, images=here)
-            call = _call(window, box, _five(x), _five(dy), here, 1, channels, og, True)
-            account.buffer("flat", call.elements * x.itemsize + 3 * VECTOR_BYTES)
-    return len(jobs), used(len(jobs), dy.size * cg * window.taps), sums + dw.nbytes
+    (jobs, steps, terms), work = _cut_weight_grad(dy, x, window, dw)
+    for step in chain.from_iterable(steps):
+        s = step.call.alive[0]
+        account.step("direct", kernels=s.kernels, channels=s.channels, places=prod(s.box), images=s.images)
+        account.buffer("flat", step.bytes + ALIGNMENT)
+    return len(jobs), used(len(jobs), work), terms * dw.nbytes

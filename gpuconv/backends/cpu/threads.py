@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from math import prod
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -110,6 +110,9 @@ class _Job:
         except BaseException as error:
             self._errors.append(error)
             self._items.clear()
+        self._leave()
+
+    def _leave(self) -> None:
         with self._lock:
             self._inside -= 1
             if self._closed and not self._inside:
@@ -243,14 +246,35 @@ def buffer(slot: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return an uninitialised array that is this thread's until it asks for the same slot again."""
     dtype = np.dtype(dtype)
     size = prod(shape) * dtype.itemsize
-    if size > KEPT_BYTES:
-        return np.empty(shape, dtype)
-    slots: dict[str, Array | None] = _kept.__dict__
-    memory = slots.get(slot)
-    if memory is None or memory.nbytes < size:
-        memory = slots[slot] = None  # before there is a larger one, not beside it
-        memory = slots[slot] = np.empty(size, np.uint8)
-    return memory[:size].view(dtype).reshape(shape)
+    return memory(slot, size).array[:size].view(dtype).reshape(shape)
+
+
+class Memory(NamedTuple):
+    """Bytes that are a thread's as long as it holds the array."""
+
+    array: Array
+    address: int  # of the first
+
+
+def memory(slot: str, size: int) -> Memory:
+    """Return so many bytes, from a multiple of ALIGNMENT on, as `buffer` does."""
+    slots: dict[str, Memory | None] = _kept.__dict__
+    found = slots.get(slot)
+    if found is not None and found.array.nbytes >= size:
+        return found
+    keep = size <= KEPT_BYTES
+    if keep:
+        found = slots[slot] = None  # before there is a larger one, not beside it
+    array = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -array.__array_interface__["data"][0] % ALIGNMENT
+    found = Memory(array[begin : begin + size], array.__array_interface__["data"][0] + begin)
+    if keep:
+        slots[slot] = found
+    return found
+
+
+# Bytes of the largest vectors.
+ALIGNMENT = 64
 
 
 def release_buffers() -> None:
