@@ -9,6 +9,7 @@ which is what neural networks call convolution: the kernel is not flipped.
 """
 
 from collections.abc import Callable, Collection
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -537,10 +538,7 @@ def _describe(
 ) -> Window:
     geometry.flag(op, "channels_last", channels_last)
     groups = geometry.integer(op, "groups", groups, 1)
-    kernel_axes = ("k",) if axes == 1 else ("kd", "kh", "kw")[-axes:]
-    listed = ", ".join(kernel_axes)
-    layout = f"[{listed}, C_in/groups, C_out]" if channels_last else f"[C_out, C_in/groups, {listed}]"
-    check_rank(op, "w", w, layout)
+    check_rank(op, "w", w, _kernel_layout(axes, channels_last))
     c_in, cg, c_out = (
         x_shape[-1 if channels_last else 1],
         w.shape[-2 if channels_last else 1],
@@ -575,6 +573,13 @@ def _check_dy(op: str, dy: Array, n: int, c_out: int, window: Window, channels_l
     check_shape(op, "dy", dy.shape, must, "as the gradient of y")
 
 
+@cache
+def _kernel_layout(axes: int, channels_last: bool) -> str:
+    listed = "k" if axes == 1 else ", ".join(("kd", "kh", "kw")[-axes:])
+    return f"[{listed}, C_in/groups, C_out]" if channels_last else f"[C_out, C_in/groups, {listed}]"
+
+
+@cache
 def _layout(axes: int, channels_last: bool) -> str:
     sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
     return f"[N, {sizes}, C]" if channels_last else f"[N, C, {sizes}]"

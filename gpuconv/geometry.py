@@ -91,28 +91,13 @@ class Window:
         ones = (1,) * self.axes
         return self.kernel == ones == self.stride and self.in_size == self.out_size and not any(self.before)
 
-    def adjoint(self) -> list["Phase"]:
+    def adjoint(self) -> "tuple[Phase, ...]":
         """Return the stride-1 windows over dy that give the input gradient.
 
         At stride 1 there is one: ``dx = conv(pad(dy), rot180(w))``. With a stride s, the places of dx that
         have the same index modulo s are read by the same taps; each such phase is a convolution of its own.
         """
-        along = [self._phases(axis) for axis in range(self.axes)]
-        phases = []
-        for chosen in product(*along):
-            places, taps, kernel, dilation, before, after, size = zip(*chosen, strict=True)
-            window = Window(
-                in_size=self.out_size,
-                kernel=kernel,
-                stride=(1,) * self.axes,
-                dilation=dilation,
-                before=before,
-                after=after,
-                out_size=size,
-                groups=self.groups,
-            )
-            phases.append(Phase(places, taps, window))
-        return phases
+        return _adjoint(self)
 
     def _phases(self, axis: int) -> list[tuple[slice, slice, int, int, int, int, int]]:
         # Place i = s*m + a of dx meets tap j at output o = m + (a + before - j*d) / s, where that is whole:
@@ -150,12 +135,33 @@ class Phase(NamedTuple):
     window: Window
 
 
+@lru_cache(maxsize=4096)
+def _adjoint(over: Window) -> tuple[Phase, ...]:
+    phases = []
+    for chosen in product(*(over._phases(axis) for axis in range(over.axes))):
+        places, taps, kernel, dilation, before, after, size = zip(*chosen, strict=True)
+        window = Window(
+            in_size=over.out_size,
+            kernel=kernel,
+            stride=(1,) * over.axes,
+            dilation=dilation,
+            before=before,
+            after=after,
+            out_size=size,
+            groups=over.groups,
+        )
+        phases.append(Phase(places, taps, window))
+    return tuple(phases)
+
+
 # Steps and offsets beyond this can't be meant, and their products would no longer fit an array's strides.
 MAXIMUM = 2**31 - 1
 
 
 def integer(op: str, name: str, value: Any, minimum: int) -> int:
     """Return `value` as an int; it may be anything `operator.index` takes, but not a bool."""
+    if type(value) is int and minimum <= value <= MAXIMUM:
+        return value
     try:
         if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool":
             raise TypeError
@@ -426,6 +432,9 @@ def _span(kernel: int, dilation: int) -> int:
 
 
 def _is_sequence(value: Any) -> bool:
+    kind = type(value)
+    if kind is int or kind is tuple:  # nearly always; asking an abstract class takes longer
+        return kind is tuple
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 

@@ -412,8 +412,8 @@ def describe(op: str, axes: int, shape: tuple[int, ...], name: str, options: Opt
     """Check x's shape and the options, and return the window."""
     kernel_size, stride, padding, dilation, ceil_mode, channels_last = options
     geometry.flag(op, "channels_last", channels_last)
-    sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
     if len(shape) != axes + 2:
+        sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
         layout = f"[N, {sizes}, C]" if channels_last else f"[N, C, {sizes}]"
         raise ValueError(f"{op}: {name} must have {axes + 2} axes {layout}, not {len(shape)} (shape {shape})")
     return geometry.sliding_window(

@@ -23,7 +23,7 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled, depthwise, direct, filters, gemm, winograd
 from gpuconv.backends.cpu.columns import channels_first
-from gpuconv.backends.cpu.threads import parallel, used
+from gpuconv.backends.cpu.threads import is_much, parallel, used
 from gpuconv.backends.dispatch import accumulator
 from gpuconv.backends.plans import Account, Part
 from gpuconv.config import config
@@ -82,15 +82,20 @@ def bias_grad(dy: Array, db: Array, channels_last: bool) -> None:
     source = channels_first(dy, channels_last)
     partial = np.empty(source.shape[:2], wide)
 
-    def one(n: int) -> None:
+    def one(images: slice) -> None:
         # NumPy sums an innermost axis pairwise but outer axes one by one; axis by axis, no sum gets long.
-        image = source[n]
-        while image.ndim > 1:
-            image = image.sum(axis=-1, dtype=wide)
-        partial[n] = image
+        part = source[images]
+        while part.ndim > 2:
+            part = part.sum(axis=-1, dtype=wide)
+        partial[images] = part
 
-    parallel(one, range(dy.shape[0]), dy.size)
+    parallel(one, _cut_bias_grad(dy), dy.size)
     db[...] = partial.sum(axis=0)
+
+
+def _cut_bias_grad(dy: Array) -> list[slice]:
+    """Cut images into jobs: one of each, or, where it isn't worth waking threads for, of all."""
+    return [slice(n, n + 1) for n in range(len(dy))] if is_much(dy.size) else [slice(0, len(dy))]
 
 
 def _convolve(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
@@ -251,10 +256,12 @@ def plan_bias_grad(dy: Array, db: Array, channels_last: bool) -> Part:
     """Return how `bias_grad` would compute."""
     account, dtype = Account(), accumulator(db.dtype)
     images, *sizes = channels_first(dy, channels_last).shape
-    account.step("sum", images, places=prod(sizes[1:]), channels=sizes[0])
-    account.buffer("sums", prod(sizes[:-1]) * dtype.itemsize)
+    jobs = _cut_bias_grad(dy)
+    each = len(range(images)[jobs[0]]) if jobs else 0
+    account.step("sum", len(jobs), images=each, places=prod(sizes[1:]), channels=sizes[0])
+    account.buffer("sums", each * prod(sizes[:-1]) * dtype.itemsize)
     why = "axis by axis and image by image, so that no sum gets long"
-    return account.part("sum", why, images, used(images, dy.size), images * sizes[0] * dtype.itemsize)
+    return account.part("sum", why, len(jobs), used(len(jobs), dy.size), images * sizes[0] * dtype.itemsize)
 
 
 def _plan(

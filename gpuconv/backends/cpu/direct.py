@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.backends.cpu import compiled, threads
+from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import ALIGNMENT, Memory, memory, parallel, used, workers
+from gpuconv.backends.cpu.threads import ALIGNMENT, Memory, is_much, memory, parallel, used, workers
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
@@ -408,7 +408,7 @@ class WeightCut(NamedTuple):
 def _cut_weight_grad(dy: Array, x: Array, window: Window, dw: Array) -> tuple[WeightCut, int]:
     """Cut a weight gradient into jobs; return them, and its multiply-adds."""
     work = dy.size * dw.shape[2] * window.taps
-    wanted = WEIGHT_JOBS if work > threads.SERIAL_WORK else 1
+    wanted = WEIGHT_JOBS if is_much(work) else 1
     limits = (BOX_BYTES, SUMS_BYTES)
     cut = _weight_cut(window, _five(x), _five(dy), x.shape[0], dw.shape, x.itemsize, wanted, limits)
     return cut, work

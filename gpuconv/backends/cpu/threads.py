@@ -33,9 +33,14 @@ def count() -> int:
     return max(1, min(cores, int(asked))) if asked.isdigit() and int(asked) else cores
 
 
+def is_much(work: float) -> bool:
+    """Tell whether so much work, in multiply-adds or elements, is worth waking threads for."""
+    return work > SERIAL_WORK
+
+
 def workers(work: float) -> int:
-    """Threads that so much work is worth, in multiply-adds or elements: all of them, or one."""
-    return count() if work > SERIAL_WORK else 1
+    """Threads that so much work is worth: all of them, or one."""
+    return count() if is_much(work) else 1
 
 
 def used(items: int, work: float) -> int:
