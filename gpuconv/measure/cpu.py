@@ -58,9 +58,7 @@ class Cpu:
 
     def sampler(self, call: Call) -> Callable[[], Sample]:
         """Return what times one turn: as many calls as last TURN_SECONDS, after a pause."""
-        begin = time.perf_counter()
-        call()
-        once = time.perf_counter() - begin
+        once = min(_seconds(call) for _ in range(2))  # the first may compile, or ask for memory
         repeats = max(1, math.ceil(TURN_SECONDS / once))
         lead = math.ceil(LEAD_SECONDS / once) if once < LEAD_SECONDS else 0
 
@@ -169,12 +167,13 @@ class Cpu:
 def _fastest(call: Call, turns: int = 10) -> float:
     """Return the seconds of the fastest of some calls: a ceiling is what can be reached."""
     call()
-    taken = []
-    for _ in range(turns):
-        begin = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begin)
-    return min(taken)
+    return min(_seconds(call) for _ in range(turns))
+
+
+def _seconds(call: Call) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 class OtherPrograms:
