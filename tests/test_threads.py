@@ -14,6 +14,7 @@ import pytest
 import gpuconv
 from gpuconv.backends.cpu import threads
 from gpuconv.backends.cpu.threads import buffer, parallel
+from gpuconv.nn import Linear
 
 threadpoolctl = pytest.importorskip("threadpoolctl", reason="asks BLAS for its number of threads")
 
@@ -105,6 +106,32 @@ def test_blas_has_one_thread_inside_and_its_own_number_afterwards():
         assert blas_threads() == limited
     assert blas_threads() == before
     assert {number for numbers in inside for number in numbers} == {1}
+
+
+def _big_and_small_convolutions():
+    """Yield every pass whose algorithms on NumPy alone multiply matrices, and a dense layer's."""
+    for groups, width in ((1, 12), (8, 12), (1, 40)):
+        x, w = np.ones((2, 8, width, width), np.float32), np.ones((8, 8 // groups, 3, 3), np.float32)
+        y = gpuconv.conv2d(x, w, padding=1, groups=groups)
+        gpuconv.conv2d_backward(y, x, w, padding=1, groups=groups)
+    dense = Linear(5, 4)
+    dense.backward(dense(np.ones((3, 5), np.float32)))
+
+
+@pytest.mark.parametrize("algorithm", ["gemm", "winograd"])
+def test_wherever_matrices_are_multiplied_blas_has_one_thread(monkeypatch, algorithm):
+    seen, matmul = set(), np.matmul
+
+    def noting(*arrays, **options):
+        seen.update(library.get_num_threads() for library in threads._blas._libraries)
+        return matmul(*arrays, **options)
+
+    before = blas_threads()
+    with gpuconv.config(compiled=False, algorithm=algorithm), threadpoolctl.threadpool_limits(3, "blas"):
+        monkeypatch.setattr(np, "matmul", noting)
+        _big_and_small_convolutions()
+    assert blas_threads() == before
+    assert seen == {1}
 
 
 def test_blas_threads_come_back_only_when_the_last_of_two_callers_is_out():
@@ -220,7 +247,7 @@ try:
 except KeyboardInterrupt:
     print("stopped", flush=True)
 assert time.perf_counter() - start < 5
-assert (gpuconv.conv2d(x[:8], w) == 576).all()
+np.testing.assert_allclose(gpuconv.conv2d(x[:8], w), 576, rtol=1e-4)
 print("works")
 """
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import buffer, count, parallel, used
+from gpuconv.backends.cpu.threads import memory, parallel, used, workers
 from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
@@ -82,7 +82,7 @@ def pooling(
     masks, bytes_each = (None, 0) if mask is None else (tuple(strides(mask)), mask.itemsize)
     steps = tuple(strides(x)), tuple(strides(y)), masks
     told = _told(window, x.shape[1], x.itemsize, *steps, bytes_each, backward)
-    return Pooling(kernels, x, y, mask, told, backward, _cut(x, told.way))
+    return Pooling(kernels, x, y, mask, told, backward, _cut(x, told.way, x.size * window.taps))
 
 
 def _many_sums(window: Window) -> bool:
@@ -194,15 +194,16 @@ def _memory_bytes(window: Window, way: int, item: int, backward: bool) -> int:
     return kept * (24 + 2 * item * (reach + line)) + 2 * item * line
 
 
-def _cut(x: Array, way: int) -> list[Planes]:
+def _cut(x: Array, way: int, work: int) -> list[Planes]:
     """Cut a pooling into jobs: several small images, or some channels of one."""
     n, c = x.shape[:2]
-    threads, plane = count(), prod(x.shape[2:]) * x.itemsize
+    threads, plane = workers(work), prod(x.shape[2:]) * x.itemsize
     channels = max(1, min(c, BLOCK_BYTES // plane))
     if way == BY_CHANNELS:  # those of a place lie together: cut only to occupy all threads
         lanes = VECTOR_BYTES // x.itemsize
         channels = c if n >= threads else max(lanes, -(-c // threads // lanes) * lanes)
-    images = max(1, min(BLOCK_BYTES // (plane * channels), n // (2 * threads))) if channels == c else 1
+    share = n // (2 * threads) if threads > 1 else n
+    images = max(1, min(BLOCK_BYTES // (plane * channels), share)) if channels == c else 1
     starts = list(range(0, c, channels))
     if way == BY_CHANNELS and c - starts[-1] < VECTOR_BYTES // x.itemsize:
         starts.pop()  # the last few join those before them
@@ -236,8 +237,8 @@ def max_pool(p: Pooling) -> None:
     bases = _bases(p.x, p.y, p.mask)
 
     def one(planes: Planes) -> None:
-        s = _struct(p, planes)
-        p.kernels.max_pool(ctypes.byref(s), *_at(planes, bases), _memory(p))
+        s, own = _struct(p, planes), memory("pool", p.told.memory)
+        p.kernels.max_pool(ctypes.byref(s), *_at(planes, bases), own.address)
 
     parallel(one, p.jobs, _work(p))
 
@@ -247,9 +248,9 @@ def avg_pool(p: Pooling, shares: Array) -> None:
     bases, shares_at = _bases(p.x, p.y), address(shares)
 
     def one(planes: Planes) -> None:
-        s = _struct(p, planes)
+        s, own = _struct(p, planes), memory("pool", p.told.memory)
         x, y = _at(planes, bases)
-        p.kernels.avg_pool(ctypes.byref(s), x, shares_at, y, _memory(p))
+        p.kernels.avg_pool(ctypes.byref(s), x, shares_at, y, own.address)
 
     parallel(one, p.jobs, _work(p))
 
@@ -260,7 +261,7 @@ def masks_name_places(p: Pooling) -> bool:
     bases, wrong_at = _bases(p.mask), address(wrong)
 
     def one(planes: Planes) -> None:
-        s = _struct(p, planes)
+        s, own = _struct(p, planes), memory("pool", p.told.memory)
         p.kernels.check_mask(ctypes.byref(s), *_at(planes, bases), wrong_at)
 
     parallel(one, p.jobs, p.y.size)
@@ -272,9 +273,9 @@ def max_pool_backward(p: Pooling) -> None:
     bases = _bases(p.x, p.y, p.mask)
 
     def one(planes: Planes) -> None:
-        s = _struct(p, planes)
+        s, own = _struct(p, planes), memory("pool", p.told.memory)
         dx, dy, mask = _at(planes, bases)
-        p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, _memory(p))
+        p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, own.address)
 
     parallel(one, p.jobs, _work(p))
 
@@ -284,9 +285,9 @@ def avg_pool_backward(p: Pooling, shares: Array) -> None:
     bases, shares_at = _bases(p.x, p.y), address(shares)
 
     def one(planes: Planes) -> None:
-        s = _struct(p, planes)
+        s, own = _struct(p, planes), memory("pool", p.told.memory)
         dx, dy = _at(planes, bases)
-        p.kernels.avg_pool_backward(ctypes.byref(s), dy, shares_at, dx, _memory(p))
+        p.kernels.avg_pool_backward(ctypes.byref(s), dy, shares_at, dx, own.address)
 
     parallel(one, p.jobs, _work(p))
 
@@ -317,7 +318,3 @@ def _three(values: tuple[int, ...], fill: int = 1) -> tuple[int, ...]:
 
 def _five(steps: Steps) -> tuple[int, ...]:
     return (*steps[:2], *_three(steps[2:], 0))
-
-
-def _memory(p: Pooling) -> int | None:
-    return address(buffer("pool", (p.told.memory,), np.uint8)) if p.told.memory else None

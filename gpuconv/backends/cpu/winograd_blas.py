@@ -119,8 +119,8 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, spoil
             whole += b[g * og : (g + 1) * og]
         target[...] = whole[:, :rows, :columns].transpose(0, 3, 1, 2)
 
-    parallel(weights, cut.weights, u.size * 9)
-    parallel(one, cut.jobs, cut.work)
+    parallel(weights, cut.weights, u.size * 9, blas=True)
+    parallel(one, cut.jobs, cut.work, blas=True)
 
 
 def _tiles(x: Array, window: Window, r0: int, images: int, rows: int, columns: int) -> Array:
