@@ -248,10 +248,10 @@ def test_the_plan_is_what_runs(shape, last, by, monkeypatch):
     jobs, most, products = [], [1], Counter()
     parallel, matmul = threads.parallel, np.matmul
 
-    def noting_parallel(task, items, work=float("inf")):
+    def noting_parallel(task, items, work=float("inf"), **options):
         jobs.append(len(items))
         most.append(threads.used(len(items), work))
-        return parallel(task, items, work)
+        return parallel(task, items, work, **options)
 
     def noting_matmul(a, b, out):
         products[(a.shape[-2], a.shape[-1], b.shape[-1], prod(out.shape[:-2]))] += 1

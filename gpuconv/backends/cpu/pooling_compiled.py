@@ -261,7 +261,7 @@ def masks_name_places(p: Pooling) -> bool:
     bases, wrong_at = _bases(p.mask), address(wrong)
 
     def one(planes: Planes) -> None:
-        s, own = _struct(p, planes), memory("pool", p.told.memory)
+        s = _struct(p, planes)
         p.kernels.check_mask(ctypes.byref(s), *_at(planes, bases), wrong_at)
 
     parallel(one, p.jobs, p.y.size)
