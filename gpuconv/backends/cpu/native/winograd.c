@@ -5,8 +5,8 @@
 //     V = B^T d B      U = G w G^T      M[p][k] = sum over c of U[p][k, c] * V[p][c]      y = A^T M A + b
 //
 // where p numbers the 36 elements of a transformed tile: 36 products of matrices, [kernels, channels] by
-// [channels, tiles]. Tiles are numbered through rows, columns and images, 48 at a time. Vectors run along tiles,
-// or, where channels are neighbours in memory, along channels and kernels: then nothing is ever shuffled.
+// [channels, tiles]. Tiles are numbered through rows, columns and images, 48 at a time. Vectors run along
+// tiles, or, where channels are neighbours in memory, along channels and kernels: then nothing is shuffled.
 //
 // An infinity in x, or an overflow here, spoils a tile wherever it stands in it; so images whose outputs are
 // not all finite are marked, for another algorithm to compute.
@@ -95,8 +95,8 @@ INLINE NAME(Tiles) NAME(tiles_at)(const Winograd *s, ptrdiff_t tile, ptrdiff_t e
 }
 
 // B^T d of some tiles of a row, columns still in their order: 6 lines, zero in the padding.
-INLINE void NAME(image_lines)(const Winograd *s, const T *x, ptrdiff_t row, ptrdiff_t column, ptrdiff_t columns,
-                              T *rows, T *lines) {
+INLINE void NAME(image_lines)(const Winograd *s, const T *x, ptrdiff_t row, ptrdiff_t column,
+                              ptrdiff_t columns, T *rows, T *lines) {
   static const T zeros[LINE];
   ptrdiff_t begin = least(columns, most(0, -column)), end = most(begin, least(columns, s->size[1] - column));
   ptrdiff_t inside = end - begin, direct = s->x[3] == 1 && inside >= VL;
@@ -124,8 +124,8 @@ INLINE void NAME(image_lines)(const Winograd *s, const T *x, ptrdiff_t row, ptrd
 }
 
 // V of at most SUB tiles, vectors along them: [36][channels][SUB].
-static void NAME(image_by_tiles)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1, ptrdiff_t c0,
-                                 ptrdiff_t c1, T *v) {
+static void NAME(image_by_tiles)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1,
+                                 ptrdiff_t c0, ptrdiff_t c1, T *v) {
   T lines[6 * LINE], rows[6 * LINE];
   for (ptrdiff_t i = 0; i < 6 * LINE; ++i) lines[i] = rows[i] = 0;
   for (ptrdiff_t c = c0; c < c1; ++c) {
@@ -140,7 +140,8 @@ static void NAME(image_by_tiles)(const Winograd *s, const T *x, ptrdiff_t tile0,
       for (ptrdiff_t r = 0; r < 6; ++r) {
         const T *line = lines + r * LINE;
         vec a0 = load(line), a1 = load(line + VL), a2 = load(line + 2 * VL), a3 = load(line + 3 * VL);
-        vec even0 = NAME(even)(a0, a1), even1 = NAME(even)(a2, a3), odd0 = NAME(odd)(a0, a1), odd1 = NAME(odd)(a2, a3), d[6], t[6];
+        vec even0 = NAME(even)(a0, a1), even1 = NAME(even)(a2, a3);
+        vec odd0 = NAME(odd)(a0, a1), odd1 = NAME(odd)(a2, a3), d[6], t[6];
         d[0] = NAME(even)(even0, even1);
         d[1] = NAME(even)(odd0, odd1);
         d[2] = NAME(odd)(even0, even1);
@@ -166,11 +167,13 @@ static void NAME(image_by_tiles)(const Winograd *s, const T *x, ptrdiff_t tile0,
 }
 
 // Elements of a tile's channels in V, vectors along channels.
-INLINE ptrdiff_t NAME(channel_row)(const Winograd *s) { return (s->channels + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
+INLINE ptrdiff_t NAME(channel_row)(const Winograd *s) {
+  return (s->channels + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+}
 
 // V of at most SUB tiles, vectors along channels: [36][SUB][channels].
-static void NAME(image_by_channels)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1, ptrdiff_t c0,
-                                    ptrdiff_t c1, T *v) {
+static void NAME(image_by_channels)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1,
+                                    ptrdiff_t c0, ptrdiff_t c1, T *v) {
   ptrdiff_t row = NAME(channel_row)(s);
   for (ptrdiff_t tile = tile0; tile < tile1; ++tile, v += row) {
     NAME(Tiles) at = NAME(tiles_at)(s, tile, tile + 1);
@@ -205,8 +208,8 @@ static void NAME(image_by_channels)(const Winograd *s, const T *x, ptrdiff_t til
   }
 }
 
-INLINE void NAME(image)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1, ptrdiff_t c0, ptrdiff_t c1,
-                        T *v) {
+INLINE void NAME(image)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1, ptrdiff_t c0,
+                        ptrdiff_t c1, T *v) {
   if (s->last) NAME(image_by_channels)(s, x, tile0, tile1, c0, c1, v);
   else NAME(image_by_tiles)(s, x, tile0, tile1, c0, c1, v);
 }
@@ -253,14 +256,15 @@ static void NAME(weights)(const Winograd *s, const T *w, ptrdiff_t k0, T *u) {
 }
 
 // A block of the product: m rows of a, each element for v vectors of b. Steps lead from channel to channel.
-INLINE void NAME(product)(int m, int v, ptrdiff_t channels, const T *restrict a, ptrdiff_t a_row, ptrdiff_t a_step,
-                          const T *restrict b, ptrdiff_t b_step, T *restrict to, ptrdiff_t to_row) {
+INLINE void NAME(product)(int m, int v, ptrdiff_t channels, const T *restrict a, ptrdiff_t a_row,
+                          ptrdiff_t a_step, const T *restrict b, ptrdiff_t b_step, T *restrict to, ptrdiff_t to_row) {
   vec sum[32];
   UNROLL for (int i = 0; i < m * v; ++i) sum[i] = (vec){0};
   for (ptrdiff_t c = 0; c < channels; ++c, a += a_step, b += b_step) {
     vec x[4];
     UNROLL for (int j = 0; j < v; ++j) x[j] = load(b + j * VL);
-    UNROLL for (int i = 0; i < m; ++i) UNROLL for (int j = 0; j < v; ++j) sum[i * v + j] += a[i * a_row] * x[j];
+    UNROLL for (int i = 0; i < m; ++i) UNROLL for (int j = 0; j < v; ++j)
+        sum[i * v + j] += a[i * a_row] * x[j];
   }
   UNROLL for (int i = 0; i < m; ++i) UNROLL for (int j = 0; j < v; ++j)
       store(to + i * to_row + j * VL, sum[i * v + j]);
@@ -337,7 +341,8 @@ static void NAME(output_by_tiles)(const Winograd *s, ptrdiff_t tile0, ptrdiff_t 
       UNROLL for (int r = 0; r < 4; ++r) {
         if (r >= rows) break;
         vec *q = out + r * 4, run[4];
-        vec low = NAME(low)(q[0], q[2]), high = NAME(high)(q[0], q[2]), odd_low = NAME(low)(q[1], q[3]), odd_high = NAME(high)(q[1], q[3]);
+        vec low = NAME(low)(q[0], q[2]), high = NAME(high)(q[0], q[2]);
+        vec odd_low = NAME(low)(q[1], q[3]), odd_high = NAME(high)(q[1], q[3]);
         run[0] = NAME(low)(low, odd_low);
         run[1] = NAME(high)(low, odd_low);
         run[2] = NAME(low)(high, odd_high);
@@ -407,18 +412,18 @@ EXPORT void NAME(winograd_weights)(const Winograd *s, const T *w, ptrdiff_t k0, 
 }
 
 // Write V of these tiles and channels; x points at the first image and the group's first channel.
-EXPORT void NAME(winograd_image)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1, ptrdiff_t c0,
-                                 ptrdiff_t c1, T *v) {
+EXPORT void NAME(winograd_image)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1,
+                                 ptrdiff_t c0, ptrdiff_t c1, T *v) {
   for (ptrdiff_t tile = tile0; tile < tile1; tile += SUB, v += NAME(v_size)(s))
     NAME(image)(s, x, tile, least(tile1, tile + SUB), c0, c1, v);
 }
 
-// Write y of tiles tile0..tile1 and kernels k0..k1, k0 the first of a block. V is computed from x, SUB tiles at
-// a time, where x is given; else it is there for all these tiles. U is there from kernel k0 on where w is not
-// given, else computed, once. Pointers point at the first image, and the group's first channel or kernel; `m`
-// is for M.
-EXPORT void NAME(winograd)(const Winograd *s, const T *x, const T *w, const T *bias, ptrdiff_t tile0, ptrdiff_t tile1,
-                           ptrdiff_t k0, ptrdiff_t k1, T *u, T *v, T *m, T *y, ptrdiff_t *spoiled) {
+// Write y of tiles tile0..tile1 and kernels k0..k1, k0 the first of a block. V is computed from x, SUB tiles
+// at a time, where x is given; else it is there for all these tiles. U is there from kernel k0 on where w is
+// not given, else computed, a block at a time. Pointers point at the first image, and at the group's first
+// channel or kernel; `m` is for M.
+EXPORT void NAME(winograd)(const Winograd *s, const T *x, const T *w, const T *bias, ptrdiff_t tile0,
+                           ptrdiff_t tile1, ptrdiff_t k0, ptrdiff_t k1, T *u, T *v, T *m, T *y, ptrdiff_t *spoiled) {
   ptrdiff_t width = NAME(u_width)(s), u_size = 36 * NAME(u_plane)(s);
   ptrdiff_t chunk = x ? SUB : tile1 - tile0;
   for (ptrdiff_t first = tile0; first < tile1; first += chunk) {
