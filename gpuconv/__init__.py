@@ -15,6 +15,7 @@ from gpuconv.adaptive import (
     adaptive_max_pool2d,
     adaptive_max_pool2d_backward,
 )
+from gpuconv.buffers import release_buffers
 from gpuconv.columns import col2im, im2col
 from gpuconv.config import config
 from gpuconv.conv import (
@@ -199,6 +200,7 @@ __all__ = [
     "nn",
     "offload",
     "profile",
+    "release_buffers",
     "testing",
     "upsample",
     "upsample_backward",

@@ -17,7 +17,7 @@ REFERENCE = {
     "api/convolution.md": ("Convolution", "conv conv1d conv3d conv_transpose columns"),
     "api/pooling.md": ("Pooling", "pool pool1d pool3d adaptive global_pool lp_pool unpool upsample"),
     "api/networks.md": ("Networks", "nn training"),
-    "api/settings.md": ("Settings and checks", "config offload explain measure testing"),
+    "api/settings.md": ("Settings and checks", "config offload explain measure buffers testing"),
 }
 # What the decorator of every public function adds to its parameters.
 LIKE = "Each function also takes `like=`, an array of another library: results are then of its kind.\n\n"

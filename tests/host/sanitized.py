@@ -19,7 +19,7 @@ OPTIONS = "detect_leaks=0:halt_on_error=0:suppress_equal_pcs=0:allocator_may_ret
 @cache
 def _libraries():
     # libstdc++ too: the sanitizer looks for its throw when it starts.
-    names = ("libasan.so", "libstdc++.so.6")
+    names = ("libasan.so", "libubsan.so", "libstdc++.so.6")
     commands = (["g++", f"-print-file-name={name}"] for name in names)
     found = [subprocess.run(command, capture_output=True, text=True).stdout.strip() for command in commands]
     return [path for path in found if os.path.isabs(path)]  # a name it doesn't know it gives back
@@ -27,18 +27,24 @@ def _libraries():
 
 def missing_sanitizer():
     """Return why tests can't be run under the address sanitizer here, or ""."""
-    return missing() or ("" if len(_libraries()) == 2 else "needs libasan, which comes with g++")
+    return missing() or ("" if len(_libraries()) == 3 else "needs libasan and libubsan, which come with g++")
 
 
 def run(*arguments, timeout=None):
     """Run pytest with these arguments; return the finished process, with its output as text."""
+    return python("-m", "pytest", "-p", "no:cacheprovider", *arguments, timeout=timeout, ASAN_OPTIONS=OPTIONS)
+
+
+def python(*arguments, timeout=None, **environment):
+    """Run Python with these arguments; return the finished process. The first report ends it."""
     environment = {
         **os.environ,
         "LD_PRELOAD": " ".join(_libraries()),
-        "ASAN_OPTIONS": OPTIONS,
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+        **environment,
     }
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
         command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=timeout
     )

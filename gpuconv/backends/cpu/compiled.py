@@ -106,16 +106,19 @@ def _load(part: str, dtype: np.dtype[Any]) -> Kernels | None:
         try:
             by = compiler.find()
             if by is None:
-                _why_not = "there is no C compiler: pip install 'gpuconv[fast]' brings one"
+                _why_not = "there is no compiler: pip install 'gpuconv[fast]' brings one"
+                if "GPUCONV_CC" in os.environ:
+                    _why_not = "GPUCONV_CC is empty"
             else:
                 key = _key(by, part, dtype)
                 library, trouble = libraries.load(key, partial(compiler.run, by, part, dtype.itemsize))
+                others = bool(_found)  # whose trouble was the same
                 _found[part, dtype] = Kernels(library, part, dtype, by.name)
-                if trouble:
+                if trouble and not others:
                     warning = (
-                        f"its compiled C kernels can't be kept ({trouble}), so every process takes "
-                        f"{time.monotonic() - start:.0f} s to compile them: set GPUCONV_CACHE_DIR to a "
-                        "folder that can be written"
+                        f"its compiled C kernels can't be kept ({trouble}), so every process compiles "
+                        f"them again ({time.monotonic() - start:.0f} s for the first): set "
+                        "GPUCONV_CACHE_DIR to a folder that can be written"
                     )
         except Exception as error:  # whatever it is, NumPy can do without
             _why_not = str(error) or type(error).__name__

@@ -79,7 +79,9 @@ def flags(compiler: Compiler, number_bytes: int) -> list[str]:
 
     The library needs no other, so that it loads under any C library; only Linux has run it.
     """
-    given = [*FLAGS, f"-DNUMBER_BYTES={number_bytes}"]
+    own = {word[:2] for word in compiler.command[1:]}  # which say otherwise: a compiler takes the last word
+    given = [flag for flag in FLAGS if flag[:2] not in own & {"-O", "-g"}]
+    given.append(f"-DNUMBER_BYTES={number_bytes}")
     if not any(word.startswith(("-march=", "-mcpu=")) for word in compiler.command):
         arm = platform.machine().lower() in ("aarch64", "arm64")
         given.append("-mcpu=native" if arm else "-march=native")
