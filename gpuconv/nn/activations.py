@@ -28,9 +28,12 @@ class ReLU(Layer):
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Return dx = dy where x > 0, else 0."""
         y = self._recall(dy)
-        dx = dy.copy()  # no product with the mask: an infinite dy times 0 would be NaN
-        array_module(dx).copyto(dx, dx.dtype.type(0), where=y <= 0)
-        return dx
+        # By bits, all or none: an infinite dy times 0 would be NaN, and choosing by a mask takes a CPU ten
+        # times as long, as no branch of it can be foreseen.
+        bits = f"i{dy.dtype.itemsize}"
+        passes = -(~(y <= 0)).astype(bits)
+        passes &= dy.view(bits)
+        return passes.view(dy.dtype)
 
 
 class Sigmoid(Layer):

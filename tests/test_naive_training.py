@@ -1,0 +1,34 @@
+"""`profiling/naive_training.py`: the plain way that it compares with learns what ours does."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "profiling"))
+
+import naive_training
+from naive_training import learners, losses
+
+from gpuconv.measure.timing import Sample
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(np.float64, 1e-12), (np.float32, 1e-3)])
+def test_the_plain_way_and_ours_learn_the_same(dtype, apart):
+    ours, plain = (losses(step, dtype, 6) for step in learners(dtype))
+    np.testing.assert_allclose(ours, plain, rtol=0, atol=apart)
+    assert ours[-1] < ours[0]
+
+
+def test_what_is_written_says_how_much_faster_and_how_alike(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(naive_training, "BATCHES", 2)
+    monkeypatch.setattr("gpuconv.measure.cpu.Cpu.sampler", lambda self, call: lambda: Sample(2.0, 2.0))
+    monkeypatch.setattr("gpuconv.measure.cpu.Cpu.undisturbed", lambda self, work, patience: (work(), None))
+    monkeypatch.setattr(sys, "argv", ["naive_training.py", "--out", str(tmp_path)])
+    naive_training.main()
+    assert "1.0 times as fast" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "naive-training-cpu.json",
+        "naive-training-cpu.md",
+    ]
