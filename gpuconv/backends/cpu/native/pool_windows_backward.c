@@ -1,11 +1,13 @@
 // Gradients of poolings window by window: dx is zeroed, then each dy added to its place, or to all of them.
 
 INLINE void NAME(zero_plane)(const Pooling *s, T *x) {
+  ptrdiff_t width = s->size[2], height = s->size[1];
+  if (s->x[3] == width * s->x[4]) width *= height, height = 1;
   for (ptrdiff_t d = 0; d < s->size[0]; ++d) {
-    for (ptrdiff_t h = 0; h < s->size[1]; ++h) {
+    for (ptrdiff_t h = 0; h < height; ++h) {
       T *row = x + d * s->x[2] + h * s->x[3];
-      if (s->x[4] == 1) for (ptrdiff_t w = 0; w < s->size[2]; ++w) row[w] = 0;
-      else for (ptrdiff_t w = 0; w < s->size[2]; ++w) row[w * s->x[4]] = 0;
+      if (s->x[4] == 1) for (ptrdiff_t w = 0; w < width; ++w) row[w] = 0;
+      else for (ptrdiff_t w = 0; w < width; ++w) row[w * s->x[4]] = 0;
     }
   }
 }
@@ -32,7 +34,9 @@ INLINE T *NAME(named_place)(const Pooling *s, const ptrdiff_t *o, unsigned tap, 
 // Add a row of dy to places that start at x, `jump` apart; far[t] is how far from there tap t is.
 INLINE void NAME(scatter_row)(const Pooling *s, const T *y, const char *mask, const ptrdiff_t *far, T *x) {
   ptrdiff_t jump = s->stride[2] * s->x[4], step = s->y[4], each = s->mask[4] * s->mask_bytes;
-  if (s->mask_bytes == 1)
+  if (each == 1 && step == 1)
+    for (ptrdiff_t o = 0; o < s->out[2]; ++o, x += jump) x[far[((const unsigned char *)mask)[o]]] += y[o];
+  else if (s->mask_bytes == 1)
     for (ptrdiff_t o = 0; o < s->out[2]; ++o)
       x[o * jump + far[((const unsigned char *)mask)[o * each]]] += y[o * step];
   else
