@@ -43,6 +43,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, part: str, dtype: np.dtype[Any], name: str) -> None:
         self.compiler = name
+        self.path = library._name  # of its file, which is gone where it couldn't be kept
         for function_name, parameters in _functions(part).items():
             function = getattr(library, f"{function_name}_{SUFFIXES[dtype]}")
             function.argtypes = [_ctype(kind, NUMBERS[dtype.itemsize]) for kind in parameters]
