@@ -5,13 +5,15 @@ import importlib.util
 import platform
 import shutil
 import subprocess
+import warnings
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import gpuconv
-from gpuconv.backends.cpu import threads
+from gpuconv.backends.cpu import compiled, threads
 from gpuconv.cli import requirements
 
 
@@ -19,9 +21,9 @@ def add_parser(commands: Any) -> None:
     """Add this command to the command line."""
     parser = commands.add_parser(
         "info",
-        help="show versions, BLAS, threads, GPU, and what is missing",
-        description="Show versions, BLAS and threads, GPU and driver, and what is missing with the command "
-        "that installs it.",
+        help="show versions, BLAS, threads, C kernels, GPU, and what is missing",
+        description="Show versions, BLAS, threads, C kernels, GPU and driver, and what is missing with the "
+        "command that installs it.",
     )
     parser.set_defaults(run=run_command)
 
@@ -35,6 +37,7 @@ def run_command(options: argparse.Namespace) -> int:
         ("NumPy", np.__version__),
         ("BLAS", _blas()),
         ("threads", f"{threads.count()} (OMP_NUM_THREADS and the process's cores set it)"),
+        ("C kernels", _c_kernels()),
         ("GPU", gpus[0] if gpus else "none found (nvidia-smi lists none); convolutions run on the CPU"),
         *(("", gpu) for gpu in gpus[1:]),
         ("CuPy", _cupy(bool(gpus))),
@@ -58,6 +61,22 @@ def _blas() -> str:
         if info["user_api"] == "blas"
     ]
     return "; ".join(found) or "one that threadpoolctl doesn't know: it keeps its own threads"
+
+
+def _c_kernels() -> str:
+    # Compiled if need be: a compiler that is there may still fail, and this is where people look.
+    if not gpuconv.config.compiled:
+        return "off (GPUCONV_COMPILED=0); NumPy computes"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which would say the same
+        found = compiled.kernels(np.empty(0, np.float32))
+    if found is None:
+        return f"none: {compiled.why_not()}"
+    bytes_ = np.zeros(1, np.intp)
+    found.vector_bytes(compiled.address(bytes_))
+    path = Path(found.path)
+    kept = f"kept in {path.parent}" if path.exists() else "not kept: GPUCONV_CACHE_DIR names another folder"
+    return f"compiled by {found.compiler}, vectors of {bytes_[0]} bytes; {kept}"
 
 
 def _gpus() -> list[str]:
