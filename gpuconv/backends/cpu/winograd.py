@@ -127,8 +127,10 @@ def pays(x: Array, w_shape: Shape, window: Window, y: Array) -> bool:
     tiles = x.shape[0] * each
     if 9 * window.places < 1.2 * 36 * each:  # too little of each tile is in y
         return False
+    if cg * og < 7 * (cg + og) or tiles < 8:  # before asking for kernels, which may have to be compiled
+        return False
     if compiled.kernels(x, y, part="winograd") is not None:
-        return cg * og >= 7 * (cg + og) and tiles >= 8
+        return True
     return cg * og >= 26 * (cg + og) and tiles >= 100 and tiles * cg * og >= 700_000
 
 
