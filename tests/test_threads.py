@@ -202,6 +202,37 @@ def test_a_threads_buffer_is_its_own_and_kept_for_its_next_task():
     assert not np.shares_memory(huge, buffer("slot", (threads.KEPT_BYTES + 1,), np.uint8))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nobody_writes_beyond_the_buffer_that_it_asked_for(monkeypatch, compiled):
+    given = []
+
+    def guarded(slot, size):
+        array = np.full(size + 2 * GUARD, 0xAB, np.uint8)
+        begin = GUARD - array.ctypes.data % threads.ALIGNMENT
+        given.append((slot, array[:begin], array[begin + size :]))
+        return threads.Memory(array[begin : begin + size], array.ctypes.data + begin)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("gpuconv.backends.cpu.") and hasattr(module, "memory"):
+            monkeypatch.setattr(module, "memory", guarded)
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 9), np.float32)
+    with gpuconv.config(compiled=compiled):
+        for size, stride in ((2, 2), (3, 1), ((5, 9), 1), ((4, 8), 1), ((5, 1), 3)):
+            y, argmax = gpuconv.max_pool2d(x, size, stride)
+            gpuconv.max_pool2d_backward(y, argmax, x.shape, size, stride)
+            gpuconv.avg_pool2d_backward(gpuconv.avg_pool2d(x, size, stride), x.shape, size, stride)
+        for groups, padding in ((1, 0), (1, 1), (3, 2)):
+            w = np.ones((6, 3 // groups, 3, 3), np.float32)
+            dy = gpuconv.conv2d(x, w, padding=padding, groups=groups)
+            gpuconv.conv2d_backward(dy, x, w, padding=padding, groups=groups)
+    assert given
+    for slot, *around in given:
+        assert all((part == 0xAB).all() for part in around), slot
+
+
+GUARD = 4096
+
+
 @pytest.mark.parametrize(
     ("asked", "most"), [("1", 1), ("1,4", 1), ("", None), ("0", None), ("many", None), ("100000", None)]
 )

@@ -275,7 +275,8 @@ def max_pool_backward(p: Pooling) -> None:
     def one(planes: Planes) -> None:
         s, own = _struct(p, planes), memory("pool", p.told.memory)
         dx, dy, mask = _at(planes, bases)
-        p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, own.address)
+        # None: a window's offsets aren't worth working out beforehand.
+        p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, own.address if p.told.memory else None)
 
     parallel(one, p.jobs, _work(p))
 
