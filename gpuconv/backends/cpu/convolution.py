@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cpu import compiled, depthwise, direct, filters, gemm, winograd
-from gpuconv.backends.cpu.columns import channels_first
+from gpuconv.backends.cpu.columns import channels_first, view_as
 from gpuconv.backends.cpu.threads import is_much, parallel, used
 from gpuconv.backends.dispatch import accumulator
 from gpuconv.backends.plans import Account, Part
@@ -84,13 +84,19 @@ def bias_grad(dy: Array, db: Array, channels_last: bool) -> None:
 
     def one(images: slice) -> None:
         # NumPy sums an innermost axis pairwise but outer axes one by one; axis by axis, no sum gets long.
-        part = source[images]
+        part = _places_as_one(source[images])
         while part.ndim > 2:
             part = part.sum(axis=-1, dtype=wide)
         partial[images] = part
 
     parallel(one, _cut_bias_grad(dy), dy.size)
     db[...] = partial.sum(axis=0)
+
+
+def _places_as_one(x: Array) -> Array:
+    """View [N, C, *places] as [N, C, places] where these lie end to end; else return it as it is."""
+    planes = view_as(x, (*x.shape[:2], prod(x.shape[2:]))) if x.strides[-1] == x.itemsize else None
+    return x if planes is None else planes
 
 
 def _cut_bias_grad(dy: Array) -> list[slice]:
@@ -255,7 +261,7 @@ def plan_weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_la
 def plan_bias_grad(dy: Array, db: Array, channels_last: bool) -> Part:
     """Return how `bias_grad` would compute."""
     account, dtype = Account(), accumulator(db.dtype)
-    images, *sizes = channels_first(dy, channels_last).shape
+    images, *sizes = _places_as_one(channels_first(dy, channels_last)).shape
     jobs = _cut_bias_grad(dy)
     each = len(range(images)[jobs[0]]) if jobs else 0
     account.step("sum", len(jobs), images=each, places=prod(sizes[1:]), channels=sizes[0])
