@@ -160,6 +160,32 @@ def test_vectors_lie_along_channels_rows_and_windows():
     assert len(ways) == 6
 
 
+GUARD = 1 << 16
+
+
+@BOTH
+@pytest.mark.parametrize("name", WIDE)
+def test_calls_keep_within_the_memory_that_they_asked_for(monkeypatch, dtype, name):
+    given = []
+
+    def guarded(slot, size):
+        array = np.full(size + 2 * GUARD, 77, np.uint8)
+        given.append((array, size))
+        return threads.Memory(array[GUARD : GUARD + size], array[GUARD:].ctypes.data)
+
+    monkeypatch.setattr(pooling_compiled, "memory", guarded)
+    shape, kernel, stride, last = WIDE[name]
+    options = {"stride": stride, "channels_last": last, "padding": 1 if max(kernel) < 9 else 0}
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    y, mask = gpuconv.max_pool2d(x, kernel, **options)
+    gpuconv.max_pool2d_backward(y, mask, shape, kernel, **options)
+    gpuconv.avg_pool2d(x, kernel, **options)
+    gpuconv.avg_pool2d_backward(y, shape, kernel, **options)
+    assert given
+    for array, size in given:
+        assert (array[:GUARD] == 77).all() and (array[GUARD + size :] == 77).all()
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, channels_last):
     x = np.random.default_rng(0).standard_normal((3, 40, 40, 40), dtype=np.float32)
@@ -177,8 +203,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, channels_la
     monkeypatch.setattr(pooling_compiled, "BLOCK_BYTES", 5000)
     found = []
     for number in (1, 2, 5):
-        for module in (threads, pooling_compiled):
-            monkeypatch.setattr(module, "count", lambda number=number: number)
+        monkeypatch.setattr(threads, "count", lambda number=number: number)
         found.append([a.tobytes() for a in results()])
     assert found[0] == found[1] == found[2]
 
