@@ -29,6 +29,10 @@ EXPORT void NAME(avg_pool)(const Pooling *s, const T *x, const double *shares, T
 
 INLINE void NAME(pool_backward)(int op, const Pooling *s, const T *y, const double *shares, const char *mask,
                                 T *x, T *memory) {
+  // Small planes are zeroed several at once, and are in the L1 still when they are added to.
+  ptrdiff_t size = s->size[0] * s->size[1] * s->size[2], together = most(1, 2048 / size);
+  ptrdiff_t *far = op != MEAN && s->way == BY_WINDOWS ? (ptrdiff_t *)memory : 0;
+  NAME(find_far)(s, x, far);
   for (ptrdiff_t n = 0; n < s->images; ++n) {
     if (s->way == BY_CHANNELS) {
       NAME(channels_backward)(op, s, y + n * s->y[0], shares, mask + n * s->mask[0] * s->mask_bytes,
@@ -39,8 +43,12 @@ INLINE void NAME(pool_backward)(int op, const Pooling *s, const T *y, const doub
       const T *from = y + n * s->y[0] + c * s->y[1];
       T *plane = x + n * s->x[0] + c * s->x[1];
       const char *offsets = mask + (n * s->mask[0] + c * s->mask[1]) * s->mask_bytes;
-      if (s->way == BY_ROWS) NAME(rows_backward)(op, s, from, shares, offsets, plane, memory);
-      else NAME(windows_backward)(op, s, from, shares, offsets, plane, memory);
+      if (s->way == BY_ROWS) {
+        NAME(rows_backward)(op, s, from, shares, offsets, plane, memory);
+        continue;
+      }
+      if (c % together == 0) NAME(zero_planes)(s, least(together, s->channels - c), plane);
+      NAME(windows_backward)(op, s, from, shares, offsets, plane, far);
     }
   }
 }

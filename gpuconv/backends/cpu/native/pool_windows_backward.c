@@ -1,15 +1,19 @@
 // Gradients of poolings window by window: dx is zeroed, then each dy added to its place, or to all of them.
 
-INLINE void NAME(zero_plane)(const Pooling *s, T *x) {
-  ptrdiff_t width = s->size[2], height = s->size[1];
-  if (s->x[3] == width * s->x[4]) width *= height, height = 1;
-  for (ptrdiff_t d = 0; d < s->size[0]; ++d) {
-    for (ptrdiff_t h = 0; h < height; ++h) {
-      T *row = x + d * s->x[2] + h * s->x[3];
-      if (s->x[4] == 1) for (ptrdiff_t w = 0; w < width; ++w) row[w] = 0;
-      else for (ptrdiff_t w = 0; w < width; ++w) row[w * s->x[4]] = 0;
-    }
+// Zero some planes, all as one row where they lie end to end.
+INLINE void NAME(zero_planes)(const Pooling *s, ptrdiff_t planes, T *x) {
+  ptrdiff_t size[4] = {planes, s->size[0], s->size[1], s->size[2]};
+  for (int axis = 2; axis >= 0 && s->x[1 + axis] == size[3] * s->x[4]; --axis) {
+    size[3] *= size[axis];
+    size[axis] = 1;
   }
+  for (ptrdiff_t c = 0; c < size[0]; ++c)
+    for (ptrdiff_t d = 0; d < size[1]; ++d)
+      for (ptrdiff_t h = 0; h < size[2]; ++h) {
+        T *row = x + c * s->x[1] + d * s->x[2] + h * s->x[3];
+        if (s->x[4] == 1) for (ptrdiff_t w = 0; w < size[3]; ++w) row[w] = 0;
+        else for (ptrdiff_t w = 0; w < size[3]; ++w) row[w * s->x[4]] = 0;
+      }
 }
 
 INLINE void NAME(spread)(const Pooling *s, const ptrdiff_t *o, T value, T *x) {
@@ -27,6 +31,8 @@ INLINE void NAME(spread)(const Pooling *s, const ptrdiff_t *o, T value, T *x) {
 
 INLINE T *NAME(named_place)(const Pooling *s, const ptrdiff_t *o, unsigned tap, T *x) {
   unsigned kh = (unsigned)s->kernel[1], kw = (unsigned)s->kernel[2];
+  if (s->kernel[0] * s->kernel[1] == 1)  // no division where a row is all
+    return x + place(s, 0, o[0], 0) * s->x[2] + place(s, 1, o[1], 0) * s->x[3] + place(s, 2, o[2], tap) * s->x[4];
   return x + place(s, 0, o[0], tap / (kh * kw)) * s->x[2] + place(s, 1, o[1], tap / kw % kh) * s->x[3] +
          place(s, 2, o[2], tap % kw) * s->x[4];
 }
@@ -44,15 +50,18 @@ INLINE void NAME(scatter_row)(const Pooling *s, const T *y, const char *mask, co
       x[o * jump + far[NAME(load_one)(s, mask + o * each)]] += y[o * step];
 }
 
-// One plane (or volume); memory, if any, has room for an offset of each tap.
-INLINE void NAME(windows_backward)(int op, const Pooling *s, const T *y, const double *shares,
-                                   const char *mask, T *x, T *memory) {
-  ptrdiff_t o[3], *far = (ptrdiff_t *)memory, start[3] = {0, 0, 0};
-  NAME(zero_plane)(s, x);
-  if (op != MEAN && far) {
+// Work out how far from a window's first place each tap is; `far` has room, or is null where taps are too many.
+INLINE void NAME(find_far)(const Pooling *s, T *x, ptrdiff_t *far) {
+  ptrdiff_t start[3] = {0, 0, 0};
+  if (far)
     for (ptrdiff_t tap = 0; tap < s->kernel[0] * s->kernel[1] * s->kernel[2]; ++tap)
       far[tap] = NAME(named_place)(s, start, (unsigned)tap, x) - x;
-  }
+}
+
+// One plane (or volume) of zeros.
+INLINE void NAME(windows_backward)(int op, const Pooling *s, const T *y, const double *shares,
+                                   const char *mask, T *x, const ptrdiff_t *far) {
+  ptrdiff_t o[3];
   for (o[0] = 0; o[0] < s->out[0]; ++o[0]) {
     for (o[1] = 0; o[1] < s->out[1]; ++o[1]) {
       const T *row = y + o[0] * s->y[2] + o[1] * s->y[3];
