@@ -46,7 +46,7 @@ def main() -> None:
         apart[np.dtype(dtype).name] = float(np.max(np.abs(np.subtract(*curves.values()))))
     x, target = next(batches(np.float32))
     steps = {"gpuconv": lambda: ours(x, target), "plain NumPy": lambda: plain(x, target)}
-    timings, _ = device.undisturbed(lambda: in_turns(steps, device, SECONDS), 20.0)
+    timings, others = device.undisturbed(lambda: in_turns(steps, device, SECONDS), 20.0)
     times = timings["plain NumPy"].us / timings["gpuconv"].us
     titles = ("a step of training", "ms", "± %", "turns", "first loss", "last loss")
     rows = [
@@ -60,11 +60,13 @@ def main() -> None:
     ]  # fmt: skip
     differ = " and ".join(f"{difference:.0e} in {name}" for name, difference in apart.items())
     said = f"gpuconv takes a step {times:.1f} times as fast. {BATCHES} losses differ by {differ} at most."
+    if others is not None:
+        said += f" Other programs took {others:.0%} of the cores meanwhile."
     print("\n".join(tables.markdown(titles, cells)), said, sep="\n\n")
     if options.out:
         facts = device.facts() | {
             "commit": records.commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "times_as_fast": times, "losses_differ_by": apart, "rows": rows,
+            "times_as_fast": times, "losses_differ_by": apart, "others": others, "rows": rows,
         }  # fmt: skip
         stem = options.out / f"naive-training-{device.stem}"
         stem.with_suffix(".json").write_text(records.text(facts))
