@@ -66,7 +66,7 @@ def test_a_fast_call_is_repeated_until_a_turn_lasts_long_enough():
     calls = []
     sample = Cpu().sampler(lambda: (calls.append(1), time.sleep(0.001)))
     begun = len(calls)
-    assert begun == 1
+    assert begun == 2  # the first may compile
     assert 1e3 <= sample().us < 1e5
     lead, turn = cpu.LEAD_SECONDS / 0.001, cpu.TURN_SECONDS / 0.001
     assert 0.2 * (lead + turn) < len(calls) - begun <= lead + turn + 2
@@ -75,8 +75,9 @@ def test_a_fast_call_is_repeated_until_a_turn_lasts_long_enough():
 def test_a_slow_call_is_called_once_a_turn():
     calls = []
     sample = Cpu().sampler(lambda: (calls.append(1), time.sleep(2 * cpu.TURN_SECONDS)))
+    begun = len(calls)
     sample()
-    assert len(calls) == 2
+    assert len(calls) == begun + 1
 
 
 def test_work_is_done_again_while_others_are_at_it_until_patience_ends(monkeypatch):

@@ -120,6 +120,10 @@ class ndarray:
             return self
         return ndarray(self._values.astype(dtype, order=order))
 
+    def view(self, dtype=None, array_class=None):
+        assert array_class is None
+        return ndarray(self._values.view(dtype))
+
 
 def _check_twins(there, here):
     if type(here) is not np.ndarray or here.dtype != there.dtype:
