@@ -144,16 +144,12 @@ def cut(x: Array, window: Window, outputs: list[tuple[int, int]]) -> Array:
         memory = buffer("padded", (*lead[:-1], *places, lead[-1]), x.dtype)
         padded = np.moveaxis(memory, -1, len(lead) - 1)
     else:
-        padded = buffer("padded", (*lead, *places), x.dtype)
+        padded = memory = buffer("padded", (*lead, *places), x.dtype)
     middle: list[slice] = [slice(None)] * padded.ndim
     for axis, (lo, hi, n) in enumerate(zip(lows, highs, sizes, strict=True), start=len(lead)):
         before = min(max(-lo, 0), hi - lo)
-        after = min(max(hi - n, 0), hi - lo - before)
-        middle[axis] = slice(0, before)
-        padded[tuple(middle)] = 0
-        middle[axis] = slice(hi - lo - after, hi - lo)
-        padded[tuple(middle)] = 0
-        middle[axis] = slice(before, hi - lo - after)
+        middle[axis] = slice(before, hi - lo - min(max(hi - n, 0), hi - lo - before))
+    memory[...] = 0  # all of it, in one run: a column of zeros alone would be written element by element
     padded[tuple(middle)] = x
     return padded
 
