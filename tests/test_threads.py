@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -330,3 +331,16 @@ print(right())
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 def test_a_forked_child_computes_on_threads_of_its_own():
     assert run(FORKED).split() == [b"True"] * 3
+
+
+def test_threads_heed_the_callers_errstate():
+    large = np.full(4, 3e38, np.float32)
+    begun = threading.Barrier(2, timeout=10)
+
+    def overflow(_):
+        begun.wait()  # so that another thread than the caller's has one
+        large * large
+
+    with warnings.catch_warnings(), np.errstate(over="ignore"):
+        warnings.simplefilter("error")
+        parallel(overflow, range(2))

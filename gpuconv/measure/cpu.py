@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from gpuconv.backends.cpu import threads
+from gpuconv.backends.cpu import compiled, threads
 from gpuconv.measure.timing import Call, Sample
 
 R = TypeVar("R")
@@ -51,6 +51,7 @@ class Cpu:
                 "threads": threads.count(),
                 "cores": cores(),
                 "blas": ", ".join(_blas()) or "unknown",
+                "kernels": _kernels(),
                 "system": platform.platform(),
             },
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
@@ -237,6 +238,12 @@ def _model() -> str:
     except OSError:
         found = None
     return found.group(1) if found else platform.processor()
+
+
+def _kernels() -> str:
+    """Return what computes, beside NumPy."""
+    found = compiled.kernels(np.empty(0, np.float32))
+    return "none: NumPy alone" if found is None else f"C, compiled by {found.compiler}"
 
 
 def _blas() -> list[str]:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from math import prod
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
@@ -87,6 +88,7 @@ class _Job:
 
     def __init__(self, task: Callable[[Any], None], items: Iterable[Any]) -> None:
         self._task, self._items = task, deque(items)
+        self._context = copy_context()  # the caller's numpy.errstate, for one
         self._lock, self._all_out = threading.Lock(), threading.Lock()
         self._inside, self._closed = 0, False
         self._errors: list[BaseException] = []
@@ -111,7 +113,7 @@ class _Job:
                 return
             self._inside += 1
         try:
-            self._drain()
+            self._context.copy().run(self._drain)
         except BaseException as error:
             self._errors.append(error)
             self._items.clear()
