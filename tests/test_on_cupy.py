@@ -108,7 +108,11 @@ def test_arrays_of_numpy_s_and_cupy_s_do_not_mix(cupy, how):
 
 
 def test_what_is_not_listed_is_not_there(cupy):
-    for thing in (lambda: cupy.matmul, lambda: cupy.asarray(1).partition, lambda: cupy.asarray(1).flags.writeable):
+    for thing in (
+        lambda: cupy.matmul,
+        lambda: cupy.asarray(1).partition,
+        lambda: cupy.asarray(1).flags.writeable,
+    ):
         with pytest.raises(AttributeError):
             thing()
 
