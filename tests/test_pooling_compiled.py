@@ -109,7 +109,9 @@ WIDE = {
     "rows": ((2, 3, 9, 75), (3, 3), 2, False),
     "rows, stride 1": ((2, 3, 9, 75), (2, 3), 1, False),
     "rows, stride 3": ((1, 2, 9, 75), (3, 5), 3, False),
-    "windows": ((2, 3, 9, 75), (9, 75), 1, False),
+    "planes": ((2, 37, 7, 7), (7, 7), 1, False),
+    "planes, small": ((2, 17, 3, 2), (3, 2), 1, False),
+    "planes, large": ((2, 3, 19, 75), (19, 75), 1, False),
     "windows, overlapping": ((2, 3, 40, 9), (33, 9), 2, False),
     "windows, few channels last": ((2, 40, 41, 3), (40, 35), 2, True),
 }
@@ -123,7 +125,8 @@ def test_whole_vectors_and_their_ends_are_numpys(dtype, name):
     x = rng.integers(-4, 5, shape).astype(dtype)
     for value in (np.nan, -np.inf, np.inf):
         x[rng.random(shape) < 0.02] = value
-    options = {"stride": stride, "channels_last": last, "padding": 1 if max(kernel) < 9 else 0}
+    padding = 0 if kernel == shape[2:] or max(kernel) >= 9 else 1
+    options = {"stride": stride, "channels_last": last, "padding": padding}
     want, want_mask = by_numpy(gpuconv.max_pool2d, x, kernel, **options)
     y, mask = gpuconv.max_pool2d(x, kernel, **options)
     np.testing.assert_array_equal(y, want)
@@ -147,7 +150,27 @@ def test_whole_vectors_and_their_ends_are_numpys(dtype, name):
     )
 
 
-def test_vectors_lie_along_channels_rows_and_windows():
+@BOTH
+@pytest.mark.parametrize("size", [1, 3, 7, 40])
+def test_planes_that_lie_apart_are_pooled_whole_and_nothing_between_them_is_touched(dtype, size):
+    rng = np.random.default_rng(size)
+    x, around = (np.full((2, 35, size * size + 2), np.nan, dtype) for _ in range(2))
+    planes, dx = (a[:, 1:-1, 1:-1].reshape(2, 33, size, size, copy=False) for a in (x, around))
+    planes[...] = rng.integers(-9, 10, planes.shape)
+    want, want_mask = by_numpy(gpuconv.max_pool2d, planes, size)
+    y, mask = (np.zeros((2, 33, 1, 2), d)[..., ::2] for d in (dtype, want_mask.dtype))
+    gpuconv.max_pool2d(planes, size, out=(y, mask))
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(mask, want_mask)
+    assert_close(gpuconv.avg_pool2d(planes, size), by_numpy(gpuconv.avg_pool2d, planes, size))
+    for backward, masks in ((gpuconv.max_pool2d_backward, (mask,)), (gpuconv.avg_pool2d_backward, ())):
+        backward(y, *masks, planes.shape, size, out=dx)
+        assert_close(dx, by_numpy(backward, y, *masks, planes.shape, size))
+    dx[...] = np.nan
+    assert np.isnan(around).all()
+
+
+def test_vectors_lie_along_channels_rows_windows_and_planes():
     ways = set()
     for shape, kernel, stride, last in WIDE.values():
         x = np.zeros(shape, np.float32)
@@ -157,7 +180,7 @@ def test_vectors_lie_along_channels_rows_and_windows():
         window = sliding_window("", x.shape[2:], kernel, stride, 0, 1)
         for backward in (False, True):
             ways.add((backward, pooling_compiled.pooling(x, y, None, window, backward=backward).told.way))
-    assert len(ways) == 6
+    assert len(ways) == 8
 
 
 GUARD = 1 << 16

@@ -21,7 +21,9 @@ Array = np.ndarray[Any, Any]
 
 def channels_first(x: Array, channels_last: bool) -> Array:
     """Return the view [N, C, *spatial] of an array of either layout."""
-    return np.moveaxis(x, -1, 1) if channels_last else x
+    if not channels_last:
+        return x
+    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))  # np.moveaxis takes 4 us to find that out
 
 
 def im2col(x: Array, col: Array, window: Window, channels_last: bool) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import memory, parallel, used, workers
+from gpuconv.backends.cpu.threads import is_much, memory, parallel, used, workers
 from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
@@ -27,9 +27,9 @@ BLOCK_BYTES = 1 << 20
 VECTOR_BYTES = 64
 MASKS = {np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)}
 
-# Along what vectors lie: channels; a row of outputs (or of dx); a window's own places.
-BY_CHANNELS, BY_ROWS, BY_WINDOWS = range(3)
-WAYS = ("channels", "rows", "windows")
+# Along what vectors lie: channels; a row of outputs (or of dx); a window's own places; whole planes.
+BY_CHANNELS, BY_ROWS, BY_WINDOWS, BY_PLANES = range(4)
+WAYS = ("channels", "rows", "windows", "planes")
 WHY = "C kernels, with vectors of {}: each output, or place of a gradient, is written once"
 
 
@@ -82,7 +82,7 @@ def pooling(
     masks, bytes_each = (None, 0) if mask is None else (tuple(strides(mask)), mask.itemsize)
     steps = tuple(strides(x)), tuple(strides(y)), masks
     told = _told(window, x.shape[1], x.itemsize, *steps, bytes_each, backward)
-    return Pooling(kernels, x, y, mask, told, backward, _cut(x, told.way, x.size * window.taps))
+    return Pooling(kernels, x, y, mask, told, backward, _cut(x, told.way, _elements(x, y, window)))
 
 
 def _many_sums(window: Window) -> bool:
@@ -110,7 +110,9 @@ def _told(
             mask = None if mask is None else (*mask[: 2 + axis], *mask[3 + axis :])
     lanes = VECTOR_BYTES // item
     dense = x[1] == y[1] == 1 and (mask is None or mask[1] == 1) and channels >= lanes
-    if backward:
+    if not dense and window.axes == 1 and _is_whole(window, 0) and x[2] == 1:
+        way = BY_PLANES
+    elif backward:
         way = _way_back(window, lanes, dense, mask is not None)
     else:
         way = BY_CHANNELS if dense else _way(window, lanes)
@@ -130,7 +132,7 @@ def _is_whole(window: Window, axis: int) -> bool:
         window.kernel[axis] == window.in_size[axis]
         and window.out_size[axis] == 1
         and not window.before[axis]
-        and window.dilation[axis - 1] == window.dilation[axis] == 1
+        and window.dilation[max(axis - 1, 0)] == window.dilation[axis] == 1
     )
 
 
@@ -197,6 +199,8 @@ def _memory_bytes(window: Window, way: int, item: int, backward: bool) -> int:
 def _cut(x: Array, way: int, work: int) -> list[Planes]:
     """Cut a pooling into jobs: several small images, or some channels of one."""
     n, c = x.shape[:2]
+    if not is_much(work):  # one thread's: a call less for each block
+        return [(slice(0, n), slice(0, c))]
     threads, plane = workers(work), prod(x.shape[2:]) * x.itemsize
     channels = max(1, min(c, BLOCK_BYTES // plane))
     if way == BY_CHANNELS:  # those of a place lie together: cut only to occupy all threads
@@ -229,7 +233,12 @@ def plan(p: Pooling) -> Part:
 
 
 def _work(p: Pooling) -> int:
-    return p.x.size * p.window.taps
+    return _elements(p.x, p.y, p.window)
+
+
+def _elements(x: Array, y: Array, window: Window) -> int:
+    """Return how many elements a pooling takes up or writes: each window's, and where none is, x's."""
+    return max(x.size, y.size * window.taps)
 
 
 def max_pool(p: Pooling) -> None:

@@ -7,6 +7,10 @@ INLINE void NAME(pool)(int op, const Pooling *s, const T *x, const double *share
       NAME(channels)(op, s, x + n * s->x[0], shares, y + n * s->y[0], mask + n * s->mask[0] * s->mask_bytes);
       continue;
     }
+    if (s->way == BY_PLANES) {
+      NAME(planes)(op, s, x + n * s->x[0], shares, y + n * s->y[0], mask + n * s->mask[0] * s->mask_bytes);
+      continue;
+    }
     for (ptrdiff_t c = 0; c < s->channels; ++c) {
       const T *plane = x + n * s->x[0] + c * s->x[1];
       T *to = y + n * s->y[0] + c * s->y[1];
@@ -37,6 +41,11 @@ INLINE void NAME(pool_backward)(int op, const Pooling *s, const T *y, const doub
     if (s->way == BY_CHANNELS) {
       NAME(channels_backward)(op, s, y + n * s->y[0], shares, mask + n * s->mask[0] * s->mask_bytes,
                               x + n * s->x[0], memory);
+      continue;
+    }
+    if (s->way == BY_PLANES) {
+      NAME(planes_backward)(op, s, y + n * s->y[0], shares, mask + n * s->mask[0] * s->mask_bytes, together,
+                            x + n * s->x[0]);
       continue;
     }
     for (ptrdiff_t c = 0; c < s->channels; ++c) {

@@ -5,6 +5,7 @@
 #include "pool_channels.c"
 #include "pool_rows.c"
 #include "pool_windows.c"
+#include "pool_planes.c"
 #include "pool_channels_backward.c"
 #include "pool_rows_backward.c"
 #include "pool_windows_backward.c"

@@ -7,8 +7,9 @@ typedef struct {
   ptrdiff_t way;                                       // along what vectors lie: a Way
 } Pooling;
 
-// Vectors of channels; of outputs (or, in a gradient, of places) along w; of a window's places along w.
-enum Way { BY_CHANNELS, BY_ROWS, BY_WINDOWS };
+// Vectors of channels; of outputs (or, in a gradient, of places) along w; of a window's places along w;
+// of whole planes' places.
+enum Way { BY_CHANNELS, BY_ROWS, BY_WINDOWS, BY_PLANES };
 
 // What is taken of a window.
 enum { MAX, MAX_AND_MASK, MEAN };
