@@ -15,12 +15,22 @@ INLINE ptrdiff_t NAME(too_large)(const Pooling *s, const char *mask, ptrdiff_t c
   return (ptrdiff_t)wrong;
 }
 
+// Whether a tap is outside of `inside`, along an axis; `inner` are the taps of the axes after it.
+INLINE int NAME(is_outside)(const Pooling *s, unsigned tap, int axis, Range inside, unsigned inner) {
+  ptrdiff_t j = tap / inner % (unsigned)s->kernel[axis];
+  return (j < inside.begin) | (j >= inside.end);
+}
+
 // Whether windows o along an axis name taps outside of x; `inner` are the taps of the axes after it.
 INLINE ptrdiff_t NAME(in_padding)(const Pooling *s, const char *mask, int axis, ptrdiff_t o, unsigned inner) {
   Range inside = taps_inside(s, axis, o);
   ptrdiff_t wrong = 0, sizes[5] = {s->images, s->channels, s->out[0], s->out[1], s->out[2]};
   ptrdiff_t last = s->mask[1] == 1, size[5], step[5], i[5];  // last: channels are the innermost loop
   if (inside.end - inside.begin == s->kernel[axis]) return 0;
+  unsigned char outside[256];  // of each tap that a byte can name: windows are many more, and divisions slow
+  unsigned taps = (unsigned)least(256, s->kernel[0] * s->kernel[1] * s->kernel[2]);
+  for (unsigned tap = 0; s->mask_bytes == 1 && tap < taps; ++tap)
+    outside[tap] = (unsigned char)NAME(is_outside)(s, tap, axis, inside, inner);
   mask += o * s->mask[2 + axis] * s->mask_bytes;
   sizes[2 + axis] = 1;
   for (int a = 0; a < 5; ++a) {
@@ -32,10 +42,11 @@ INLINE ptrdiff_t NAME(in_padding)(const Pooling *s, const char *mask, int axis, 
       for (i[2] = 0; i[2] < size[2]; ++i[2])
         for (i[3] = 0; i[3] < size[3]; ++i[3]) {
           const char *at = mask + i[0] * step[0] + i[1] * step[1] + i[2] * step[2] + i[3] * step[3];
-          for (i[4] = 0; i[4] < size[4]; ++i[4], at += step[4]) {
-            ptrdiff_t j = (unsigned)NAME(load_one)(s, at) / inner % (unsigned)s->kernel[axis];
-            wrong |= (j < inside.begin) | (j >= inside.end);
-          }
+          if (s->mask_bytes == 1)
+            for (i[4] = 0; i[4] < size[4]; ++i[4]) wrong |= outside[(unsigned char)at[i[4] * step[4]]];
+          else
+            for (i[4] = 0; i[4] < size[4]; ++i[4], at += step[4])
+              wrong |= NAME(is_outside)(s, (unsigned)NAME(load_one)(s, at), axis, inside, inner);
         }
   return wrong;
 }
