@@ -67,6 +67,11 @@ class Pooling(NamedTuple):
         """The window as C sees it."""
         return self.told.window
 
+    @property
+    def work(self) -> int:
+        """How much it is, for the number of threads."""
+        return _work(self.x, self.y, self.window)
+
 
 def pooling(
     x: Array, y: Array, mask: Array | None, window: Window, *, mean: bool = False, backward: bool = False
@@ -82,7 +87,7 @@ def pooling(
     masks, bytes_each = (None, 0) if mask is None else (tuple(strides(mask)), mask.itemsize)
     steps = tuple(strides(x)), tuple(strides(y)), masks
     told = _told(window, x.shape[1], x.itemsize, *steps, bytes_each, backward)
-    return Pooling(kernels, x, y, mask, told, backward, _cut(x, told.way, _elements(x, y, window)))
+    return Pooling(kernels, x, y, mask, told, backward, _cut(x, told.way, _work(x, y, window)))
 
 
 def _many_sums(window: Window) -> bool:
@@ -228,17 +233,13 @@ def plan(p: Pooling) -> Part:
     account.buffer("pool", p.told.memory)
     # A max pooling's gradient goes to the threads twice: masks are checked first.
     calls = 2 if p.backward and p.mask is not None else 1
-    threads = used(len(jobs), _work(p))
+    threads = used(len(jobs), p.work)
     return account.part(WAYS[p.told.way], WHY.format(WAYS[p.told.way]), calls * len(jobs), threads)
 
 
-def _work(p: Pooling) -> int:
-    return _elements(p.x, p.y, p.window)
-
-
-def _elements(x: Array, y: Array, window: Window) -> int:
-    """Return how many elements a pooling takes up or writes: each window's, and where none is, x's."""
-    return max(x.size, y.size * window.taps)
+def _work(x: Array, y: Array, window: Window) -> int:
+    """Return a pooling's work: memory passed over, and taps. Global pooling has few taps for its memory."""
+    return x.size + y.size * window.taps
 
 
 def max_pool(p: Pooling) -> None:
@@ -249,7 +250,7 @@ def max_pool(p: Pooling) -> None:
         s, own = _struct(p, planes), memory("pool", p.told.memory)
         p.kernels.max_pool(ctypes.byref(s), *_at(planes, bases), own.address)
 
-    parallel(one, p.jobs, _work(p))
+    parallel(one, p.jobs, p.work)
 
 
 def avg_pool(p: Pooling, shares: Array) -> None:
@@ -261,20 +262,20 @@ def avg_pool(p: Pooling, shares: Array) -> None:
         x, y = _at(planes, bases)
         p.kernels.avg_pool(ctypes.byref(s), x, shares_at, y, own.address)
 
-    parallel(one, p.jobs, _work(p))
+    parallel(one, p.jobs, p.work)
 
 
 def masks_name_places(p: Pooling) -> bool:
     """Tell whether all offsets are those of places inside of x."""
-    wrong = np.zeros((), np.intp)  # any thread may write: all write the same
-    bases, wrong_at = _bases(p.mask), address(wrong)
+    wrong = ctypes.c_ssize_t()  # any thread may write: all write the same
+    bases = _bases(p.mask)
 
     def one(planes: Planes) -> None:
         s = _struct(p, planes)
-        p.kernels.check_mask(ctypes.byref(s), *_at(planes, bases), wrong_at)
+        p.kernels.check_mask(ctypes.byref(s), *_at(planes, bases), ctypes.byref(wrong))
 
     parallel(one, p.jobs, p.y.size)
-    return not wrong
+    return not wrong.value
 
 
 def max_pool_backward(p: Pooling) -> None:
@@ -287,7 +288,7 @@ def max_pool_backward(p: Pooling) -> None:
         # None: a window's offsets aren't worth working out beforehand.
         p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, own.address if p.told.memory else None)
 
-    parallel(one, p.jobs, _work(p))
+    parallel(one, p.jobs, p.work)
 
 
 def avg_pool_backward(p: Pooling, shares: Array) -> None:
@@ -299,7 +300,7 @@ def avg_pool_backward(p: Pooling, shares: Array) -> None:
         dx, dy = _at(planes, bases)
         p.kernels.avg_pool_backward(ctypes.byref(s), dy, shares_at, dx, own.address)
 
-    parallel(one, p.jobs, _work(p))
+    parallel(one, p.jobs, p.work)
 
 
 Base = tuple[int, int, int] | None  # an address, and the bytes from image to image and channel to channel
