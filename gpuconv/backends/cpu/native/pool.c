@@ -31,9 +31,9 @@ INLINE void NAME(store_mask)(const Pooling *s, ivec at, char *mask) {
   else *(longs *)mask = __builtin_convertvector(at, longs);
 }
 
-INLINE ivec NAME(load_mask)(const Pooling *s, const char *mask) {
-  if (s->mask_bytes == 1) return __builtin_convertvector(*(const bytes *)mask, ivec);
-  if (s->mask_bytes == 4) return __builtin_convertvector(*(const ints *)mask, ivec);
+INLINE ivec NAME(load_mask)(ptrdiff_t bytes_each, const char *mask) {
+  if (bytes_each == 1) return __builtin_convertvector(*(const bytes *)mask, ivec);
+  if (bytes_each == 4) return __builtin_convertvector(*(const ints *)mask, ivec);
   return __builtin_convertvector(*(const longs *)mask, ivec);
 }
 

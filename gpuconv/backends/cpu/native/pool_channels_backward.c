@@ -6,6 +6,13 @@
 //
 // So dx is written once, and sums run in the order of the windows.
 
+INLINE void NAME(add_where)(int v, const T *y, const char *mask, ptrdiff_t each, INT tap, vec *sum) {
+  UNROLL for (int k = 0; k < v; ++k) {
+    ivec here = (ivec)(NAME(load_mask)(each, mask + k * VL * each) == (ivec){0} + tap);
+    sum[k] += (vec)(here & (ivec)load(y + k * VL));
+  }
+}
+
 INLINE void NAME(place_channels)(int op, int v, const Pooling *s, const ptrdiff_t *i, const Range *windows,
                                  const T *y, const double *shares, const char *mask, T *x) {
   vec sum[8];
@@ -24,10 +31,9 @@ INLINE void NAME(place_channels)(int op, int v, const Pooling *s, const ptrdiff_
         } else {
           const char *at = mask + (od * s->mask[2] + oh * s->mask[3] + ow * s->mask[4]) * s->mask_bytes;
           INT tap = (INT)((jd * s->kernel[1] + jh) * s->kernel[2] + jw);
-          UNROLL for (int k = 0; k < v; ++k) {
-            ivec here = (ivec)(NAME(load_mask)(s, at + k * VL * s->mask_bytes) == (ivec){0} + tap);
-            sum[k] += (vec)(here & (ivec)load(from + k * VL));
-          }
+          // Asked once, not for every vector.
+          if (s->mask_bytes == 1) NAME(add_where)(v, from, at, 1, tap, sum);
+          else NAME(add_where)(v, from, at, s->mask_bytes, tap, sum);
         }
       }
     }
@@ -43,7 +49,7 @@ INLINE void NAME(run_channels)(int op, int v, const Pooling *s, ptrdiff_t count,
   UNROLL for (int k = 0; k < v; ++k) {
     value[k] = load(y + k * VL);
     if (op == MEAN) value[k] *= share;
-    else at[k] = NAME(load_mask)(s, mask + k * VL * s->mask_bytes);
+    else at[k] = NAME(load_mask)(s->mask_bytes, mask + k * VL * s->mask_bytes);
   }
   for (ptrdiff_t end = tap + count; tap < end; ++tap, x += s->x[4]) {
     UNROLL for (int k = 0; k < v; ++k) {
