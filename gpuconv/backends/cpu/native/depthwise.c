@@ -5,15 +5,16 @@
 //
 // Vectors go along what is dense in memory: places of a row (channels first) or channels (channels last). A
 // block is OUTPUTS vectors, of as many rows (or, channels last, neighbours in a row): along this axis, the
-// block's axis, taps are taken three or five at a time, so that what is loaded serves as many outputs. Nothing
-// is padded or copied: where a vector reaches beyond the image, only its lanes inside are loaded and multiplied.
+// block's axis, taps are taken two, three or five at a time, so that what is loaded serves as many outputs.
+// Nothing is padded or copied: where a vector reaches beyond the image, only its lanes inside are loaded and
+// multiplied.
 #include "number.h"
 #include "depthwise.h"
 #include "masks.h"
 
 #define OUTPUTS 7  // images are often 7, 14, 28, 56 or 112 wide
 #define BLOCKS_AHEAD 2
-#define SHARING 5  // with their weights, a load and the outputs, 16 registers suffice
+#define SHARING 5  // at most: with their weights, a load and the outputs, 16 registers suffice
 
 // The lanes of a vector whose places, from `at` on, `stride` apart, lie within an axis.
 INLINE void NAME(lanes_within)(ptrdiff_t at, ptrdiff_t stride, ptrdiff_t size, ptrdiff_t* begin,
@@ -97,11 +98,13 @@ INLINE void NAME(all_taps)(int forward, int outputs, int last, int every, int in
                   b->start + t * b->dilation, unit, &r, forward ? w + tap->w + t * b->apart : w, \
                   forward ? sums : sums + tap->sums + t * VL, block)
 #define SHARED_TAPS(hop)                                                              \
-  for (ptrdiff_t left; (left = b->kernel - t) >= 3;) {                                \
+  for (ptrdiff_t left; (left = b->kernel - t) >= 2;) {                                \
     if (left == SHARING)                                                              \
       SOME_TAPS(SHARING, hop, 1), t += SHARING;                                       \
-    else                                                                              \
+    else if (left > 2)                                                                \
       SOME_TAPS(3, hop, 1), t += 3;                                                   \
+    else                                                                              \
+      SOME_TAPS(2, hop, 1), t += 2;                                                   \
   }
     if ((last || every == 1) && shared == 1) SHARED_TAPS(1)
     if ((last || every == 2) && shared == 2) SHARED_TAPS(2)
