@@ -5,15 +5,15 @@ input gradient is, as in `convolution`, a convolution of dy for each phase of th
 """
 
 import ctypes
+from functools import lru_cache
 from itertools import product
-from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from gpuconv.backends.cpu import compiled
-from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import buffer, parallel, used, workers
+from gpuconv.backends.cpu.compiled import Kernels, address
+from gpuconv.backends.cpu.threads import memory, parallel, used, workers
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
@@ -67,26 +67,18 @@ def forward(c: Kernels, x: Array, w: Array, b: Array | None, window: Window, y: 
     """Write conv(x, w) + b to y; w is [C, 1, *kernel]."""
     last = _channels_lie_together(x, y)
     w = _beside(w, last)
-    _run(
-        c, (Struct * 1)(_struct(window, last, x, w, y)), 1, x, w, b, y, _cut(x, window, window.out_size, last)
-    )
+    phases = _forward_phases(window, last, x.strides, w.strides, y.strides, x.itemsize)
+    _run(c, phases, 1, window.taps, x, w, b, y, _cut(x, window, window.out_size, last))
 
 
 def input_grad(c: Kernels, dy: Array, w: Array, b: Array | None, window: Window, dx: Array) -> None:
     """Write the gradient by x, plus b, to dx; w is [C, 1, *kernel]."""
     last = _channels_lie_together(dy, dx)
     w = _beside(w, last)
-    adjoint = window.adjoint()
-    phases = (Struct * len(adjoint))()
-    for i, (places, taps, phase) in enumerate(adjoint):
-        turned = np.flip(w[:, :, *taps], axis=tuple(range(2, w.ndim)))
-        part = dx[:, :, *places]
-        phases[i] = _struct(phase, last, dy, turned, part)
-        phases[i].tap = (address(turned) - address(w)) // w.itemsize
-        phases[i].place = (address(part) - address(dx)) // dx.itemsize
-    rows = adjoint[0].window.out_size  # the first phase has the most
+    phases = _input_phases(window, last, dy.strides, w.strides, dx.strides, dx.itemsize)
+    rows = window.adjoint()[0].window.out_size  # the first phase has the most
     together = 2 if _come_in_pairs(dx, window, last) else 1
-    _run(c, phases, together, dy, w, b, dx, _cut(dy, window, rows, last))
+    _run(c, phases, together, window.taps, dy, w, b, dx, _cut(dy, window, rows, last))
 
 
 def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> None:
@@ -95,24 +87,23 @@ def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> N
     channels = x.shape[1]
     parts, jobs = _cut_gradient(x, window, last)
     shape = (len(parts), *window.kernel, channels) if last else (len(parts), channels, *window.kernel)
-    memory = np.zeros(shape, x.dtype)
-    sums = np.moveaxis(memory, -1, 1) if last else memory
-    struct = _struct(window, last, x, sums[0][:, None], dy)
-    steps, dy_steps = strides(x), strides(dy)
-    at_once = _at_once(window)
-    part_step, channel_step = strides(sums)[:2]
+    zeros = np.zeros(shape, x.dtype)
+    sums = np.moveaxis(zeros, -1, 1) if last else zeros
+    item, at_once = x.itemsize, _at_once(window)
+    one_part = (sums.strides[1], 0, *sums.strides[2:])
+    struct = _forward_phases(window, last, x.strides, one_part, dy.strides, item)
+    x_at, dy_at, sums_at = address(x), address(dy), address(zeros)
+    (xn, xc), (dn, dc), (sn, sc) = x.strides[:2], dy.strides[:2], sums.strides[:2]
+    taps_bytes, sums_bytes = window.taps * TAP_BYTES, (at_once * window.taps + 1) * VECTOR_BYTES
 
-    def one(job: tuple[int, tuple[int, int]]) -> None:
+    def one(job: tuple[int, Bounds]) -> None:
         number, (c0, c1) = job
         (n0, n1), (h0, h1) = parts[number]
-        taps = buffer("taps", (window.taps, TAP_BYTES), np.uint8)
-        vectors = buffer("sums", (at_once * window.taps + 1, VECTOR_BYTES), np.uint8)
+        taps, vectors = memory("taps", taps_bytes), memory("sums", sums_bytes)
         c.depthwise_gradient(
-            *(ctypes.byref(struct), n1 - n0, c1 - c0, h0, h1),
-            address(x) + (n0 * steps[0] + c0 * steps[1]) * x.itemsize,
-            address(dy) + (n0 * dy_steps[0] + c0 * dy_steps[1]) * x.itemsize,
-            address(sums) + (number * part_step + c0 * channel_step) * x.itemsize,
-            *(address(vectors), at_once, address(taps)),
+            *(struct, n1 - n0, c1 - c0, h0, h1),
+            *(x_at + n0 * xn + c0 * xc, dy_at + n0 * dn + c0 * dc, sums_at + number * sn + c0 * sc),
+            *(vectors.address, at_once, taps.address),
         )
 
     parallel(one, jobs, dy.size * window.taps * COST)
@@ -167,19 +158,47 @@ def _come_in_pairs(dx: Array, window: Window, last: bool) -> bool:
     return not last and window.stride[-1] == 2 <= window.in_size[-1] and dx.strides[-1] == dx.itemsize
 
 
-def _struct(window: Window, last: bool, x: Array, w: Array, y: Array) -> Struct:
-    stride, before = _three(window.stride, 1), _three(window.before, 0)
+Phases: TypeAlias = "ctypes.Array[Struct]"
+Steps = tuple[int, ...]  # bytes
+
+
+@lru_cache(maxsize=512)
+def _forward_phases(window: Window, last: bool, x: Steps, w: Steps, y: Steps, item: int) -> Phases:
+    """Describe a convolution of arrays with such strides for C, or its weight gradient: y is then dy."""
+    return (Struct * 1)(_struct(window, last, x, w, y, item))
+
+
+@lru_cache(maxsize=512)
+def _input_phases(window: Window, last: bool, dy: Steps, w: Steps, dx: Steps, item: int) -> Phases:
+    """Describe the phases of an input gradient of arrays with such strides for C."""
+    adjoint = window.adjoint()
+    phases = (Struct * len(adjoint))()
+    for i, (places, taps, phase) in enumerate(adjoint):
+        # A phase reads its taps backwards, from the last one on.
+        read = [range(k)[of] for k, of in zip(window.kernel, taps, strict=True)]
+        written = [range(n)[of] for n, of in zip(window.in_size, places, strict=True)]
+        turned = (*w[:2], *(-r.step * step for r, step in zip(read, w[2:], strict=True)))
+        part = (*dx[:2], *(r.step * step for r, step in zip(written, dx[2:], strict=True)))
+        struct = _struct(phase, last, dy, turned, part, item)
+        struct.tap = sum(r[-1] * step for r, step in zip(read, w[2:], strict=True) if r) // item
+        struct.place = sum(r[0] * step for r, step in zip(written, dx[2:], strict=True)) // item
+        phases[i] = struct
+    return phases
+
+
+def _struct(window: Window, last: bool, x: Steps, w: Steps, y: Steps, item: int) -> Struct:
+    before = _three(window.before, 0)
     return Struct(
         last=last,
         size=_three(window.in_size, 1),
         box=_three(window.out_size, 1),
         first=tuple(-b for b in before),
         kernel=_three(window.kernel, 1),
-        stride=stride,
+        stride=_three(window.stride, 1),
         dilation=_three(window.dilation, 1),
-        x=_steps(x, 2),
-        w=_steps(w[:, 0], 1),
-        y=_steps(y, 2),
+        x=_steps(x, 2, item),
+        w=_steps((w[0], *w[2:]), 1, item),
+        y=_steps(y, 2, item),
     )
 
 
@@ -187,18 +206,19 @@ def _three(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
     return (fill,) * (3 - len(values)) + values
 
 
-def _steps(x: Array, lead: int) -> tuple[int, ...]:
-    steps = strides(x)
-    return (*steps[:lead], *_three(tuple(steps[lead:]), 0))
+def _steps(steps: Steps, lead: int, item: int) -> tuple[int, ...]:
+    steps = tuple(step // item for step in steps)
+    return (*steps[:lead], *_three(steps[lead:], 0))
 
 
-Jobs = list[tuple[Bounds, Bounds, Bounds]]  # images, channels, rows of each phase
+Jobs = tuple[tuple[Bounds, Bounds, Bounds], ...]  # images, channels, rows of each phase
 
 
 def _run(
     c: Kernels,
-    phases: "ctypes.Array[Struct]",
+    phases: Phases,
     together: int,
+    taps: int,
     x: Array,
     w: Array,
     b: Array | None,
@@ -206,23 +226,21 @@ def _run(
     cut: tuple[Jobs, float],
 ) -> None:
     jobs, work = cut
-    item = x.itemsize
-    x_at, w_at, y_at = address(x), address(w), address(y)
-    (xn, xc), wc, (yn, yc) = strides(x)[:2], strides(w)[0], strides(y)[:2]
     if b is not None:
         b = np.ascontiguousarray(b)
-
-    taps = sum(prod(phase.kernel) for phase in phases)
+    x_at, w_at, b_at, y_at = address(x), address(w), None if b is None else address(b), address(y)
+    (xn, xc), wc, (yn, yc), item = x.strides[:2], w.strides[0], y.strides[:2], x.itemsize
+    number, taps_bytes = len(phases), taps * TAP_BYTES
 
     def one(job: tuple[Bounds, Bounds, Bounds]) -> None:
         (n0, n1), (c0, c1), (h0, h1) = job
         c.depthwise(
-            *(phases, len(phases), together, n1 - n0, c1 - c0, h0, h1),
-            x_at + (n0 * xn + c0 * xc) * item,
-            w_at + c0 * wc * item,
-            None if b is None else address(b) + c0 * item,
-            y_at + (n0 * yn + c0 * yc) * item,
-            address(buffer("taps", (taps, TAP_BYTES), np.uint8)),
+            *(phases, number, together, n1 - n0, c1 - c0, h0, h1),
+            x_at + n0 * xn + c0 * xc,
+            w_at + c0 * wc,
+            None if b_at is None else b_at + c0 * item,
+            y_at + n0 * yn + c0 * yc,
+            memory("taps", taps_bytes).address,
         )
 
     parallel(one, jobs, work)
@@ -232,17 +250,23 @@ def _cut(x: Array, window: Window, out_size: tuple[int, ...], last: bool) -> tup
     """Cut images, channels and rows into jobs; return these and their work."""
     images, channels = x.shape[:2]
     work = images * channels * window.places * window.taps * COST
-    share, rows = workers(work), _three(out_size, 1)[1]
+    return _jobs(
+        images, channels, _three(out_size, 1)[1], last, VECTOR_BYTES // x.itemsize, workers(work)
+    ), work
+
+
+@lru_cache(maxsize=512)
+def _jobs(images: int, channels: int, rows: int, last: bool, lanes: int, share: int) -> Jobs:
     pieces = JOBS * share if share > 1 else 1
     by_image = _bounds(images, pieces)
     pieces = -(-pieces // max(1, len(by_image)))
     if last:
         by_row = _bounds(rows, pieces)
-        by_channel = _bounds(channels, -(-pieces // len(by_row)), VECTOR_BYTES // x.itemsize)
+        by_channel = _bounds(channels, -(-pieces // len(by_row)), lanes)
     else:
         by_channel = _bounds(channels, pieces)
         by_row = _bounds(rows, -(-pieces // len(by_channel)))
-    return list(product(by_image, by_channel, by_row)), work
+    return tuple(product(by_image, by_channel, by_row))
 
 
 def _cut_gradient(x: Array, window: Window, last: bool) -> tuple[list[tuple[Bounds, Bounds]], list[Any]]:
@@ -250,12 +274,19 @@ def _cut_gradient(x: Array, window: Window, last: bool) -> tuple[list[tuple[Boun
 
     The parts do not depend on the number of threads, nor does a channel's sum on the others.
     """
-    images, channels = x.shape[:2]
+    lanes = VECTOR_BYTES // x.itemsize
+    return _gradient_jobs(*x.shape[:2], _three(window.out_size, 1)[1], last, lanes)
+
+
+@lru_cache(maxsize=512)
+def _gradient_jobs(
+    images: int, channels: int, rows: int, last: bool, lanes: int
+) -> tuple[list[tuple[Bounds, Bounds]], list[Any]]:
     pieces = PARTS if last or channels < GRADIENT_JOBS else 1
     by_image = _bounds(images, pieces)
-    by_row = _bounds(_three(window.out_size, 1)[1], -(-pieces // max(1, len(by_image))))
+    by_row = _bounds(rows, -(-pieces // max(1, len(by_image))))
     parts = list(product(by_image, by_row)) or [((0, 0), (0, 0))]
-    unit = VECTORS * VECTOR_BYTES // x.itemsize if last else 1
+    unit = VECTORS * lanes if last else 1
     by_channel = _bounds(channels, -(-GRADIENT_JOBS // len(parts)), unit)
     return parts, list(product(range(len(parts)), by_channel))
 
