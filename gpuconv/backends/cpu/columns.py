@@ -23,7 +23,7 @@ def channels_first(x: Array, channels_last: bool) -> Array:
     """Return the view [N, C, *spatial] of an array of either layout."""
     if not channels_last:
         return x
-    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))  # np.moveaxis takes 4 us to find that out
+    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))  # np.moveaxis takes 3 us more
 
 
 def im2col(x: Array, col: Array, window: Window, channels_last: bool) -> None:
