@@ -49,11 +49,11 @@ GRADIENT_JOBS = 8
 PARTS = 4
 VECTORS = 4
 
-# Jobs a thread, and what a multiply-add costs beside NumPy's, for which threads.py knows what is worth one:
-# channels first, and last. mbv2_dw5's gradient by the weights (channels first, 8 images, 3.4 million) took
-# 0.25 ms on two threads, 0.31 ms on one; channels last, its forward took 0.16 ms on two, 0.14 ms on one.
+# Jobs a thread, and what a multiply-add costs beside NumPy's, for which threads.py knows what is worth one.
+# mbv2_dw4 (8 images, 5.4 million) is too little: back to back, two threads take 0.18 ms for 0.22 ms; after a
+# pause, as `bench` makes them, 0.32 ms for 0.27 ms.
 JOBS = 2
-COST = (1.0, 0.75)
+COST = 0.5
 
 WHY = "every channel is filtered alone, by C kernels: along rows, or along channels where these lie together"
 
@@ -108,7 +108,7 @@ def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> N
             *(vectors.address, at_once, taps.address),
         )
 
-    parallel(one, jobs, dy.size * window.taps * COST[last])
+    parallel(one, jobs, dy.size * window.taps * COST)
     dw[:, 0] = sums[0] if len(parts) == 1 else sums.sum(axis=0)
 
 
@@ -134,12 +134,11 @@ def plan_input_grad(dy: Array, dx: Array, window: Window, account: Account) -> t
 
 def plan_weight_grad(dy: Array, x: Array, window: Window, account: Account) -> tuple[int, int, int]:
     """Add what `weight_grad` would do to an account; return jobs, threads, bytes that they share."""
-    last = _channels_lie_together(x, dy)
-    parts, jobs = _cut_gradient(x, window, last)
+    parts, jobs = _cut_gradient(x, window, _channels_lie_together(x, dy))
     account.step("filter", places=dy.shape[0] * window.places, channels=dy.shape[1])
     account.buffer("taps", window.taps * TAP_BYTES)
     account.buffer("sums", (_at_once(window) * window.taps + 1) * VECTOR_BYTES)
-    threads = used(len(jobs), dy.size * window.taps * COST[last])
+    threads = used(len(jobs), dy.size * window.taps * COST)
     return len(jobs), threads, len(parts) * x.shape[1] * window.taps * x.itemsize
 
 
@@ -253,7 +252,7 @@ def _run(
 def _cut(x: Array, window: Window, out_size: tuple[int, ...], last: bool) -> tuple[Jobs, float]:
     """Cut images, channels and rows into jobs; return these and their work."""
     images, channels = x.shape[:2]
-    work = images * channels * window.places * window.taps * COST[last]
+    work = images * channels * window.places * window.taps * COST
     return _jobs(
         images, channels, _three(out_size, 1)[1], last, VECTOR_BYTES // x.itemsize, workers(work)
     ), work
