@@ -166,14 +166,15 @@ def _ctype(parameter: str, number: type) -> Any:
     return {"ptrdiff_t": ctypes.c_ssize_t, "int": ctypes.c_int, "T": number}[parameter.split()[-2]]
 
 
-def fields(name: str) -> list[tuple[str, Any]]:
-    """Return the fields of a struct of the sources, all of type ptrdiff_t, for a ctypes structure."""
-    text = "".join(text for part in PARTS for text in _sources(part).values())
-    if not text:  # and so no kernels that take it
+def fields(header: str, name: str) -> list[tuple[str, Any]]:
+    """Return the fields of a header's struct, all of type ptrdiff_t, for a ctypes structure."""
+    try:
+        text = (compiler.SOURCES / header).read_text(encoding="utf-8")
+    except OSError:  # and so no kernels that take it
         return []
     match = re.search(rf"typedef struct {{([^}}]*)}} {name};", text)
     if match is None:
-        raise LookupError(f"native/ declares no struct {name}")
+        raise LookupError(f"native/{header} declares no struct {name}")
     body = re.sub(r"//[^\n]*", "", match[1]).replace("ptrdiff_t", "")
     found: list[tuple[str, Any]] = []
     for field in re.split(r"[,;]", body):

@@ -31,7 +31,7 @@ WHY = "C kernels multiply w and shifted runs of the padded image: no columns"
 class Struct(ctypes.Structure):
     """What one call works on; see native/convolution.h."""
 
-    _fields_ = compiled.fields("Convolution")
+    _fields_ = compiled.fields("convolution.h", "Convolution")
 
 
 # Of the largest vectors; a block of eight may be read beyond the last place.

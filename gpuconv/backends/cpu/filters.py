@@ -24,7 +24,7 @@ Bounds = tuple[int, int]
 class Struct(ctypes.Structure):
     """A convolution, or a phase of an input gradient; see native/depthwise.h."""
 
-    _fields_ = compiled.fields("Depthwise")
+    _fields_ = compiled.fields("depthwise.h", "Depthwise")
 
 
 # A vector's bytes, at most.
@@ -34,7 +34,7 @@ VECTOR_BYTES = 64
 class Tap(ctypes.Structure):
     """A tap of the axes across a block of outputs."""
 
-    _fields_ = compiled.fields("AcrossTap")
+    _fields_ = compiled.fields("depthwise.h", "AcrossTap")
 
 
 # What a tap takes in a call's memory: COLUMNS of native/depthwise.c.

@@ -36,7 +36,7 @@ WHY = "C kernels, with vectors of {}: each output, or place of a gradient, is wr
 class Struct(ctypes.Structure):
     """What one call works on; see native/pooling.h."""
 
-    _fields_ = compiled.fields("Pooling")
+    _fields_ = compiled.fields("pooling.h", "Pooling")
 
 
 Steps = tuple[int, ...]  # strides in elements

@@ -35,7 +35,7 @@ Again = Callable[[Array, Array], None]
 class Struct(ctypes.Structure):
     """What one call works on; see native/winograd.h."""
 
-    _fields_ = compiled.fields("Winograd")
+    _fields_ = compiled.fields("winograd.h", "Winograd")
 
 
 # As in native/winograd.c: tiles at a time, and kernels of a block of U, along tiles or along kernels.
