@@ -102,8 +102,8 @@ def python(code: str) -> Callable[[], object]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return this process's environment, with this checkout in front."""
-    return {**os.environ, "PYTHONPATH": str(HERE.parent), **variables}
+    """Return this process's environment, with this checkout in front, and its bytecode kept, as pip keeps it."""
+    return {**os.environ, "PYTHONPATH": str(HERE.parent), "PYTHONDONTWRITEBYTECODE": "", **variables}
 
 
 def told(
