@@ -102,7 +102,7 @@ def python(code: str) -> Callable[[], object]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return this process's environment, with this checkout in front, and its bytecode kept, as pip keeps it."""
+    """Return this process's environment, with this checkout in front and bytecode kept, as pip keeps it."""
     return {**os.environ, "PYTHONPATH": str(HERE.parent), "PYTHONDONTWRITEBYTECODE": "", **variables}
 
 
