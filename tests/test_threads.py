@@ -209,7 +209,7 @@ def test_nobody_writes_beyond_the_buffer_that_it_asked_for(monkeypatch, compiled
 
     def guarded(slot, size):
         array = np.full(size + 2 * GUARD, 0xAB, np.uint8)
-        begin = GUARD - array.ctypes.data % threads.ALIGNMENT
+        begin = GUARD - array.ctypes.data % threads.VECTOR_BYTES
         given.append((slot, array[:begin], array[begin + size :]))
         return threads.Memory(array[begin : begin + size], array.ctypes.data + begin)
 

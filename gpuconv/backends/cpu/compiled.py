@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -75,6 +75,16 @@ def address(x: Array) -> int:
     """Return where an array's first element lies."""
     found: int = x.__array_interface__["data"][0]
     return found
+
+
+def three(values: Sequence[int], fill: int) -> tuple[int, int, int]:
+    """Return what one to three axes have as that of d, h and w, C's axes; the first are filled."""
+    return (fill,) * (3 - len(values)) + tuple(values)  # type: ignore[return-value]
+
+
+def five(steps: Sequence[int]) -> tuple[int, ...]:
+    """Return an array's steps along n, c, and one to three axes as those of n, c, d, h and w."""
+    return (*steps[:2], *three(steps[2:], 0))
 
 
 def strides(x: Array) -> list[int]:

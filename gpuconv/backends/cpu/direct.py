@@ -7,7 +7,6 @@ views.
 """
 
 import ctypes
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, product
 from math import prod
@@ -16,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.backends.cpu import compiled
-from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import ALIGNMENT, Memory, is_much, memory, parallel, used, workers
+from gpuconv.backends.cpu.compiled import Kernels, address, five, strides, three
+from gpuconv.backends.cpu.threads import VECTOR_BYTES, Memory, is_much, memory, parallel, used, workers
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
@@ -33,9 +32,6 @@ class Struct(ctypes.Structure):
 
     _fields_ = compiled.fields("convolution.h", "Convolution")
 
-
-# Of the largest vectors; a block of eight may be read beyond the last place.
-VECTOR_BYTES = 64
 
 # Bytes of a flat image and its outputs at a time, about a core's L2.
 BOX_BYTES = 1 << 20
@@ -68,19 +64,15 @@ class Flat(NamedTuple):
         return self.phase * (channels * self.plane) + self.shift
 
 
-def _three(values: Sequence[int], fill: int) -> Triple:
-    return (fill,) * (3 - len(values)) + tuple(values)  # type: ignore[return-value]
-
-
 Box = tuple[tuple[int, int], ...]  # output places along each of three axes
 
 
 @lru_cache(maxsize=512)
 def flat(window: Window, box: Box) -> Flat:
     """Return the flat layout for these output places."""
-    stride, size = _three(window.stride, 1), _three(window.in_size, 1)
+    stride, size = three(window.stride, 1), three(window.in_size, 1)
     jumps = [
-        np.arange(k) * d for k, d in zip(_three(window.kernel, 1), _three(window.dilation, 1), strict=True)
+        np.arange(k) * d for k, d in zip(three(window.kernel, 1), three(window.dilation, 1), strict=True)
     ]
     shift = [jump // s for jump, s in zip(jumps, stride, strict=True)]
     residue, phase = zip(
@@ -90,7 +82,7 @@ def flat(window: Window, box: Box) -> Flat:
     out = [hi - lo for lo, hi in box]
     slices, rows, columns = (n + int(moves.max()) for n, moves in zip(out, shift, strict=True))
     # Zeros that end every row, in every phase, and zeros that begin every row, can be the same memory.
-    first = box[2][0] * stride[2] - _three(window.before, 0)[2] + residue[2]
+    first = box[2][0] * stride[2] - three(window.before, 0)[2] + residue[2]
     lead, inside = -(first // stride[2]), -((first - size[2]) // stride[2])
     trail = columns - np.clip(inside, 0, columns)
     zeros = int(min(np.clip(np.minimum(lead, trail), 0, shift[2].max())))
@@ -142,8 +134,8 @@ def _call(
     layout = flat(window, box)
     s = Struct()
     s.images, s.groups, s.channels, s.kernels, s.taps = images, groups, channels, kernels, window.taps
-    s.size, s.stride = _three(window.in_size, 1), _three(window.stride, 1)
-    before = _three(window.before, 0)
+    s.size, s.stride = three(window.in_size, 1), three(window.stride, 1)
+    before = three(window.before, 0)
     s.first = tuple(lo * step - b for (lo, _), step, b in zip(box, s.stride, before, strict=True))
     s.phases, s.extent, s.plane = len(layout.residues), layout.extent, layout.plane
     s.box, s.places = tuple(hi - lo for lo, hi in box), layout.places
@@ -180,11 +172,6 @@ def _lies_flat(steps: Any, extent: Triple, sizes: Any) -> bool:
     return all(size == 1 or a == b for size, a, b in zip(sizes, steps[2:], flat_steps, strict=True))
 
 
-def _five(x: Array) -> tuple[int, ...]:
-    n, c, *rest = strides(x)
-    return (n, c, *_three(rest, 0))
-
-
 def _boxes(window: Window, image_bytes: int, wanted: int) -> list[Box]:
     """Cut an image's output places into boxes whose flat images fit BOX_BYTES, and into so many at least.
 
@@ -193,7 +180,7 @@ def _boxes(window: Window, image_bytes: int, wanted: int) -> list[Box]:
     """
     ranges = []
     pieces = -(-image_bytes // BOX_BYTES)
-    for size in _three(window.out_size, 1):
+    for size in three(window.out_size, 1):
         number = max(min(pieces, max(1, size // 4)), min(wanted, size))
         pieces, wanted = -(-pieces // number), -(-wanted // number)
         ranges.append([(part.start, part.stop) for part in _shares(size, number)])
@@ -201,8 +188,7 @@ def _boxes(window: Window, image_bytes: int, wanted: int) -> list[Box]:
 
 
 def _shares(n: int, number: int) -> list[slice]:
-    size = max(1, -(-n // max(1, min(number, n))))
-    return [slice(i, min(n, i + size)) for i in range(0, n, size)]
+    return _runs(n, -(-n // max(1, min(number, n))))
 
 
 Job = tuple[slice, slice, Box]  # images, groups, output places
@@ -266,7 +252,7 @@ def _forward_steps(
                 g * padded * cg * window.taps * item,
                 g * padded * item,
                 (n * y_steps[0] + g * og * y_steps[1] + call.corner) * item,
-                call.elements * item + 8 * VECTOR_BYTES,
+                call.elements * item + 8 * VECTOR_BYTES,  # as a block of eight is read beyond the last place
             )
         )
     return steps
@@ -277,13 +263,15 @@ def _steps_of_forward(x: Array, w_shape: tuple[int, ...], window: Window, y_step
     groups, og, cg = w_shape[:3]
     images, item = x.shape[0], x.itemsize
     work = images * groups * og * cg * window.places * window.taps * COST
-    limits = (BOX_BYTES, JOB_WORK)
-    return _forward_steps(window, _five(x), y_steps, images, og, cg, item, work, workers(work), limits), work
+    limits = (BOX_BYTES, JOB_WORK)  # steps depend on them, and tests lower them
+    return _forward_steps(
+        window, five(strides(x)), y_steps, images, og, cg, item, work, workers(work), limits
+    ), work
 
 
 def forward(c: Kernels, x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:
     """Write conv(x, w) + b to y; w is [groups, C_out/groups, C_in/groups, *kernel], of any strides."""
-    steps, work = _steps_of_forward(x, w.shape, window, _five(y))
+    steps, work = _steps_of_forward(x, w.shape, window, five(strides(y)))
     packed, bias = _packed(c, w, b)
     x_at, y_at, padded = address(x), address(y), _padded(w.shape[1])
 
@@ -315,7 +303,7 @@ def plan_forward(
         s = step.call.alive[0]
         sizes = {"kernels": og, "channels": cg, "places": prod(s.box), "groups": s.groups, "images": s.images}
         account.step("direct", **sizes)
-        account.buffer("flat", step.bytes + ALIGNMENT)
+        account.buffer("flat", step.bytes + VECTOR_BYTES)
     return len(steps), used(len(steps), work), _packed_bytes(groups, og, cg * window.taps, x.itemsize)
 
 
@@ -366,7 +354,7 @@ def _packed(c: Kernels, w: Array, b: Array | None) -> tuple[Memory, int]:
 @lru_cache(maxsize=256)
 def _places(kernel: tuple[int, ...], steps: tuple[int, ...]) -> Memory:
     """Return where the taps of a kernel lie, in elements from the first."""
-    d, h, j = (np.arange(k) * step for k, step in zip(_three(kernel, 1), _three(steps, 0), strict=True))
+    d, h, j = (np.arange(k) * step for k, step in zip(three(kernel, 1), three(steps, 0), strict=True))
     place = _over_taps((d, h, j))
     return Memory(place, address(place))
 
@@ -415,7 +403,9 @@ def _cut_weight_grad(dy: Array, x: Array, window: Window, dw: Array) -> tuple[We
     work = dy.size * dw.shape[2] * window.taps * COST
     wanted = WEIGHT_JOBS if is_much(work) else 1
     limits = (BOX_BYTES, SUMS_BYTES)
-    cut = _weight_cut(window, _five(x), _five(dy), x.shape[0], dw.shape, x.itemsize, wanted, limits)
+    cut = _weight_cut(
+        window, five(strides(x)), five(strides(dy)), x.shape[0], dw.shape, x.itemsize, wanted, limits
+    )
     return cut, work
 
 
@@ -512,5 +502,5 @@ def plan_weight_grad(
     for step in chain.from_iterable(steps):
         s = step.call.alive[0]
         account.step("direct", kernels=s.kernels, channels=s.channels, places=prod(s.box), images=s.images)
-        account.buffer("flat", step.bytes + ALIGNMENT)
+        account.buffer("flat", step.bytes + VECTOR_BYTES)
     return len(jobs), used(len(jobs), work), terms * dw.nbytes

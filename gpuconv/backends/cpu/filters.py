@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpuconv.backends.cpu import compiled
-from gpuconv.backends.cpu.compiled import Kernels, address
-from gpuconv.backends.cpu.threads import memory, parallel, used, workers
+from gpuconv.backends.cpu.compiled import Kernels, address, three
+from gpuconv.backends.cpu.threads import VECTOR_BYTES, memory, parallel, used, workers
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
@@ -25,10 +25,6 @@ class Struct(ctypes.Structure):
     """A convolution, or a phase of an input gradient; see native/depthwise.h."""
 
     _fields_ = compiled.fields("depthwise.h", "Depthwise")
-
-
-# A vector's bytes, at most.
-VECTOR_BYTES = 64
 
 
 class Tap(ctypes.Structure):
@@ -189,28 +185,24 @@ def _input_phases(window: Window, last: bool, dy: Steps, w: Steps, dx: Steps, it
 
 
 def _struct(window: Window, last: bool, x: Steps, w: Steps, y: Steps, item: int) -> Struct:
-    before = _three(window.before, 0)
+    before = three(window.before, 0)
     return Struct(
         last=last,
-        size=_three(window.in_size, 1),
-        box=_three(window.out_size, 1),
+        size=three(window.in_size, 1),
+        box=three(window.out_size, 1),
         first=tuple(-b for b in before),
-        kernel=_three(window.kernel, 1),
-        stride=_three(window.stride, 1),
-        dilation=_three(window.dilation, 1),
+        kernel=three(window.kernel, 1),
+        stride=three(window.stride, 1),
+        dilation=three(window.dilation, 1),
         x=_steps(x, 2, item),
         w=_steps((w[0], *w[2:]), 1, item),
         y=_steps(y, 2, item),
     )
 
 
-def _three(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
-    return (fill,) * (3 - len(values)) + values
-
-
 def _steps(steps: Steps, lead: int, item: int) -> tuple[int, ...]:
     steps = tuple(step // item for step in steps)
-    return (*steps[:lead], *_three(steps[lead:], 0))
+    return (*steps[:lead], *three(steps[lead:], 0))
 
 
 Jobs = tuple[tuple[Bounds, Bounds, Bounds], ...]  # images, channels, rows of each phase
@@ -254,7 +246,7 @@ def _cut(x: Array, window: Window, out_size: tuple[int, ...], last: bool) -> tup
     images, channels = x.shape[:2]
     work = images * channels * window.places * window.taps * COST
     return _jobs(
-        images, channels, _three(out_size, 1)[1], last, VECTOR_BYTES // x.itemsize, workers(work)
+        images, channels, three(out_size, 1)[1], last, VECTOR_BYTES // x.itemsize, workers(work)
     ), work
 
 
@@ -278,7 +270,7 @@ def _cut_gradient(x: Array, window: Window, last: bool) -> tuple[list[tuple[Boun
     The parts do not depend on the number of threads, nor does a channel's sum on the others.
     """
     lanes = VECTOR_BYTES // x.itemsize
-    return _gradient_jobs(*x.shape[:2], _three(window.out_size, 1)[1], last, lanes)
+    return _gradient_jobs(*x.shape[:2], three(window.out_size, 1)[1], last, lanes)
 
 
 @lru_cache(maxsize=512)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.backends.cpu import compiled
-from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import is_much, memory, parallel, used, workers
+from gpuconv.backends.cpu.compiled import Kernels, address, five, strides, three
+from gpuconv.backends.cpu.threads import VECTOR_BYTES, is_much, memory, parallel, used, workers
 from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
@@ -23,8 +23,7 @@ Planes = tuple[slice, slice]
 # Bytes of x that a job takes; C holds no interpreter lock, so that jobs may be smaller than NumPy's.
 BLOCK_BYTES = 1 << 20
 
-# The most bytes of a vector, and of the masks that are read.
-VECTOR_BYTES = 64
+# The masks that are read.
 MASKS = {np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)}
 
 # Along what vectors lie: channels; a row of outputs (or of dx); a window's own places; whole planes.
@@ -122,12 +121,16 @@ def _told(
     else:
         way = BY_CHANNELS if dense else _way(window, lanes)
     s = Struct()
-    s.size, s.out = _three(window.in_size), _three(window.out_size)
-    s.kernel, s.stride, s.dilation = _three(window.kernel), _three(window.stride), _three(window.dilation)
-    s.before = _three(window.before, 0)
-    s.x, s.y, s.way = _five(x), _five(y), way
+    s.size, s.out = three(window.in_size, 1), three(window.out_size, 1)
+    s.kernel, s.stride, s.dilation = (
+        three(window.kernel, 1),
+        three(window.stride, 1),
+        three(window.dilation, 1),
+    )
+    s.before = three(window.before, 0)
+    s.x, s.y, s.way = five(x), five(y), way
     if mask is not None:
-        s.mask, s.mask_bytes = _five(mask), mask_bytes
+        s.mask, s.mask_bytes = five(mask), mask_bytes
     return Told(window, way, s, _memory_bytes(window, way, item, backward))
 
 
@@ -183,8 +186,8 @@ def _way_back(window: Window, lanes: int, dense: bool, masked: bool) -> int:
 
 def _memory_bytes(window: Window, way: int, item: int, backward: bool) -> int:
     lanes, stride = VECTOR_BYTES // item, window.stride[-1]
-    (kd, kh, kw), span = _three(window.kernel), _three(window.span)
-    size, width = _three(window.in_size), window.out_size[-1]
+    (kd, kh, kw), span = three(window.kernel, 1), three(window.span, 1)
+    size, width = three(window.in_size, 1), window.out_size[-1]
     if way == BY_CHANNELS and backward:  # native/pool_channels_backward.c
         return 16 * size[2]
     if way == BY_WINDOWS and backward and window.taps <= window.places:  # native/pool_windows_backward.c
@@ -195,7 +198,7 @@ def _memory_bytes(window: Window, way: int, item: int, backward: bool) -> int:
     if not backward:  # native/pool_rows.c
         row = (width + reach + lanes) * min(stride, span[2])
         return 8 * (2 * kd * kh + kw) + item * (kd * min(span[1], size[1]) * row + 4 * (width + lanes))
-    steps = _three(window.stride)  # native/pool_rows_backward.c
+    steps = three(window.stride, 1)  # native/pool_rows_backward.c
     kept = -(-span[0] // steps[0]) * -(-span[1] // steps[1])
     line = (size[2] - 1 + window.before[-1]) // stride + 1 + lanes
     return kept * (24 + 2 * item * (reach + line)) + 2 * item * line
@@ -321,11 +324,3 @@ def _struct(p: Pooling, planes: Planes) -> Struct:
     s = Struct.from_buffer_copy(p.told.struct)
     s.images, s.channels = images.stop - images.start, channels.stop - channels.start
     return s
-
-
-def _three(values: tuple[int, ...], fill: int = 1) -> tuple[int, ...]:
-    return (fill,) * (3 - len(values)) + values
-
-
-def _five(steps: Steps) -> tuple[int, ...]:
-    return (*steps[:2], *_three(steps[2:], 0))

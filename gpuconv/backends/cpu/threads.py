@@ -264,7 +264,7 @@ class Memory(NamedTuple):
 
 
 def memory(slot: str, size: int) -> Memory:
-    """Return so many bytes, from a multiple of ALIGNMENT on, as `buffer` does."""
+    """Return so many bytes, from a multiple of VECTOR_BYTES on, as `buffer` does."""
     slots: dict[str, Memory | None] = _kept.__dict__
     found = slots.get(slot)
     if found is not None and found.array.nbytes >= size:
@@ -272,8 +272,8 @@ def memory(slot: str, size: int) -> Memory:
     keep = size <= KEPT_BYTES
     if keep:
         found = slots[slot] = None  # before there is a larger one, not beside it
-    array = np.empty(size + ALIGNMENT, np.uint8)
-    begin = -array.__array_interface__["data"][0] % ALIGNMENT
+    array = np.empty(size + VECTOR_BYTES, np.uint8)
+    begin = -array.__array_interface__["data"][0] % VECTOR_BYTES
     found = Memory(array[begin : begin + size], array.__array_interface__["data"][0] + begin)
     if keep:
         slots[slot] = found
@@ -281,7 +281,7 @@ def memory(slot: str, size: int) -> Memory:
 
 
 # Bytes of the largest vectors.
-ALIGNMENT = 64
+VECTOR_BYTES = 64
 
 
 def release_buffers() -> None:

@@ -10,6 +10,7 @@
 // multiplied.
 #include "number.h"
 #include "depthwise.h"
+#include "shuffle.h"
 #include "masks.h"
 
 #define OUTPUTS 7  // images are often 7, 14, 28, 56 or 112 wide
@@ -46,7 +47,7 @@ INLINE NAME(Places) NAME(places_read)(int every, ptrdiff_t begin, ptrdiff_t end,
 
 INLINE vec NAME(read_places)(int every, const T* from, const NAME(Places) * r) {
   if (every == 1) return load_lanes(from, r->set);
-  if (every == 2) return evens(load_lanes(from, r->low), load_lanes(from + VL, r->high));
+  if (every == 2) return NAME(even)(load_lanes(from, r->low), load_lanes(from + VL, r->high));
   vec part = {0};
   for (ptrdiff_t i = r->begin; i < r->end; ++i) part[i] = from[i * r->step];
   return part;
@@ -272,8 +273,8 @@ static void NAME(through_tiles)(int kind, int outputs, const Depthwise* s, int t
       const T* even = tiles + o * VL;
       if (together == 2) {
         vec low = load(even), high = load(even + OUTPUTS * VL);
-        store_lanes(to, interleave(0, low, high), least(VL, both));
-        if (both > VL) store_lanes(to + VL, interleave(1, low, high), both - VL);
+        store_lanes(to, NAME(low)(low, high), least(VL, both));
+        if (both > VL) store_lanes(to + VL, NAME(high)(low, high), both - VL);
       } else {
         for (ptrdiff_t k = 0; k < b->count; ++k) to[k * s->y[4]] = even[k];
       }

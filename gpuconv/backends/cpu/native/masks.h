@@ -9,53 +9,11 @@
 #define store_lanes NAME(store_lanes)
 #define add_product NAME(add_product)
 #define add_lanes NAME(add_lanes)
-#define evens NAME(evens)
-#define interleave NAME(interleave)
 
 // Integers as wide as an element, to compare lanes and mask them.
 #define integer_f32 int
 #define integer_f64 long long
 typedef NAME(integer) ints __attribute__((vector_size(VECTOR_BYTES)));
-
-#if VECTOR_BYTES == 64
-#define EVENS_f32 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define LOWER_f32 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define UPPER_f32 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#define LANES_f32 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-#define EVENS_f64 0, 2, 4, 6, 8, 10, 12, 14
-#define LOWER_f64 0, 8, 1, 9, 2, 10, 3, 11
-#define UPPER_f64 4, 12, 5, 13, 6, 14, 7, 15
-#define LANES_f64 0, 1, 2, 3, 4, 5, 6, 7
-#elif VECTOR_BYTES == 32
-#define EVENS_f32 0, 2, 4, 6, 8, 10, 12, 14
-#define LOWER_f32 0, 8, 1, 9, 2, 10, 3, 11
-#define UPPER_f32 4, 12, 5, 13, 6, 14, 7, 15
-#define LANES_f32 0, 1, 2, 3, 4, 5, 6, 7
-#define EVENS_f64 0, 2, 4, 6
-#define LOWER_f64 0, 4, 1, 5
-#define UPPER_f64 2, 6, 3, 7
-#define LANES_f64 0, 1, 2, 3
-#else
-#define EVENS_f32 0, 2, 4, 6
-#define LOWER_f32 0, 4, 1, 5
-#define UPPER_f32 2, 6, 3, 7
-#define LANES_f32 0, 1, 2, 3
-#define EVENS_f64 0, 2
-#define LOWER_f64 0, 2
-#define UPPER_f64 1, 3
-#define LANES_f64 0, 1
-#endif
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
-#endif
-
-INLINE vec evens(vec a, vec b) { return SHUFFLE(a, b, NAME(EVENS)); }
-INLINE vec interleave(int upper, vec a, vec b) {
-  return upper ? SHUFFLE(a, b, NAME(UPPER)) : SHUFFLE(a, b, NAME(LOWER));
-}
 
 // A set of lanes.
 #define lanes NAME(lanes)
@@ -66,7 +24,8 @@ INLINE lanes among(ptrdiff_t begin, ptrdiff_t end) { return (lanes)((1u << end) 
 #else
 typedef ints lanes;  // all bits of a lane
 INLINE lanes among(ptrdiff_t begin, ptrdiff_t end) {
-  const ints lane = {NAME(LANES)};
+  ints lane;
+  UNROLL for (ptrdiff_t i = 0; i < VL; ++i) lane[i] = (NAME(integer))i;
   return (lane >= (NAME(integer))begin) & (lane < (NAME(integer))end);
 }
 #endif
@@ -87,18 +46,8 @@ INLINE vec load_lanes(const T* from, lanes set) {
 }
 
 INLINE void store_lanes(T* to, vec v, ptrdiff_t count) {
-  if (count == VL) {
-    store(to, v);
-    return;
-  }
-#if defined(__AVX512F__)
-  if (sizeof(T) == 4)
-    _mm512_mask_storeu_ps(to, among(0, count), (__m512)v);
-  else
-    _mm512_mask_storeu_pd(to, (__mmask8)among(0, count), (__m512d)v);
-#else
-  for (ptrdiff_t i = 0; i < count; ++i) to[i] = v[i];
-#endif
+  if (count == VL) store(to, v);
+  else store_part(to, v, count);
 }
 
 // sum + a * b in these lanes, sum in the others: an infinity there stays out, though the other factor is 0.
