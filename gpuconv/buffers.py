@@ -1,15 +1,16 @@
 """Give back the memory that calls on NumPy arrays keep for the next ones."""
 
-from gpuconv.backends.cpu import threads
+from gpuconv.backends.cpu import arrays, threads
 
 
 def release_buffers() -> None:
     """Give back the memory that calls on NumPy arrays keep for the next ones.
 
-    Each thread keeps what its calls needed beside their arguments and results, up to 16 MiB for each kind
-    of it, as fresh pages take longer than many a small layer. Calls under way keep theirs until they end;
-    results don't change. CuPy's memory is given back by its own pool:
-    ``cupy.get_default_memory_pool().free_all_blocks()``.
+    Fresh pages take longer than many a small layer. So each thread keeps what its calls needed beside their
+    arguments and results, up to 16 MiB for each kind of it; and the memory of large results that nobody
+    refers to any more is kept for the next ones of their size, up to 64 MiB. (Such a result doesn't own its
+    memory: its ``base`` is not None.) Calls under way keep theirs until they end; results don't change.
+    CuPy's memory is given back by its own pool: ``cupy.get_default_memory_pool().free_all_blocks()``.
 
     Examples
     --------
@@ -18,3 +19,4 @@ def release_buffers() -> None:
     >>> gpuconv.release_buffers()
     """
     threads.release_buffers()
+    arrays.release()

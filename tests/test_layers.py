@@ -8,6 +8,8 @@ from anywhere import close, equal
 
 import gpuconv
 from gpuconv import nn
+from gpuconv.backends.cpu import activations
+from gpuconv.backends.cpu.compiled import why_not
 
 F64 = np.float64
 
@@ -512,6 +514,26 @@ def test_relu_passes_nan_in_both_directions(device):
     relu = nn.ReLU()
     equal(relu(device.to_array(np.array([-1.0, np.nan, 2.0]))), [0, np.nan, 2])
     equal(relu.backward(device.to_array(np.array([5.0, 3.0, np.nan]))), [0, 3, np.nan])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_relu_gives_the_same_in_c_and_in_numpy(compiled, dtype):
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45], dtype)
+    x = np.random.default_rng(0).standard_normal(3 * 70_003).astype(dtype)  # several jobs and a tail
+    x[-7:] = special
+    dy = np.resize([np.inf, 2.0, np.nan, -3.0], x.shape).astype(dtype)
+    relu = nn.ReLU()
+    y = np.where(x <= 0, 0, x).astype(dtype)
+    dx = np.where(x <= 0, 0, dy).astype(dtype)
+    with gpuconv.config(compiled=compiled):
+        if compiled and activations._kernels(x) is None:
+            pytest.skip(f"no C kernels: {why_not()}")
+        for view in (lambda a: a, lambda a: a.reshape(3, -1).T, lambda a: a[::-2], lambda a: a[1:1]):
+            result = relu(view(x))
+            assert result.dtype == dtype and np.array_equal(result, view(y), equal_nan=True)
+            grad = relu.backward(view(dy))
+            assert grad.dtype == dtype and np.array_equal(grad, view(dx), equal_nan=True)
 
 
 def test_max_pool_layer_keeps_one_byte_per_window(images):

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from gpuconv.backends.cpu import compiled, threads
+from gpuconv.buffers import release_buffers
 from gpuconv.measure.timing import Call, Sample
 
 R = TypeVar("R")
@@ -108,10 +109,9 @@ class Cpu:
     def workspace(self, call: Callable[[], Any]) -> tuple[Any, int]:
         """Return a call's result and the most bytes that NumPy held beside it, as asked of the allocator.
 
-        Buffers that threads keep for their next call are dropped before, so they count. BLAS's own aren't
-        NumPy's.
+        Memory that is kept for the next call is given back before, so it counts. BLAS's own isn't NumPy's.
         """
-        threads.release_buffers()
+        release_buffers()
         # Someone else's trace goes on; its peak is put down to what is there now.
         mine = not tracemalloc.is_tracing()
         if mine:

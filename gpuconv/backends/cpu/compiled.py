@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 # Files of native/ that are compiled, each with what it includes. Every part has a library of its own for each
 # dtype, as most programs need few of them, and a part takes one to three seconds.
-PARTS = ("direct", "winograd", "depthwise", "pooling")
+PARTS = ("direct", "winograd", "depthwise", "pooling", "relu")
 
 # Endings of functions' names. A processor of 32 bits may align doubles to 4 bytes, where `kernels` couldn't
 # tell what C can take.

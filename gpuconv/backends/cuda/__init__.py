@@ -4,7 +4,7 @@
 kernels.py (what is compiled) -> cuda/im2col.cu. Nothing of CuPy is imported before its arrays are seen.
 """
 
-from gpuconv.backends.cuda import adaptive, arrays, columns, convolution, dense, pooling
+from gpuconv.backends.cuda import activations, adaptive, arrays, columns, convolution, dense, pooling
 from gpuconv.backends.cuda.runtime import check_device
 
-__all__ = ["adaptive", "arrays", "check_device", "columns", "convolution", "dense", "pooling"]
+__all__ = ["activations", "adaptive", "arrays", "check_device", "columns", "convolution", "dense", "pooling"]

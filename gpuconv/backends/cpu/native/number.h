@@ -1,4 +1,4 @@
-// What each part (direct.c, winograd.c, depthwise.c, pooling.c) begins with. A library is of one part, for
+// What each part (direct.c, winograd.c, depthwise.c, pooling.c, relu.c) begins with. A library is of one part, for
 // numbers of NUMBER_BYTES, which the compiler is told; its functions are named NAME_f32 or NAME_f64.
 #pragma once
 #include <stddef.h>
