@@ -23,6 +23,9 @@ Planes = tuple[slice, slice]
 # Bytes of x that a job takes; C holds no interpreter lock, so that jobs may be smaller than NumPy's.
 BLOCK_BYTES = 1 << 20
 
+# Rows of outputs for which rows are laid out at a time, as in native/pool_rows.c.
+LAID_BLOCK = 8
+
 # The masks that are read.
 MASKS = {np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)}
 
@@ -131,7 +134,7 @@ def _told(
     s.x, s.y, s.way = five(x), five(y), way
     if mask is not None:
         s.mask, s.mask_bytes = five(mask), mask_bytes
-    return Told(window, way, s, _memory_bytes(window, way, item, backward))
+    return Told(window, way, s, _memory_bytes(window, way, item, x[-1] == 1, backward))
 
 
 def _is_whole(window: Window, axis: int) -> bool:
@@ -184,9 +187,9 @@ def _way_back(window: Window, lanes: int, dense: bool, masked: bool) -> int:
     return BY_ROWS if window.taps * -(-width // lanes) <= width * each else BY_WINDOWS
 
 
-def _memory_bytes(window: Window, way: int, item: int, backward: bool) -> int:
+def _memory_bytes(window: Window, way: int, item: int, dense: bool, backward: bool) -> int:
     lanes, stride = VECTOR_BYTES // item, window.stride[-1]
-    (kd, kh, kw), span = three(window.kernel, 1), three(window.span, 1)
+    (kd, _, kw), span = three(window.kernel, 1), three(window.span, 1)
     size, width = three(window.in_size, 1), window.out_size[-1]
     if way == BY_CHANNELS and backward:  # native/pool_channels_backward.c
         return 16 * size[2]
@@ -196,8 +199,11 @@ def _memory_bytes(window: Window, way: int, item: int, backward: bool) -> int:
         return 0
     reach = (span[2] - 1) // stride
     if not backward:  # native/pool_rows.c
-        row = (width + reach + lanes) * min(stride, span[2])
-        return 8 * (2 * kd * kh + kw) + item * (kd * min(span[1], size[1]) * row + 4 * (width + lanes))
+        table = 8 * kw + item * (width + lanes)
+        if dense and stride <= 2:
+            return table
+        rows = min(size[1], span[1] + (LAID_BLOCK - 1) * three(window.stride, 1)[1])
+        return table + item * kd * rows * (width + reach + lanes) * min(stride, span[2])
     steps = three(window.stride, 1)  # native/pool_rows_backward.c
     kept = -(-span[0] // steps[0]) * -(-span[1] // steps[1])
     line = (size[2] - 1 + window.before[-1]) // stride + 1 + lanes

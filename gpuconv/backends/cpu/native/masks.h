@@ -6,6 +6,7 @@
 
 #define ints NAME(ints)
 #define load_lanes NAME(load_lanes)
+#define load_over NAME(load_over)
 #define store_lanes NAME(store_lanes)
 #define add_product NAME(add_product)
 #define add_lanes NAME(add_lanes)
@@ -30,20 +31,23 @@ INLINE lanes among(ptrdiff_t begin, ptrdiff_t end) {
 }
 #endif
 
-INLINE vec load_lanes(const T* from, lanes set) {
+// These elements; in the other lanes, those of `fill`.
+INLINE vec load_over(vec fill, const T* from, lanes set) {
 #if defined(__AVX512F__)
-  return sizeof(T) == 4 ? (vec)_mm512_maskz_loadu_ps(set, from)
-                        : (vec)_mm512_maskz_loadu_pd((__mmask8)set, from);
+  return sizeof(T) == 4 ? (vec)_mm512_mask_loadu_ps((__m512)fill, set, from)
+                        : (vec)_mm512_mask_loadu_pd((__m512d)fill, (__mmask8)set, from);
 #elif defined(__AVX__)
-  return sizeof(T) == 4 ? (vec)_mm256_maskload_ps((const float*)from, (__m256i)set)
-                        : (vec)_mm256_maskload_pd((const double*)from, (__m256i)set);
+  ints part = sizeof(T) == 4 ? (ints)_mm256_maskload_ps((const float*)from, (__m256i)set)
+                             : (ints)_mm256_maskload_pd((const double*)from, (__m256i)set);
+  return (vec)(part | (~set & (ints)fill));
 #else
-  vec part = {0};
   for (ptrdiff_t i = 0; i < VL; ++i)
-    if (set[i]) part[i] = from[i];
-  return part;
+    if (set[i]) fill[i] = from[i];
+  return fill;
 #endif
 }
+
+INLINE vec load_lanes(const T* from, lanes set) { return load_over((vec){0}, from, set); }
 
 INLINE void store_lanes(T* to, vec v, ptrdiff_t count) {
   if (count == VL) store(to, v);

@@ -9,8 +9,8 @@ typedef __typeof__(((vec){0} == (vec){0})[0]) INT;  // as wide as T: what compar
 typedef INT ivec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
 #define bytes NAME(bytes)
 typedef unsigned char bytes __attribute__((vector_size(VECTOR_BYTES / sizeof(T)), aligned(1), may_alias));
-#define ints NAME(ints)
-typedef int ints __attribute__((vector_size(4 * VECTOR_BYTES / sizeof(T)), aligned(4), may_alias));
+#define words NAME(words)
+typedef int words __attribute__((vector_size(4 * VECTOR_BYTES / sizeof(T)), aligned(4), may_alias));
 #define longs NAME(longs)
 typedef long long longs __attribute__((vector_size(8 * VECTOR_BYTES / sizeof(T)), aligned(8), may_alias));
 
@@ -27,13 +27,30 @@ INLINE void NAME(take)(int op, vec v, ivec tap, vec *best, ivec *at) {
 
 INLINE void NAME(store_mask)(const Pooling *s, ivec at, char *mask) {
   if (s->mask_bytes == 1) *(bytes *)mask = __builtin_convertvector(at, bytes);
-  else if (s->mask_bytes == 4) *(ints *)mask = __builtin_convertvector(at, ints);
+  else if (s->mask_bytes == 4) *(words *)mask = __builtin_convertvector(at, words);
   else *(longs *)mask = __builtin_convertvector(at, longs);
+}
+
+// Write the first `count` bytes, and nothing else: two halves, quarters .. that may overlap.
+INLINE void NAME(store_bytes)(char *to, bytes v, ptrdiff_t count) {
+  char part[16];
+  *(bytes *)part = v;
+#define PARTS(number)                                                                      \
+  if (count >= (ptrdiff_t)sizeof(number)) {                                                \
+    typedef number some __attribute__((aligned(1), may_alias));                            \
+    *(some *)to = *(some *)part;                                                           \
+    to += count - sizeof(number);                                                          \
+    *(some *)to = *(some *)(part + count - sizeof(number));                                \
+    return;                                                                                \
+  }
+  if (count == VL) *(bytes *)to = v;
+  else PARTS(long long) else PARTS(int) else PARTS(short) else *to = *part;
+#undef PARTS
 }
 
 INLINE ivec NAME(load_mask)(ptrdiff_t bytes_each, const char *mask) {
   if (bytes_each == 1) return __builtin_convertvector(*(const bytes *)mask, ivec);
-  if (bytes_each == 4) return __builtin_convertvector(*(const ints *)mask, ivec);
+  if (bytes_each == 4) return __builtin_convertvector(*(const words *)mask, ivec);
   return __builtin_convertvector(*(const longs *)mask, ivec);
 }
 

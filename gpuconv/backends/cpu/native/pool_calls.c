@@ -2,6 +2,8 @@
 
 INLINE void NAME(pool)(int op, const Pooling *s, const T *x, const double *shares, T *y, char *mask,
                        T *memory) {
+  Rows r = {0};
+  if (s->way == BY_ROWS) r = NAME(rows_of)(s, memory);
   for (ptrdiff_t n = 0; n < s->images; ++n) {
     if (s->way == BY_CHANNELS) {
       NAME(channels)(op, s, x + n * s->x[0], shares, y + n * s->y[0], mask + n * s->mask[0] * s->mask_bytes);
@@ -15,7 +17,7 @@ INLINE void NAME(pool)(int op, const Pooling *s, const T *x, const double *share
       const T *plane = x + n * s->x[0] + c * s->x[1];
       T *to = y + n * s->y[0] + c * s->y[1];
       char *offsets = mask + (n * s->mask[0] + c * s->mask[1]) * s->mask_bytes;
-      if (s->way == BY_ROWS) NAME(rows)(op, s, plane, shares, to, offsets, memory);
+      if (s->way == BY_ROWS) NAME(rows)(op, s, &r, plane, shares, to, offsets);
       else NAME(windows)(op, s, plane, shares, to, offsets);
     }
   }

@@ -1,5 +1,7 @@
 // Pooling and its gradients.
 #include "number.h"
+#include "masks.h"
+#include "shuffle.h"
 #include "pooling.h"
 #include "pool.c"
 #include "pool_channels.c"
