@@ -20,7 +20,7 @@ INLINE void NAME(fill_row)(T *to, ptrdiff_t columns, const T *from, ptrdiff_t at
   if (jump == 1) {
     ptrdiff_t q = begin;
     for (; q + VL <= end; q += VL) store(to + q, load(source + q));
-    for (; q < end; ++q) to[q] = source[q];
+    if (q < end) store_part(to + q, load_part(source + q, end - q), end - q);
   } else if (jump == 2) {
     for (ptrdiff_t q = begin; q < end; ++q) to[q] = source[q * 2];
   } else {

@@ -71,7 +71,7 @@ INLINE void NAME(scatter)(const Convolution *s, const T *tile, ptrdiff_t kernels
         for (ptrdiff_t k = 0; k < kernels; ++k) {
           ptrdiff_t i = 0;
           for (; i + VL <= run; i += VL) store(to + k * s->y[1] + i, load(tile + k * 8 * VL + i));
-          for (; i < run; ++i) to[k * s->y[1] + i] = tile[k * 8 * VL + i];
+          if (i < run) store_part(to + k * s->y[1] + i, load(tile + k * 8 * VL + i), run - i);
         }
       } else {
         for (ptrdiff_t k = 0; k < kernels; ++k)
