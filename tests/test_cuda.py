@@ -766,6 +766,7 @@ def _primitives(package):
 
 
 PRIMITIVES = {
+    "activations": ("relu", "relu_input_grad"),
     "adaptive": ("avg_pool", "avg_pool_backward", "max_pool", "max_pool_backward"),
     "arrays": ("empty", "extent"),
     "columns": ("im2col", "col2im"),
@@ -789,7 +790,7 @@ def test_both_backends_have_the_same_primitives_with_the_same_parameters():
 def test_public_functions_call_no_other_primitives():
     called = set()
     functions = ("adaptive", "conv", "global_pool", "lp_pool", "pool", "unpool", "columns")
-    for module in (*functions, "backends/dispatch", "nn/dense"):
+    for module in (*functions, "backends/dispatch", "nn/activations", "nn/dense"):
         text = (Path(gpuconv.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
         called |= set(re.findall(r"backend\.(\w+\.\w+)", text))
         called |= {f"convolution.{name}" for name in re.findall(r"\bops\.(\w+)", text)}

@@ -20,15 +20,19 @@ def nothing_kept():
     gpuconv.release_buffers()
 
 
+def new(shape, dtype):
+    return arrays.empty(shape, dtype, np.empty(0))
+
+
 def start(x):
     return x.__array_interface__["data"][0]
 
 
 def test_a_result_takes_the_memory_of_one_that_is_gone():
-    x = arrays.empty(SHAPE, np.float32)
+    x = new(SHAPE, np.float32)
     place = start(x)
     del x
-    assert start(arrays.empty((1024, 32), np.float64)) == place
+    assert start(new((1024, 32), np.float64)) == place
 
 
 @pytest.mark.parametrize(
@@ -44,17 +48,17 @@ def test_a_result_takes_the_memory_of_one_that_is_gone():
     ],
 )
 def test_memory_is_taken_by_no_other_while_something_refers_to_it(of):
-    x = arrays.empty(SHAPE, np.float32)
+    x = new(SHAPE, np.float32)
     place, kept = start(x), of(x)
     del x
     gc.collect()
-    assert start(arrays.empty(SHAPE, np.float32)) != place
+    assert start(new(SHAPE, np.float32)) != place
     del kept
-    assert start(arrays.empty(SHAPE, np.float32)) == place
+    assert start(new(SHAPE, np.float32)) == place
 
 
 def test_results_begin_where_vectors_do_and_look_like_any_array():
-    x = arrays.empty(SHAPE, np.float32)
+    x = new(SHAPE, np.float32)
     assert start(x) % 64 == 0
     assert type(x) is np.ndarray
     assert x.flags.c_contiguous and x.flags.writeable and x.flags.aligned
@@ -66,10 +70,10 @@ def test_no_more_is_kept_than_is_said(monkeypatch):
     monkeypatch.setattr(arrays, "KEPT_BYTES", 1 << 20)
     tracemalloc.start()
     try:
-        several = [arrays.empty((size, 1024), np.float32) for size in (64, 65, 66, 64, 65, 66, 64)]
+        several = [new((size, 1024), np.float32) for size in (64, 65, 66, 64, 65, 66, 64)]
         del several
         kept = tracemalloc.get_traced_memory()[0]
-        larger = arrays.empty((1025, 256), np.float32)
+        larger = new((1025, 256), np.float32)
         assert larger.base is None
         del larger
         assert 1 << 19 < kept < 1.01 * (1 << 20)
@@ -81,14 +85,12 @@ def test_no_more_is_kept_than_is_said(monkeypatch):
 
 def test_what_was_wanted_last_is_kept(monkeypatch):
     monkeypatch.setattr(arrays, "KEPT_BYTES", 1 << 19)
-    first, second, third = (arrays.empty((size, 1024), np.float32) for size in (60, 61, 62))
+    first, second, third = (new((size, 1024), np.float32) for size in (60, 61, 62))
     places = start(second), start(third)
     del first
     del second
     del third
-    assert {start(arrays.empty((61, 1024), np.float32)), start(arrays.empty((62, 1024), np.float32))} == set(
-        places
-    )
+    assert {start(new((61, 1024), np.float32)), start(new((62, 1024), np.float32))} == set(places)
 
 
 def test_threads_never_share_a_result():
@@ -96,9 +98,9 @@ def test_threads_never_share_a_result():
 
     def work(number):
         for turn in range(300):
-            x = arrays.empty(SHAPE, np.float32)
+            x = new(SHAPE, np.float32)
             x[...] = number
-            y = arrays.empty(SHAPE, np.float32)
+            y = new(SHAPE, np.float32)
             y[...] = -turn
             if not (x == number).all():
                 wrong.append((number, turn))
@@ -116,7 +118,7 @@ def test_a_forked_process_has_no_memory_that_another_thread_was_taking():
     with arrays._idle._lock:  # as if by a thread that the child hasn't
         child = os.fork()
         if not child:
-            done = threading.Thread(target=arrays.empty, args=(SHAPE, np.float32), daemon=True)
+            done = threading.Thread(target=new, args=(SHAPE, np.float32), daemon=True)
             done.start()
             done.join(10)
             os._exit(done.is_alive())

@@ -23,13 +23,15 @@ class ReLU(Layer):
 
     def forward(self, x: Array) -> Array:
         """Return max(x, 0)."""
-        y = _check(self, x).activations.relu(x)
+        backend = _check(self, x)
+        y = backend.activations.relu(x)
         return self._keep(y, y)
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Return dx = dy where x > 0, else 0."""
         y = self._recall(dy)
-        return backend_of("ReLU", dy=dy, y=y).activations.relu_input_grad(dy, y)
+        backend = backend_of("ReLU", dy=dy, y=y)
+        return backend.activations.relu_input_grad(dy, y)
 
 
 class Sigmoid(Layer):

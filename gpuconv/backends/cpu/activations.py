@@ -17,7 +17,7 @@ BLOCK = 1 << 16
 
 def relu(x: Array) -> Array:
     """Return max(x, 0); NaN stays."""
-    y = arrays.empty(x.shape, x.dtype)
+    y = arrays.empty(x.shape, x.dtype, x)
     if kernels := _kernels(x, y):
         _blocks(kernels.relu, x, y)
     else:
@@ -27,7 +27,7 @@ def relu(x: Array) -> Array:
 
 def relu_input_grad(dy: Array, y: Array) -> Array:
     """Return dy, but 0 where y <= 0."""
-    dx = arrays.empty(dy.shape, dy.dtype)
+    dx = arrays.empty(dy.shape, dy.dtype, dy)
     if kernels := _kernels(dy, y, dx):
         _blocks(kernels.relu_input_grad, dy, y, dx)
         return dx

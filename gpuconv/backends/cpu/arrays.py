@@ -24,7 +24,7 @@ KEPT_BYTES = 64 << 20
 PAGE_BYTES = 4096
 
 
-def empty(shape: tuple[int, ...], dtype: Any, beside: Array | None = None) -> Array:
+def empty(shape: tuple[int, ...], dtype: Any, beside: Array) -> Array:
     """Return a new array, not filled, where another lies."""
     dtype = np.dtype(dtype)
     size = prod(shape) * dtype.itemsize
