@@ -5,6 +5,7 @@ Here and in the other files of this backend, arrays are handled through *canonic
 layouts: NumPy walks memory in the order it lies in, however the view's axes are named.
 """
 
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -17,6 +18,7 @@ from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
 Array = np.ndarray[Any, Any]
+Bounds = tuple[tuple[int, int], ...]  # start and stop of output places along each axis
 
 
 def channels_first(x: Array, channels_last: bool) -> Array:
@@ -122,56 +124,61 @@ def windows(x: Array, window: Window, start: int, stop: int) -> Array:
     )
 
 
-def row_bounds(window: Window, start: int, stop: int) -> list[tuple[int, int]]:
+def row_bounds(window: Window, start: int, stop: int) -> Bounds:
     """Return the bounds, axis by axis, of the output places in rows start..stop."""
-    return [(start, stop), *((0, size) for size in window.out_size[1:])]
+    return (start, stop), *((0, size) for size in window.out_size[1:])
 
 
-def cut(x: Array, window: Window, outputs: list[tuple[int, int]]) -> Array:
+def cut(x: Array, window: Window, outputs: Bounds) -> Array:
     """Return what these output places (start, stop along each axis) read of x, with zeros for padding.
 
     A view where they read no padding, else a copy in the thread's buffer.
     """
-    lows, highs = _reach(window, outputs)
-    lead = x.shape[: -len(lows)]
-    sizes = x.shape[-len(lows) :]
-    inner: tuple[Any, ...] = tuple(
-        slice(min(max(lo, 0), n), max(min(hi, n), 0)) for lo, hi, n in zip(lows, highs, sizes, strict=True)
-    )
-    x = x[(Ellipsis, *inner)]
-    if all(lo >= 0 and hi <= n for lo, hi, n in zip(lows, highs, sizes, strict=True)):
+    axes = len(outputs)
+    inside, places, middle = _read(window, outputs, x.shape[-axes:])
+    x = x[..., *inside]
+    if middle is None:
         return x
-    places = [hi - lo for lo, hi in zip(lows, highs, strict=True)]
+    lead = x.shape[:-axes]
     if x.strides[len(lead) - 1] == x.itemsize:  # channels last in memory: keep them so
         memory = buffer("padded", (*lead[:-1], *places, lead[-1]), x.dtype)
         padded = np.moveaxis(memory, -1, len(lead) - 1)
     else:
         padded = memory = buffer("padded", (*lead, *places), x.dtype)
-    middle: list[slice] = [slice(None)] * padded.ndim
-    for axis, (lo, hi, n) in enumerate(zip(lows, highs, sizes, strict=True), start=len(lead)):
-        before = min(max(-lo, 0), hi - lo)
-        middle[axis] = slice(before, hi - lo - min(max(hi - n, 0), hi - lo - before))
-    memory[...] = 0  # all of it, in one run: a column of zeros alone would be written element by element
-    padded[tuple(middle)] = x
+    memory.fill(0)  # all of it, in one run: a column of zeros alone would be written element by element
+    padded[..., *middle] = x
     return padded
 
 
-def _reach(window: Window, outputs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Return where what these output places read begins and ends along each axis, padding included."""
-    lows, highs = [], []
-    for (start, stop), s, p, span in zip(outputs, window.stride, window.before, window.span, strict=True):
-        lows.append(start * s - p)
-        highs.append((stop - 1) * s - p + span)
-    return lows, highs
+@lru_cache(maxsize=1024)
+def _read(
+    window: Window, outputs: Bounds, sizes: tuple[int, ...]
+) -> tuple[tuple[Any, ...], tuple[int, ...], tuple[Any, ...] | None]:
+    """Return what these output places read: slices of x, sizes with padding, and where in these x lies.
+
+    None for the last where no padding is read.
+    """
+    inside: list[slice] = []
+    places: list[int] = []
+    middle: list[slice] = []
+    padded = False
+    for (start, stop), s, p, span, n in zip(
+        outputs, window.stride, window.before, window.span, sizes, strict=True
+    ):
+        low, high = start * s - p, (stop - 1) * s - p + span
+        inside.append(slice(min(max(low, 0), n), max(min(high, n), 0)))
+        places.append(high - low)
+        before = min(max(-low, 0), high - low)
+        middle.append(slice(before, high - low - min(max(high - n, 0), high - low - before)))
+        padded |= low < 0 or high > n
+    return tuple(inside), tuple(places), tuple(middle) if padded else None
 
 
-def padded_size(x: Array, window: Window, outputs: list[tuple[int, int]]) -> int:
+def padded_size(x: Array, window: Window, outputs: Bounds) -> int:
     """Return the elements of the copy that `cut` makes; 0 where it makes none."""
-    lows, highs = _reach(window, outputs)
-    sizes = x.shape[-len(lows) :]
-    if all(lo >= 0 and hi <= n for lo, hi, n in zip(lows, highs, sizes, strict=True)):
-        return 0
-    return int(prod(x.shape[: -len(lows)])) * prod(hi - lo for lo, hi in zip(lows, highs, strict=True))
+    axes = len(outputs)
+    _, places, middle = _read(window, outputs, x.shape[-axes:])
+    return 0 if middle is None else int(prod(x.shape[:-axes])) * prod(places)
 
 
 def tap_slices(

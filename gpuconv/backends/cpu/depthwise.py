@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from gpuconv.backends.cpu.blocks import Block, alike, cut_groups, cut_places, length
-from gpuconv.backends.cpu.columns import cut, padded_size, row_bounds, tap_slices, view_as
+from gpuconv.backends.cpu.columns import Bounds, cut, padded_size, row_bounds, tap_slices, view_as
 from gpuconv.backends.cpu.threads import buffer, count, parallel, used
 from gpuconv.backends.dispatch import accumulator
 from gpuconv.backends.plans import Account
@@ -199,10 +199,10 @@ def _writes_directly(window: Window, images: int) -> bool:
     return images == 1 and tiles * t == window.out_size[-1]
 
 
-def _bounds(window: Window, r0: int, r1: int) -> list[tuple[int, int]]:
+def _bounds(window: Window, r0: int, r1: int) -> Bounds:
     """Return the bounds of whole tiles in output rows r0..r1, axis by axis."""
     tiles, t, _ = _tiling(window)
-    return [*row_bounds(window, r0, r1)[:-1], (0, tiles * t)]
+    return *row_bounds(window, r0, r1)[:-1], (0, tiles * t)
 
 
 def _diagonals(bands: Array, window: Window) -> Array:
