@@ -53,7 +53,17 @@ class Backend:
 
 
 # The NumPy backend's limits, so low that small arrays are cut up and threaded as large ones are.
-SMALL_PIECES = {"BLOCK_BYTES": 512, "GEMM_COLUMNS": 4, "WEIGHT_ROWS": 8, "TILE": 4, "SERIAL_WORK": 0}
+SMALL_PIECES = {
+    "BLOCK_BYTES": 512,
+    "GEMM_COLUMNS": 4,
+    "LEAST_COLUMNS": 1,
+    "ENOUGH_COLUMNS": 8,
+    "SMALL_PRODUCT": 200,
+    "SMALL_COLUMNS": 2,
+    "WEIGHT_ROWS": 8,
+    "TILE": 4,
+    "SERIAL_WORK": 0,
+}
 
 
 def _cut_small(patch):

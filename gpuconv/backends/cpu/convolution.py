@@ -11,6 +11,7 @@ An algorithm is a module that has these three, or some; what it can't do, `gemm`
     filters    every channel filtered alone, by C kernels
     depthwise  the same, by NumPy
     gemm       columns, multiplied by BLAS
+    rows       the same, where a kernel's rows need no copies
 
 They work on canonical views: arrays channels first, whatever their layout, and weights
 [groups, C_out/groups, C_in/groups, *kernel].
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu import compiled, depthwise, direct, filters, gemm, winograd
+from gpuconv.backends.cpu import compiled, depthwise, direct, filters, gemm, rows, winograd
 from gpuconv.backends.cpu.columns import channels_first, view_as
 from gpuconv.backends.cpu.threads import is_much, parallel, used
 from gpuconv.backends.dispatch import accumulator
@@ -118,12 +119,19 @@ def _convolve(x: Array, w: Array, b: Array | None, window: Window, y: Array, cha
     elif how == "direct":
         _otherwise(x, w, b, window, y, channels_last)
     else:
-        gemm.forward(x, w, b, window, y, channels_last)
+        _by_blas(x, w, b, window, y, channels_last)
 
 
 def _otherwise(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
     if (c := _kernels(x, w, y, b)) is not None:
         direct.forward(c, x, w, b, window, y)
+    else:
+        _by_blas(x, w, b, window, y, channels_last)
+
+
+def _by_blas(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
+    if not channels_last and rows.pays(x, w.shape, window):
+        rows.forward(x, w, b, window, y)
     else:
         gemm.forward(x, w, b, window, y, channels_last)
 
@@ -284,6 +292,8 @@ def _plan(
         return algorithm, depthwise.why(channels_last), jobs, threads, 0
     if algorithm == "direct":
         return algorithm, direct.WHY, *direct.plan_forward(x, w.shape, window, account)
+    if not channels_last and rows.pays(x, w.shape, window):
+        return "gemm", rows.WHY, *rows.plan_forward(x, w, window, y, account)
     jobs, threads = gemm.plan_forward(x, w.shape, window, y, channels_last, account)
     # Turned kernels aren't a matrix until they are copied.
     copied = 0 if gemm.matrices_of(w, channels_last) is not None else w.nbytes
