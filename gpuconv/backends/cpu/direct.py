@@ -1,12 +1,14 @@
 """Convolution by our C kernels, without columns: products with shifted runs of a padded image (native/*.c).
 
 An image's group is copied once, padding included, into a *flat* layout in which what a tap reads for all
-output places is one run of memory; the products then take their operands from there. This file says how large
-that layout is, cuts the work into boxes of output places, and hands them to threads; all arrays are canonical
-views.
+output places is one run of memory; the products then take their operands from there. Either output places run
+along the vectors (native/multiply.c, native/dots.c) or kernels do (native/outer.c), whichever fills them
+better. This file says that, and how large the layout is, cuts the work into boxes of output places, and hands
+them to threads; all arrays are canonical views.
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, product
 from math import prod
@@ -59,9 +61,10 @@ class Flat(NamedTuple):
         """Elements of an image of so many channels."""
         return len(self.residues) * channels * self.plane
 
-    def offsets(self, channels: int) -> Array:
-        """Where each tap reads its first channel, for output place 0."""
-        return self.phase * (channels * self.plane) + self.shift
+    def offsets(self, channels: int, last: bool = False) -> Array:
+        """Where each tap reads its first channel, for output place 0; `last`: of a layout channels last."""
+        shift: Array = self.shift * channels if last else self.shift
+        return self.phase * (channels * self.plane) + shift
 
 
 Box = tuple[tuple[int, int], ...]  # output places along each of three axes
@@ -104,12 +107,38 @@ def _over_taps(by_axis: tuple[Array, Array, Array]) -> Array:
     return np.ascontiguousarray(d[:, None, None] + h[:, None] + w, np.intp).ravel()
 
 
+@lru_cache(maxsize=512)
+def _by_outer(window: Window, og: int, item: int, turned: int = 0) -> bool:
+    """Tell whether kernels fill vectors better than output places do, so that native/outer.c is faster.
+
+    `turned` is how many products an element takes part in that must be laid out the other way round for it; 0
+    where none must.
+    """
+    lanes = VECTOR_BYTES // item
+    numbers = flat(window, tuple((0, n) for n in three(window.out_size, 1))).places
+    kernels, places = _fullness(og, og, lanes), _fullness(window.places, numbers, lanes)
+    return kernels >= OUTER_LEAST * places * (1 + TURNING / turned if turned else 1)
+
+
+# 40 kernels of 14x14 places were as fast either way, where vectors were full to 0.83 and 0.88.
+OUTER_LEAST = 0.95
+
+
+# Turning an element round takes as long as so many of its products: dw of 64 channels, 1x1, lost 12 % with dy
+# turned, of 24 channels 33 %.
+TURNING = 16
+
+
+def _fullness(useful: int, numbers: int, lanes: int) -> float:
+    return useful / max(1, -(-numbers // lanes) * lanes)
+
+
 class Call(NamedTuple):
     """What the C functions take that is the same for all images and calls of this geometry."""
 
     struct: Any  # a pointer to the Struct
     residues: int
-    offsets: int  # of all channels' taps for weight gradients, of the first one's else
+    offsets: int  # of all channels' taps for weight gradients and outer.c, of the first one's else
     corner: int  # elements from y's first to the box's first
     elements: int  # of the flat copies
     alive: tuple[Any, ...]
@@ -126,6 +155,8 @@ def _call(
     channels: int,
     kernels: int,
     gradient: bool,
+    outer: bool,
+    item: int,
 ) -> Call:
     """Describe a call on so many images and groups, with channels and kernels of each, for C.
 
@@ -140,21 +171,30 @@ def _call(
     s.phases, s.extent, s.plane = len(layout.residues), layout.extent, layout.plane
     s.box, s.places = tuple(hi - lo for lo, hi in box), layout.places
     s.x, s.y = x_steps, y_steps
-    inside = all(lo >= 0 and lo + n <= size for lo, n, size in zip(s.first, s.extent, s.size, strict=True))
-    one_by_one = tuple(s.stride) == (1, 1, 1)
-    s.x_in_place = inside and one_by_one and _lies_flat(s.x, layout.extent, layout.extent)
-    # No number between its places may belong to another's element: it is read as a 0.
-    s.y_in_place = layout.places == prod(s.box) and _lies_flat(s.y, layout.extent, s.box)
-    vector = VECTOR_BYTES // 4
-    if gradient:
-        plane = x_steps[1] if s.x_in_place else layout.plane
-        offsets = (layout.offsets(channels) + np.arange(channels)[:, None] * plane).ravel()
-        elements = 0 if s.x_in_place else images * layout.image(channels)
-        elements += 0 if s.y_in_place else images * kernels * (layout.places + vector)
-    else:  # whose blocks read beyond the last place, so only 1x1 kernels find x in place: see multiply.c
-        s.x_in_place = s.x_in_place and window.taps == 1
+    spans = zip(s.first, s.box, s.stride, three(window.span, 1), s.size, strict=True)
+    inside = all(lo >= 0 and lo + (n - 1) * step + span <= size for lo, n, step, span, size in spans)
+    vector = VECTOR_BYTES // item
+    if outer:
+        s.x_in_place = inside
+        s.y_in_place = kernels % vector == 0 and y_steps[1] == 1 and _follow(y_steps[2:], s.box)
+        offsets, s.reads = _reads(window, layout, x_steps, channels, inside)
+        elements = 2 * prod(s.box) * NUMBER_BYTES // item
+        dy = (kernels + vector) * prod(s.box)
+    else:
+        one_by_one = tuple(s.stride) == (1, 1, 1)
+        s.x_in_place = inside and one_by_one and _lies_flat(s.x, layout.extent, layout.extent)
+        # Its blocks read beyond the last place, so only 1x1 kernels find x in place: see multiply.c.
+        s.x_in_place = s.x_in_place and (gradient or window.taps == 1)
+        # No number between its places may belong to another's element: it is read as a 0.
+        s.y_in_place = layout.places == prod(s.box) and _lies_flat(s.y, layout.extent, s.box)
         offsets = layout.offsets(channels)
-        elements = channels * vector if s.x_in_place else layout.image(channels)
+        if gradient:
+            offsets = _over_channels(offsets, channels, x_steps[1] if s.x_in_place else layout.plane)
+        elements = channels * vector if s.x_in_place and not gradient else 0
+        dy = kernels * (layout.places + vector)
+    copies = images if gradient else 1
+    elements += 0 if s.x_in_place else copies * layout.image(channels)
+    elements += 0 if s.y_in_place or not gradient else copies * dy
     corner = sum(lo * step for (lo, _), step in zip(box, y_steps[2:], strict=True))
     return Call(
         ctypes.addressof(s),
@@ -164,6 +204,45 @@ def _call(
         elements,
         (s, layout, offsets),
     )
+
+
+# Bytes of a place's number in outer.c.
+NUMBER_BYTES = ctypes.sizeof(ctypes.c_ssize_t)
+
+
+def _reads(
+    window: Window, layout: Flat, x_steps: tuple[int, ...], channels: int, in_place: bool
+) -> tuple[Array, Triple]:
+    """Return where outer.c finds all channels' taps for the first output place, and how far places are apart.
+
+    In a flat copy channels come last where they do in x, and the copy is rows of channels.
+    """
+    steps = x_steps[2:]
+    if in_place:
+        kernel, dilation, stride = (
+            three(each, 1) for each in (window.kernel, window.dilation, window.stride)
+        )
+        d, h, w = (np.arange(k) * (by * step) for k, by, step in zip(kernel, dilation, steps, strict=True))
+        far = stride[0] * steps[0], stride[1] * steps[1], stride[2] * steps[2]
+        return _over_channels(_over_taps((d, h, w)), channels, x_steps[1]), far
+    last = x_steps[1] == 1 and channels > 1
+    _, rows, pitch = layout.extent
+    each, plane = (channels, 1) if last else (1, layout.plane)
+    return _over_channels(layout.offsets(channels, last), channels, plane), (
+        rows * pitch * each,
+        pitch * each,
+        each,
+    )
+
+
+def _over_channels(taps: Array, channels: int, step: int) -> Array:
+    return (taps + np.arange(channels)[:, None] * step).ravel()
+
+
+def _follow(steps: tuple[int, ...], sizes: Sequence[int]) -> bool:
+    """Tell whether places lie one after the other, all the same step apart."""
+    d, h, w = steps
+    return (sizes[1] == 1 or h == sizes[2] * w) and (sizes[0] == 1 or d == sizes[1] * sizes[2] * w)
 
 
 def _lies_flat(steps: Any, extent: Triple, sizes: Any) -> bool:
@@ -216,6 +295,13 @@ def _runs(n: int, size: int) -> list[slice]:
     return [slice(i, min(n, i + size)) for i in range(0, n, size)]
 
 
+class ForwardCut(NamedTuple):
+    """The jobs of a forward convolution, and whether outer.c does them."""
+
+    steps: list["Step"]
+    outer: bool
+
+
 class Step(NamedTuple):
     """A job of a forward convolution: the call, and how many bytes into the arrays it begins."""
 
@@ -228,7 +314,7 @@ class Step(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _forward_steps(
+def _forward_cut(
     window: Window,
     x_steps: tuple[int, ...],
     y_steps: tuple[int, ...],
@@ -239,12 +325,13 @@ def _forward_steps(
     work: float,
     share: int,
     _limits: tuple[float, ...],
-) -> list[Step]:
-    padded = _padded(og)
+) -> ForwardCut:
+    outer = _by_outer(window, og, item)
+    padded = _padded(og, item, outer)
     steps = []
     for of, groups, box in _cut_forward(window, images, og, cg, item, work, share):
         n, g = of.start, groups.start
-        call = _call(window, box, x_steps, y_steps, of.stop - n, groups.stop - g, cg, og, False)
+        call = _call(window, box, x_steps, y_steps, of.stop - n, groups.stop - g, cg, og, False, outer, item)
         steps.append(
             Step(
                 call,
@@ -255,30 +342,33 @@ def _forward_steps(
                 call.elements * item + 8 * VECTOR_BYTES,  # as a block of eight is read beyond the last place
             )
         )
-    return steps
+    return ForwardCut(steps, outer)
 
 
-def _steps_of_forward(x: Array, w_shape: tuple[int, ...], window: Window, y_steps: tuple[int, ...]) -> Any:
+def _cut_of_forward(
+    x: Array, w_shape: tuple[int, ...], window: Window, y_steps: tuple[int, ...]
+) -> tuple[ForwardCut, float]:
     """Return the jobs of a forward convolution, and its work."""
     groups, og, cg = w_shape[:3]
     images, item = x.shape[0], x.itemsize
     work = images * groups * og * cg * window.places * window.taps * COST
     limits = (BOX_BYTES, JOB_WORK)  # steps depend on them, and tests lower them
-    return _forward_steps(
+    return _forward_cut(
         window, five(strides(x)), y_steps, images, og, cg, item, work, workers(work), limits
     ), work
 
 
 def forward(c: Kernels, x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:
     """Write conv(x, w) + b to y; w is [groups, C_out/groups, C_in/groups, *kernel], of any strides."""
-    steps, work = _steps_of_forward(x, w.shape, window, five(strides(y)))
-    packed, bias = _packed(c, w, b)
-    x_at, y_at, padded = address(x), address(y), _padded(w.shape[1])
+    (steps, outer), work = _cut_of_forward(x, w.shape, window, five(strides(y)))
+    packed, bias = _packed(c, w, b, outer)
+    x_at, y_at, padded = address(x), address(y), _padded(w.shape[1], x.itemsize, outer)
+    convolve = c.convolve_outer if outer else c.convolve
 
     def one(step: Step) -> None:
         call = step.call
         flat = memory("flat", step.bytes)
-        c.convolve(
+        convolve(
             call.struct,
             call.residues,
             call.offsets,
@@ -298,37 +388,43 @@ def plan_forward(
 ) -> tuple[int, int, int]:
     """Add what `forward` would do to an account; return jobs, threads, and the bytes that they share."""
     groups, og, cg = w_shape[:3]
-    steps, work = _steps_of_forward(x, w_shape, window, (0,) * 5)
+    (steps, outer), work = _cut_of_forward(x, w_shape, window, (0,) * 5)
     for step in steps:
         s = step.call.alive[0]
         sizes = {"kernels": og, "channels": cg, "places": prod(s.box), "groups": s.groups, "images": s.images}
         account.step("direct", **sizes)
         account.buffer("flat", step.bytes + VECTOR_BYTES)
-    return len(steps), used(len(steps), work), _packed_bytes(groups, og, cg * window.taps, x.itemsize)
+    packed = _packed_bytes(groups, og, cg * window.taps, x.itemsize, outer)
+    return len(steps), used(len(steps), work), packed
 
 
-def _padded(og: int) -> int:
-    """Return the kernels of a group that are packed: a last block of 5 to 7 is filled up."""
+def _padded(og: int, item: int, outer: bool) -> int:
+    """Return the kernels of a group that are packed: whole vectors, or a last block of 5 to 7 filled up."""
+    if outer:
+        lanes = VECTOR_BYTES // item
+        return -(-og // lanes) * lanes
     return og if og % ROWS <= 4 else -(-og // ROWS) * ROWS
 
 
-def _packed_bytes(groups: int, og: int, rows: int, item: int) -> int:
-    return groups * _padded(og) * (rows + 1) * item
+def _packed_bytes(groups: int, og: int, rows: int, item: int, outer: bool) -> int:
+    return groups * _padded(og, item, outer) * (rows + 1) * item
 
 
-def _packed(c: Kernels, w: Array, b: Array | None) -> tuple[Memory, int]:
+def _packed(c: Kernels, w: Array, b: Array | None, outer: bool) -> tuple[Memory, int]:
     """Return the weights as the kernels read them, and the address of the biases behind them."""
     groups, og, cg, *kernel = w.shape
     by_group, by_kernel, by_channel, *steps = strides(w)
     place = _places(tuple(kernel), tuple(steps))
     taps, item = len(place.array), w.itemsize
-    packed = memory("packed", _packed_bytes(groups, og, cg * taps, item))
-    bias = packed.address + groups * _padded(og) * cg * taps * item
+    packed = memory("packed", _packed_bytes(groups, og, cg * taps, item, outer))
+    bias = packed.address + groups * _padded(og, item, outer) * cg * taps * item
     b = None if b is None else np.ascontiguousarray(b)
     b_at, w_at = None if b is None else address(b), address(w)
-    if og % ROWS == 0 and by_group == og * by_kernel:  # blocks of kernels, wherever a group ends
+    if (
+        og % (2 * VECTOR_BYTES // item if outer else ROWS) == 0 and by_group == og * by_kernel
+    ):  # blocks of kernels, wherever a group ends
         groups, og = 1, groups * og
-    padded = _padded(og)
+    padded = _padded(og, item, outer)
 
     def prepare(job: tuple[int, int]) -> None:
         g, k0 = job
@@ -343,6 +439,7 @@ def _packed(c: Kernels, w: Array, b: Array | None) -> tuple[Memory, int]:
             by_kernel,
             by_channel,
             place.address,
+            outer,
             packed.address + g * padded * cg * taps * item,
             bias + g * padded * item,
         )
@@ -396,6 +493,7 @@ class WeightCut(NamedTuple):
     jobs: list[WeightJob]
     steps: list[list[WeightStep]]
     terms: int  # sums of different images, each as large as dw
+    outer: bool  # outer.c does them
 
 
 def _cut_weight_grad(dy: Array, x: Array, window: Window, dw: Array) -> tuple[WeightCut, int]:
@@ -421,6 +519,7 @@ def _weight_cut(
     _limits: tuple[int, ...],
 ) -> WeightCut:
     groups, og, cg, *kernel = shape
+    outer = _by_outer(window, og, item, 0 if y_steps[1] == 1 else cg * window.taps)
     wanted = -(-wanted // groups)
     by_image = images >= wanted and prod(shape) * item <= SUMS_BYTES
     shares, parts = _shares(images, wanted if by_image else 1), _shares(cg, 1 if by_image else wanted)
@@ -438,15 +537,21 @@ def _weight_cut(
                     begin * item,
                     call.elements * item + 2 * VECTOR_BYTES,
                 )
-                for n, call in _pieces(window, x_steps, y_steps, job, og, item)
+                for n, call in _pieces(window, x_steps, y_steps, job, og, item, outer)
             ]
         )
         begin = end
-    return WeightCut(jobs, steps, len(shares))
+    return WeightCut(jobs, steps, len(shares), outer)
 
 
 def _pieces(
-    window: Window, x_steps: tuple[int, ...], y_steps: tuple[int, ...], job: WeightJob, og: int, item: int
+    window: Window,
+    x_steps: tuple[int, ...],
+    y_steps: tuple[int, ...],
+    job: WeightJob,
+    og: int,
+    item: int,
+    outer: bool,
 ) -> list[tuple[int, Call]]:
     """Cut a job into calls whose images fit the cache; return each's first image and the call."""
     channels, images = job.channels.stop - job.channels.start, job.images
@@ -454,7 +559,22 @@ def _pieces(
     boxes = _boxes(window, image_bytes, 1)
     together = max(1, BOX_BYTES // image_bytes) if len(boxes) == 1 else 1
     return [
-        (n, _call(window, box, x_steps, y_steps, min(together, images.stop - n), 1, channels, og, True))
+        (
+            n,
+            _call(
+                window,
+                box,
+                x_steps,
+                y_steps,
+                min(together, images.stop - n),
+                1,
+                channels,
+                og,
+                True,
+                outer,
+                item,
+            ),
+        )
         for n, box in product(range(images.start, images.stop, together), boxes)
     ]
 
@@ -464,15 +584,16 @@ def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> b
 
     An infinity may then stand where a place without an output reads it, times that place's 0.
     """
-    (jobs, steps, terms), work = _cut_weight_grad(dy, x, window, dw)
+    (jobs, steps, terms, outer), work = _cut_weight_grad(dy, x, window, dw)
     sums = np.zeros((max(1, terms), dw.size), dw.dtype)
     x_at, dy_at, sums_at = address(x), address(dy), address(sums)
+    gradient = c.weight_gradient_outer if outer else c.weight_gradient
 
     def one(pieces: list[WeightStep]) -> None:
         for step in pieces:
             call = step.call
             flat = memory("flat", step.bytes)
-            c.weight_gradient(
+            gradient(
                 call.struct,
                 call.residues,
                 call.offsets,
@@ -498,7 +619,7 @@ def plan_weight_grad(
     dy: Array, x: Array, window: Window, dw: Array, account: Account
 ) -> tuple[int, int, int]:
     """Add what `weight_grad` would do to an account; return jobs, threads, and the bytes that they share."""
-    (jobs, steps, terms), work = _cut_weight_grad(dy, x, window, dw)
+    (jobs, steps, terms, _), work = _cut_weight_grad(dy, x, window, dw)
     for step in chain.from_iterable(steps):
         s = step.call.alive[0]
         account.step("direct", kernels=s.kernels, channels=s.channels, places=prod(s.box), images=s.images)

@@ -6,5 +6,6 @@ typedef struct {
   ptrdiff_t phases, extent[3], plane;                 // of the flat image: see flat.c
   ptrdiff_t box[3], places;                           // output places of the box, and their flat numbers
   ptrdiff_t x[5], y[5];                               // strides
+  ptrdiff_t reads[3];                                 // how far apart outer.c's output places read
   ptrdiff_t x_in_place, y_in_place;                   // 1 where an array already lies as its flat copy would
 } Convolution;

@@ -4,3 +4,5 @@
 #include "flat.c"
 #include "multiply.c"
 #include "dots.c"
+#include "outer.c"
+#include "pack.c"

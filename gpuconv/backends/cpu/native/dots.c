@@ -51,12 +51,13 @@ INLINE void NAME(flatten_dy)(const Convolution *s, const T *dy, T *flat, ptrdiff
   for (ptrdiff_t k = 0; k < s->kernels; k += across ? s->kernels : 1) {
     for (ptrdiff_t p = 0; p < s->places; p += s->extent[2]) {
       ptrdiff_t at = p / s->extent[2], d = at / s->extent[1], h = at % s->extent[1];
-      ptrdiff_t inside = h < s->box[1] ? s->box[2] : 0, columns = least(s->extent[2], s->places - p);
-      const T *from = dy + k * s->y[1] + (inside ? d * s->y[2] + h * s->y[3] : 0);
+      ptrdiff_t columns = least(s->extent[2], s->places - p);
+      Row line = {columns, 0, h < s->box[1] ? s->box[2] : 0, 0};
+      const T *from = dy + k * s->y[1] + (line.end ? d * s->y[2] + h * s->y[3] : 0);
       if (across)
-        NAME(fill_rows_across)(flat + p, row, columns, from, 0, inside, 1, s->y[4], s->kernels);
+        NAME(fill_rows_across)(flat + p, row, line, from, 1, s->y[4], s->kernels);
       else
-        NAME(fill_row)(flat + k * row + p, columns, from, 0, inside, 1, s->y[4]);
+        NAME(fill_row)(flat + k * row + p, line, from, 1, s->y[4]);
     }
   }
 }

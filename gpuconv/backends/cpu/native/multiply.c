@@ -90,30 +90,6 @@ INLINE ptrdiff_t NAME(rows_at)(ptrdiff_t k, ptrdiff_t n) {
   return rest > 4 ? ROWS : rest;
 }
 
-// Write packed weights, [blocks][c][t][M], of kernels k0 .. k1 of one group, and their biases (zeros for none).
-// Tap t of w lies at place[t]; kernels and channels are `k_step` and `c_step` apart.
-EXPORT void NAME(pack)(const T *w, const T *b, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t kernels, ptrdiff_t channels,
-                       ptrdiff_t taps, ptrdiff_t k_step, ptrdiff_t c_step, const ptrdiff_t *place, T *packed,
-                       T *bias) {
-  for (ptrdiff_t k = k0; k < k1;) {
-    ptrdiff_t m = NAME(rows_at)(k, kernels), there = least(m, kernels - k);
-    T *to = packed + k * channels * taps;
-    for (ptrdiff_t i = 0; i < m; ++i) bias[k + i] = b && i < there ? b[k + i] : 0;
-    for (ptrdiff_t c = 0; c < channels; ++c) {
-      const T *from = w + k * k_step + c * c_step;
-      for (ptrdiff_t t = 0; t < taps; ++t, to += m) {
-        const T *tap = from + place[t];
-        if (there == 8) {
-          UNROLL for (ptrdiff_t i = 0; i < 8; ++i) to[i] = tap[i * k_step];
-        } else {
-          for (ptrdiff_t i = 0; i < m; ++i) to[i] = i < there ? tap[i * k_step] : 0;
-        }
-      }
-    }
-    k += m;
-  }
-}
-
 // Multiply one image's group, flat numbers `p0` to `end`, by the weights of all its kernels.
 INLINE void NAME(multiply)(const Convolution *s, ptrdiff_t p0, ptrdiff_t end, const T *flat, ptrdiff_t plane,
                            const ptrdiff_t *offset, const T *packed, const T *bias, T *y) {
