@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import gpuconv
 from gpuconv import reference as define
+from gpuconv.backends.cpu import compiled, direct
 from gpuconv.geometry import sliding_window
 
 randoms = st.randoms(use_true_random=False)
@@ -430,3 +431,52 @@ def test_free_draws_in_every_dtype_stay_near_the_definition(backend, seed):
         weights_in_layout(case, define.conv_weight_grad(dy1, x1, sliding, case.groups)),
     )
     assert_close(backend.to_numpy(grads.db), define.conv_bias_grad(dy1))
+
+
+@pytest.fixture
+def vectors_of(monkeypatch):
+    """Make all direct convolutions' vectors run along kernels or along places."""
+
+    def forget():
+        direct._forward_cut.cache_clear()
+        direct._weight_cut.cache_clear()
+
+    def choose(what):
+        forget()
+        monkeypatch.setattr(direct, "_by_outer", lambda *_: what == "kernels")
+
+    with gpuconv.config(compiled=True):
+        if compiled.kernels(np.zeros(1, np.float32)) is None:
+            pytest.skip(compiled.why_not())
+    yield choose
+    forget()
+
+
+@pytest.mark.parametrize("what", ["kernels", "places"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_results_are_the_same_whether_kernels_or_places_run_along_the_vector(
+    vectors_of, what, channels_last, dtype
+):
+    vectors_of(what)
+    rng = np.random.default_rng(0)
+    # Blocks of kernels that end within a vector and beyond one; strided, unpadded, and 1x1 in place.
+    for groups, cg, og, k, stride, padding in [
+        (2, 3, 41, 3, 2, 1),
+        (1, 5, 64, 2, 1, 0),
+        (2, 16, 70, 1, 1, 0),
+    ]:
+        x = rng.integers(-3, 4, (2, groups * cg, 7, 9)).astype(dtype)
+        w = rng.integers(-3, 4, (groups * og, cg, k, k)).astype(dtype)
+        b = rng.integers(-3, 4, groups * og).astype(dtype)
+        if channels_last:
+            x, w = (np.ascontiguousarray(a) for a in (x.transpose(0, 2, 3, 1), w.transpose(2, 3, 1, 0)))
+        options = {"stride": stride, "padding": padding, "groups": groups, "channels_last": channels_last}
+        with gpuconv.config(compiled=False):
+            y = gpuconv.conv2d(x, w, b, **options)
+            dy = rng.integers(-3, 4, y.shape).astype(dtype)
+            wanted = y, *gpuconv.conv2d_backward(dy, x, w, **options)
+        with gpuconv.config(compiled=True, algorithm="direct"):
+            found = gpuconv.conv2d(x, w, b, **options), *gpuconv.conv2d_backward(dy, x, w, **options)
+        for got, want in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
