@@ -127,7 +127,10 @@ def test_images_of_any_strides_are_taken(step, last):
     assert case.error() < 1e-5
 
 
-@pytest.mark.parametrize("shape", [((2, 20, 13, 30), 9, 1), ((1, 5, 5, 7), 70, ((1, 0), (0, 2)))])
+@pytest.mark.parametrize(
+    "shape",
+    [((2, 20, 13, 30), 9, 1), ((1, 5, 5, 7), 70, ((1, 0), (0, 2))), ((3, 20, 13, 14), 37, ((1, 0), (2, 1)))],
+)
 def test_what_lies_around_the_arrays_is_neither_read_nor_written(shape, last):
     case = Case(*shape, last=last)
     wanted, around = case.exact(), []

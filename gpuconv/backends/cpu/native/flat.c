@@ -40,22 +40,6 @@ INLINE void NAME(fill_row)(T *to, Row row, const T *from, ptrdiff_t stride, ptrd
   for (; q < row.columns; ++q) to[q] = 0;
 }
 
-// Write `rows` rows of `to`, each `count` long, of as many columns of `from`: both at most VL.
-INLINE void NAME(turn)(T *to, ptrdiff_t to_step, const T *from, ptrdiff_t from_step, ptrdiff_t count,
-                       ptrdiff_t rows) {
-  vec v[VECTOR_BYTES / sizeof(T)];  // in registers: every index is a constant
-  if (count == VL && rows == VL) {
-    UNROLL for (ptrdiff_t i = 0; i < VL; ++i) v[i] = load(from + i * from_step);
-    NAME(transpose)(v);
-    UNROLL for (ptrdiff_t i = 0; i < VL; ++i) store(to + i * to_step, v[i]);
-  } else {
-    UNROLL for (ptrdiff_t i = 0; i < VL; ++i)
-        v[i] = i < count ? load_part(from + i * from_step, rows) : (vec){0};
-    NAME(transpose)(v);
-    UNROLL for (ptrdiff_t i = 0; i < VL; ++i) if (i < rows) store_part(to + i * to_step, v[i], count);
-  }
-}
-
 // Write a row of each of some channels that lie side by side: rows of `to` are `plane` apart.
 INLINE void NAME(fill_rows_across)(T *to, ptrdiff_t plane, Row row, const T *from, ptrdiff_t stride,
                                    ptrdiff_t step, ptrdiff_t channels) {

@@ -6,7 +6,8 @@
 //
 // where p numbers the 36 elements of a transformed tile: 36 products of matrices, [kernels, channels] by
 // [channels, tiles]. Tiles are numbered through rows, columns and images, 48 at a time. Vectors run along
-// tiles, or, where channels are neighbours in memory, along channels and kernels: then nothing is shuffled.
+// tiles, or, where channels are neighbours in memory, along channels and kernels: then nothing is shuffled. In
+// narrow images, whose rows of tiles don't fill vectors, they also do, and x and y are turned round on the way.
 //
 // An infinity in x, or an overflow here, spoils a tile wherever it stands in it; so images whose outputs are
 // not all finite are marked, for another algorithm to compute.
@@ -19,6 +20,8 @@
 #define WIDE (256 / (ptrdiff_t)sizeof(T))  // kernels of a block of U, where vectors run along them
 #define NARROW 8                          // and where they run along tiles
 #define LINE (6 * VL)
+#define TURNED_TILES 4                    // of a row, where x or y is turned round for vectors along channels
+#define TURNED_COLUMNS (4 * TURNED_TILES + 2)
 #define CACHE_LINE (64 / (ptrdiff_t)sizeof(T))
 // From one matrix of M to the next: off the powers of 2 that would crowd a cache's set.
 #define M_NARROW ((ptrdiff_t)SUB * NARROW + 16)
@@ -171,6 +174,17 @@ INLINE ptrdiff_t NAME(channel_row)(const Winograd *s) {
   return (s->channels + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
 }
 
+// V of a vector of channels of one tile, whose 6x6 places are d, columns first.
+INLINE void NAME(image_tile)(const vec *d, ptrdiff_t plane, T *v) {
+  vec columns[36];
+  UNROLL for (int j = 0; j < 6; ++j) NAME(image_axis)(d + j * 6, 1, columns + j * 6);
+  for (int i = 0; i < 6; ++i) {
+    vec t[6];
+    NAME(image_axis)(columns + i, 6, t);
+    UNROLL for (int j = 0; j < 6; ++j) store(v + (i * 6 + j) * plane, t[j]);
+  }
+}
+
 // V of at most SUB tiles, vectors along channels: [36][SUB][channels].
 static void NAME(image_by_channels)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1,
                                     ptrdiff_t c0, ptrdiff_t c1, T *v) {
@@ -182,7 +196,7 @@ static void NAME(image_by_channels)(const Winograd *s, const T *x, ptrdiff_t til
     for (ptrdiff_t c = c0; c < c1; c += VL) {
       vec d[36];
       for (int j = 0; j < 6; ++j) {
-        vec column[6];
+        vec *column = d + j * 6;
         UNROLL for (int i = 0; i < 6; ++i) {
           ptrdiff_t h = h0 + i, w = w0 + j;
           column[i] = (vec){0};
@@ -197,20 +211,47 @@ static void NAME(image_by_channels)(const Winograd *s, const T *x, ptrdiff_t til
             }
           }
         }
-        NAME(image_axis)(column, 1, d + j * 6);
       }
-      for (int i = 0; i < 6; ++i) {
-        vec t[6];
-        NAME(image_axis)(d + i, 6, t);
-        UNROLL for (int j = 0; j < 6; ++j) store(v + c + (i * 6 + j) * s->plane, t[j]);
+      NAME(image_tile)(d, s->plane, v + c);
+    }
+  }
+}
+
+// The same where x is channels first: rows of a few tiles are turned round on the way.
+static void NAME(image_turned)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1, ptrdiff_t c0,
+                               ptrdiff_t c1, T *v) {
+  T lines[6 * TURNED_COLUMNS * VECTOR_BYTES / sizeof(T)] __attribute__((aligned(64)));
+  ptrdiff_t row = NAME(channel_row)(s);
+  for (ptrdiff_t tile = tile0; tile < tile1;) {
+    NAME(Tiles) at = NAME(tiles_at)(s, tile, least(tile1, tile + TURNED_TILES));
+    ptrdiff_t h = at.row * 4 - s->before[0], w = at.column * 4 - s->before[1], columns = at.run * 4 + 2;
+    ptrdiff_t begin = least(columns, most(0, -w)), end = most(begin, least(columns, s->size[1] - w));
+    for (ptrdiff_t c = c0; c < c1; c += VL) {
+      const T *from = x + at.image * s->x[0] + c * s->x[1] + w;
+      for (ptrdiff_t r = 0; r < 6; ++r) {
+        T *line = lines + r * TURNED_COLUMNS * VL;
+        ptrdiff_t inside = h + r >= 0 && h + r < s->size[0], last = inside ? end : begin;
+        for (ptrdiff_t q = 0; q < begin; ++q) store(line + q * VL, (vec){0});
+        for (ptrdiff_t q = begin; q < last; q += VL)
+          NAME(turn)(line + q * VL, VL, from + (h + r) * s->x[2] + q, s->x[1], least(VL, s->channels - c),
+                     least(VL, last - q));
+        for (ptrdiff_t q = last; q < columns; ++q) store(line + q * VL, (vec){0});
+      }
+      for (ptrdiff_t i = 0; i < at.run; ++i) {
+        vec d[36];
+        UNROLL for (int j = 0; j < 36; ++j) d[j] = load(lines + (j % 6 * TURNED_COLUMNS + i * 4 + j / 6) * VL);
+        NAME(image_tile)(d, s->plane, v + i * row + c);
       }
     }
+    tile += at.run;
+    v += at.run * row;
   }
 }
 
 INLINE void NAME(image)(const Winograd *s, const T *x, ptrdiff_t tile0, ptrdiff_t tile1, ptrdiff_t c0,
                         ptrdiff_t c1, T *v) {
-  if (s->last) NAME(image_by_channels)(s, x, tile0, tile1, c0, c1, v);
+  if (s->last && s->x[1] != 1) NAME(image_turned)(s, x, tile0, tile1, c0, c1, v);
+  else if (s->last) NAME(image_by_channels)(s, x, tile0, tile1, c0, c1, v);
   else NAME(image_by_tiles)(s, x, tile0, tile1, c0, c1, v);
 }
 
@@ -405,6 +446,37 @@ static void NAME(output_by_kernels)(const Winograd *s, ptrdiff_t tile0, ptrdiff_
   }
 }
 
+// The same where y is channels first: rows of a few tiles are turned round on the way.
+static void NAME(output_turned)(const Winograd *s, ptrdiff_t tile0, ptrdiff_t tile1, ptrdiff_t kernels,
+                                const T *m, const T *bias, T *y, ptrdiff_t *spoiled) {
+  T lines[4 * TURNED_COLUMNS * VECTOR_BYTES / sizeof(T)] __attribute__((aligned(64)));
+  for (ptrdiff_t tile = tile0; tile < tile1;) {
+    NAME(Tiles) at = NAME(tiles_at)(s, tile, least(tile1, tile + TURNED_TILES));
+    ptrdiff_t columns = least(4 * at.run, s->out[1] - 4 * at.column), rows = least(4, s->out[0] - 4 * at.row);
+    T *to = y + at.image * s->y[0] + at.row * 4 * s->y[2] + at.column * 4;
+    for (ptrdiff_t k = 0; k < kernels; k += VL) {
+      ptrdiff_t there = least(VL, kernels - k);
+      vec zero = {0}, b = bias ? load_part(bias + k, there) : (vec){0};
+      for (ptrdiff_t i = 0; i < at.run; ++i) {
+        vec out[16];
+        NAME(output)(m + i * WIDE + k, M_WIDE, 0, out);
+        UNROLL for (int j = 0; j < 16; ++j) {
+          out[j] += b;
+          zero += 0 * out[j];
+          store(lines + (j / 4 * TURNED_COLUMNS + i * 4 + j % 4) * VL, out[j]);
+        }
+      }
+      if (!NAME(finite)(zero, there)) spoiled[at.image] = 1;
+      for (ptrdiff_t r = 0; r < rows; ++r)
+        for (ptrdiff_t q = 0; q < columns; q += VL)
+          NAME(turn)(to + k * s->y[1] + r * s->y[2] + q, s->y[1], lines + (r * TURNED_COLUMNS + q) * VL, VL,
+                     least(VL, columns - q), there);
+    }
+    tile += at.run;
+    m += at.run * WIDE;
+  }
+}
+
 // Write U of kernels k0..k1, the first of a block; w points at the group's first kernel, u at U of kernel k0.
 EXPORT void NAME(winograd_weights)(const Winograd *s, const T *w, ptrdiff_t k0, ptrdiff_t k1, T *u) {
   ptrdiff_t width = NAME(u_width)(s);
@@ -440,7 +512,8 @@ EXPORT void NAME(winograd)(const Winograd *s, const T *x, const T *w, const T *b
         const T *b = bias ? bias + k : 0;
         if (s->last) {
           NAME(multiply_by_kernels)(s, last - tile, kernels, u_here, v_here, m);
-          NAME(output_by_kernels)(s, tile, last, kernels, m, b, to, spoiled);
+          if (s->y[1] == 1) NAME(output_by_kernels)(s, tile, last, kernels, m, b, to, spoiled);
+          else NAME(output_turned)(s, tile, last, kernels, m, b, to, spoiled);
         } else {
           NAME(multiply_by_tiles)(s, last - tile, u_here, v_here, m);
           NAME(output_by_tiles)(s, tile, last, kernels, m, b, to, spoiled);
