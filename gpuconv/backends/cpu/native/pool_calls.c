@@ -1,7 +1,8 @@
 // Poolings and their gradients as they are called: image by image, in the way that the caller chose.
 
-INLINE void NAME(pool)(int op, const Pooling *s, const T *x, const double *shares, T *y, char *mask,
+INLINE void NAME(pool)(int op, const Pooling *given, const T *x, const double *shares, T *y, char *mask,
                        T *memory) {
+  const Pooling own = *given, *s = &own;  // no store of a vector may change it, for all that the compiler knows
   Rows r = {0};
   if (s->way == BY_ROWS) r = NAME(rows_of)(s, memory);
   for (ptrdiff_t n = 0; n < s->images; ++n) {
