@@ -34,8 +34,9 @@ EXPORT void NAME(avg_pool)(const Pooling *s, const T *x, const double *shares, T
   NAME(pool)(MEAN, s, x, shares, y, 0, memory);
 }
 
-INLINE void NAME(pool_backward)(int op, const Pooling *s, const T *y, const double *shares, const char *mask,
-                                T *x, T *memory) {
+INLINE void NAME(pool_backward)(int op, const Pooling *given, const T *y, const double *shares,
+                                const char *mask, T *x, T *memory) {
+  const Pooling own = *given, *s = &own;
   // Small planes are zeroed several at once, and are in the L1 still when they are added to.
   ptrdiff_t size = s->size[0] * s->size[1] * s->size[2], together = most(1, 2048 / size);
   ptrdiff_t *far = op != MEAN && s->way == BY_WINDOWS ? (ptrdiff_t *)memory : 0;

@@ -42,10 +42,27 @@ INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff
   }
 }
 
-// All places of some channels: v vectors of them.
-INLINE void NAME(channels_of)(int op, int v, const Pooling *s, const T *x, const double *shares, T *y,
+// One window's channels: v vectors, or, where v is 0, eight at a time, then four, then single ones.
+INLINE void NAME(all_channels)(int op, int v, const Pooling *s, const ptrdiff_t *o, const Range *taps, const T *x,
+                               T share, T *y, char *mask) {
+  ptrdiff_t c = 0, each = op == MAX_AND_MASK ? s->mask_bytes : 0;
+  if (v) {
+    NAME(window_channels)(op, v, s, o, taps, x, share, y, mask);
+    return;
+  }
+  for (; c + 8 * VL <= s->channels; c += 8 * VL)
+    NAME(window_channels)(op, 8, s, o, taps, x + c, share, y + c, mask + c * each);
+  for (; c + 4 * VL <= s->channels; c += 4 * VL)
+    NAME(window_channels)(op, 4, s, o, taps, x + c, share, y + c, mask + c * each);
+  for (; c < s->channels; c += VL) {
+    ptrdiff_t from = least(c, s->channels - VL);
+    NAME(window_channels)(op, 1, s, o, taps, x + from, share, y + from, mask + from * each);
+  }
+}
+
+INLINE void NAME(channels_by)(int op, int v, const Pooling *s, const T *x, const double *shares, T *y,
                               char *mask) {
-  ptrdiff_t o[3], bytes_each = op == MAX_AND_MASK ? s->mask_bytes : 0;
+  ptrdiff_t o[3], each = op == MAX_AND_MASK ? s->mask_bytes : 0;
   Range taps[3];
   for (o[0] = 0; o[0] < s->out[0]; ++o[0]) {
     taps[0] = taps_inside(s, 0, o[0]);
@@ -54,22 +71,17 @@ INLINE void NAME(channels_of)(int op, int v, const Pooling *s, const T *x, const
       for (o[2] = 0; o[2] < s->out[2]; ++o[2]) {
         taps[2] = taps_inside(s, 2, o[2]);
         T share = op == MEAN ? (T)share_of(s, shares, o[0], o[1], o[2]) : 1;
-        T *to = y + o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4];
         ptrdiff_t at = o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4];
-        NAME(window_channels)(op, v, s, o, taps, x, share, to, mask + at * bytes_each);
+        NAME(all_channels)(op, v, s, o, taps, x, share, y + o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4],
+                           mask + at * each);
       }
     }
   }
 }
 
+// A constant number of vectors leaves less to do at each window.
 INLINE void NAME(channels)(int op, const Pooling *s, const T *x, const double *shares, T *y, char *mask) {
-  ptrdiff_t c = 0, bytes_each = op == MAX_AND_MASK ? s->mask_bytes : 0;
-  for (; c + 8 * VL <= s->channels; c += 8 * VL)
-    NAME(channels_of)(op, 8, s, x + c, shares, y + c, mask + c * bytes_each);
-  for (; c + 4 * VL <= s->channels; c += 4 * VL)
-    NAME(channels_of)(op, 4, s, x + c, shares, y + c, mask + c * bytes_each);
-  for (; c < s->channels; c += VL) {
-    ptrdiff_t from = least(c, s->channels - VL);
-    NAME(channels_of)(op, 1, s, x + from, shares, y + from, mask + from * bytes_each);
-  }
+  if (s->channels == VL) NAME(channels_by)(op, 1, s, x, shares, y, mask);
+  else if (s->channels == 4 * VL) NAME(channels_by)(op, 4, s, x, shares, y, mask);
+  else NAME(channels_by)(op, 0, s, x, shares, y, mask);
 }

@@ -59,48 +59,70 @@ INLINE void NAME(run_channels)(int op, int v, const Pooling *s, ptrdiff_t count,
   }
 }
 
-INLINE void NAME(channels_backward_of)(int op, int v, const Pooling *s, const T *y, const double *shares,
+// v vectors of channels of `run` places that only the first window has, or, if that is 0, of place i.
+INLINE void NAME(some_channels)(int op, int v, const Pooling *s, const ptrdiff_t *i, const Range *windows,
+                                ptrdiff_t run, const T *y, const double *shares, const char *mask, T *x) {
+  if (!run) {
+    NAME(place_channels)(op, v, s, i, windows, y, shares, mask, x);
+    return;
+  }
+  ptrdiff_t o[3], j[3];
+  for (int axis = 0; axis < 3; ++axis) j[axis] = tap_at(s, axis, o[axis] = windows[axis].begin, i[axis]);
+  T share = op == MEAN ? (T)share_of(s, shares, o[0], o[1], o[2]) : 1;
+  ptrdiff_t at = (o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4]) * s->mask_bytes;
+  NAME(run_channels)(op, v, s, run, (j[0] * s->kernel[1] + j[1]) * s->kernel[2] + j[2],
+                     y + o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4], share, mask + at, x);
+}
+
+// All channels of them: v vectors, or, where v is 0, eight at a time, then four, then single ones.
+INLINE void NAME(all_channels_backward)(int op, int v, const Pooling *s, const ptrdiff_t *i, const Range *windows,
+                                        ptrdiff_t run, const T *y, const double *shares, const char *mask,
+                                        T *x) {
+  ptrdiff_t c = 0, each = op == MEAN ? 0 : s->mask_bytes;
+  if (v) {
+    NAME(some_channels)(op, v, s, i, windows, run, y, shares, mask, x);
+    return;
+  }
+  for (; c + 8 * VL <= s->channels; c += 8 * VL)
+    NAME(some_channels)(op, 8, s, i, windows, run, y + c, shares, mask + c * each, x + c);
+  for (; c + 4 * VL <= s->channels; c += 4 * VL)
+    NAME(some_channels)(op, 4, s, i, windows, run, y + c, shares, mask + c * each, x + c);
+  for (; c < s->channels; c += VL) {
+    ptrdiff_t from = least(c, s->channels - VL);
+    NAME(some_channels)(op, 1, s, i, windows, run, y + from, shares, mask + from * each, x + from);
+  }
+}
+
+INLINE void NAME(channels_backward_by)(int op, int v, const Pooling *s, const T *y, const double *shares,
                                        const char *mask, T *x, const Range *along_w) {
-  ptrdiff_t i[3];
   Range windows[3];
+  ptrdiff_t i[3];
   for (i[0] = 0; i[0] < s->size[0]; ++i[0]) {
     windows[0] = windows_over(s, 0, i[0]);
     for (i[1] = 0; i[1] < s->size[1]; ++i[1]) {
       windows[1] = windows_over(s, 1, i[1]);
-      ptrdiff_t od = windows[0].begin, oh = windows[1].begin;
-      ptrdiff_t jd = tap_at(s, 0, od, i[0]), jh = tap_at(s, 1, oh, i[1]);
-      ptrdiff_t alone = windows[0].end - od == 1 && windows[1].end - oh == 1 && jd >= 0 && jh >= 0;
+      ptrdiff_t one = windows[0].end - windows[0].begin == 1 && tap_at(s, 0, windows[0].begin, i[0]) >= 0 &&
+                      windows[1].end - windows[1].begin == 1 && tap_at(s, 1, windows[1].begin, i[1]) >= 0 &&
+                      s->dilation[2] == 1;
       for (ptrdiff_t next = i[2] = 0; i[2] < s->size[2]; i[2] = next) {
-        T *to = x + i[0] * s->x[2] + i[1] * s->x[3] + i[2] * s->x[4];
-        ptrdiff_t ow = along_w[i[2]].begin;
         windows[2] = along_w[i[2]];
+        ptrdiff_t only = windows[2].begin, alone = one && windows[2].end == only + 1;
         next = i[2] + 1;
-        if (!alone || windows[2].end - ow != 1 || s->dilation[2] != 1) {
-          NAME(place_channels)(op, v, s, i, windows, y, shares, mask, to);
-          continue;
-        }
-        while (next < s->size[2] && along_w[next].begin == ow && along_w[next].end == ow + 1) ++next;
-        T share = op == MEAN ? (T)share_of(s, shares, od, oh, ow) : 1;
-        ptrdiff_t tap = (jd * s->kernel[1] + jh) * s->kernel[2] + tap_at(s, 2, ow, i[2]);
-        NAME(run_channels)(op, v, s, next - i[2], tap, y + od * s->y[2] + oh * s->y[3] + ow * s->y[4], share,
-                           mask + (od * s->mask[2] + oh * s->mask[3] + ow * s->mask[4]) * s->mask_bytes, to);
+        while (alone && next < s->size[2] && along_w[next].begin == only && along_w[next].end == only + 1)
+          ++next;
+        NAME(all_channels_backward)(op, v, s, i, windows, alone ? next - i[2] : 0, y, shares, mask,
+                                    x + i[0] * s->x[2] + i[1] * s->x[3] + i[2] * s->x[4]);
       }
     }
   }
 }
 
-// memory is one Range for each place along w.
+// memory is one Range for each place along w. A constant number of vectors leaves less to do at each place.
 INLINE void NAME(channels_backward)(int op, const Pooling *s, const T *y, const double *shares,
                                     const char *mask, T *x, T *memory) {
   Range *along_w = (Range *)memory;
   for (ptrdiff_t i = 0; i < s->size[2]; ++i) along_w[i] = windows_over(s, 2, i);
-  ptrdiff_t c = 0, each = op == MEAN ? 0 : s->mask_bytes;
-  for (; c + 8 * VL <= s->channels; c += 8 * VL)
-    NAME(channels_backward_of)(op, 8, s, y + c, shares, mask + c * each, x + c, along_w);
-  for (; c + 4 * VL <= s->channels; c += 4 * VL)
-    NAME(channels_backward_of)(op, 4, s, y + c, shares, mask + c * each, x + c, along_w);
-  for (; c < s->channels; c += VL) {
-    ptrdiff_t from = least(c, s->channels - VL);
-    NAME(channels_backward_of)(op, 1, s, y + from, shares, mask + from * each, x + from, along_w);
-  }
+  if (s->channels == VL) NAME(channels_backward_by)(op, 1, s, y, shares, mask, x, along_w);
+  else if (s->channels == 4 * VL) NAME(channels_backward_by)(op, 4, s, y, shares, mask, x, along_w);
+  else NAME(channels_backward_by)(op, 0, s, y, shares, mask, x, along_w);
 }
