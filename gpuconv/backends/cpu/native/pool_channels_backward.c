@@ -59,24 +59,23 @@ INLINE void NAME(run_channels)(int op, int v, const Pooling *s, ptrdiff_t count,
   }
 }
 
-// v vectors of channels of `run` places that only the first window has, or, if that is 0, of place i.
+// Places along w that only one window has: how many (0: several windows have place i, or none), the first one's
+// tap, and where the window's dy and mask are.
+#define Run NAME(Run)
+typedef struct {
+  ptrdiff_t count, tap, y, mask;
+  T share;
+} Run;
+
 INLINE void NAME(some_channels)(int op, int v, const Pooling *s, const ptrdiff_t *i, const Range *windows,
-                                ptrdiff_t run, const T *y, const double *shares, const char *mask, T *x) {
-  if (!run) {
-    NAME(place_channels)(op, v, s, i, windows, y, shares, mask, x);
-    return;
-  }
-  ptrdiff_t o[3], j[3];
-  for (int axis = 0; axis < 3; ++axis) j[axis] = tap_at(s, axis, o[axis] = windows[axis].begin, i[axis]);
-  T share = op == MEAN ? (T)share_of(s, shares, o[0], o[1], o[2]) : 1;
-  ptrdiff_t at = (o[0] * s->mask[2] + o[1] * s->mask[3] + o[2] * s->mask[4]) * s->mask_bytes;
-  NAME(run_channels)(op, v, s, run, (j[0] * s->kernel[1] + j[1]) * s->kernel[2] + j[2],
-                     y + o[0] * s->y[2] + o[1] * s->y[3] + o[2] * s->y[4], share, mask + at, x);
+                                const Run *run, const T *y, const double *shares, const char *mask, T *x) {
+  if (run->count) NAME(run_channels)(op, v, s, run->count, run->tap, y + run->y, run->share, mask + run->mask, x);
+  else NAME(place_channels)(op, v, s, i, windows, y, shares, mask, x);
 }
 
 // All channels of them: v vectors, or, where v is 0, eight at a time, then four, then single ones.
 INLINE void NAME(all_channels_backward)(int op, int v, const Pooling *s, const ptrdiff_t *i, const Range *windows,
-                                        ptrdiff_t run, const T *y, const double *shares, const char *mask,
+                                        const Run *run, const T *y, const double *shares, const char *mask,
                                         T *x) {
   ptrdiff_t c = 0, each = op == MEAN ? 0 : s->mask_bytes;
   if (v) {
@@ -101,16 +100,23 @@ INLINE void NAME(channels_backward_by)(int op, int v, const Pooling *s, const T 
     windows[0] = windows_over(s, 0, i[0]);
     for (i[1] = 0; i[1] < s->size[1]; ++i[1]) {
       windows[1] = windows_over(s, 1, i[1]);
-      ptrdiff_t one = windows[0].end - windows[0].begin == 1 && tap_at(s, 0, windows[0].begin, i[0]) >= 0 &&
-                      windows[1].end - windows[1].begin == 1 && tap_at(s, 1, windows[1].begin, i[1]) >= 0 &&
-                      s->dilation[2] == 1;
+      ptrdiff_t od = windows[0].begin, oh = windows[1].begin;
+      ptrdiff_t jd = tap_at(s, 0, od, i[0]), jh = tap_at(s, 1, oh, i[1]);
+      ptrdiff_t one = windows[0].end - od == 1 && windows[1].end - oh == 1 && jd >= 0 && jh >= 0;
       for (ptrdiff_t next = i[2] = 0; i[2] < s->size[2]; i[2] = next) {
+        ptrdiff_t ow = along_w[i[2]].begin;
+        Run run = {0};
         windows[2] = along_w[i[2]];
-        ptrdiff_t only = windows[2].begin, alone = one && windows[2].end == only + 1;
         next = i[2] + 1;
-        while (alone && next < s->size[2] && along_w[next].begin == only && along_w[next].end == only + 1)
-          ++next;
-        NAME(all_channels_backward)(op, v, s, i, windows, alone ? next - i[2] : 0, y, shares, mask,
+        if (one && windows[2].end - ow == 1 && s->dilation[2] == 1) {
+          while (next < s->size[2] && along_w[next].begin == ow && along_w[next].end == ow + 1) ++next;
+          run.count = next - i[2];
+          run.tap = (jd * s->kernel[1] + jh) * s->kernel[2] + tap_at(s, 2, ow, i[2]);
+          run.y = od * s->y[2] + oh * s->y[3] + ow * s->y[4];
+          run.mask = (od * s->mask[2] + oh * s->mask[3] + ow * s->mask[4]) * s->mask_bytes;
+          if (op == MEAN) run.share = (T)share_of(s, shares, od, oh, ow);
+        }
+        NAME(all_channels_backward)(op, v, s, i, windows, &run, y, shares, mask,
                                     x + i[0] * s->x[2] + i[1] * s->x[3] + i[2] * s->x[4]);
       }
     }
