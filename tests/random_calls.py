@@ -88,12 +88,26 @@ def mean_pooling(rng, dtype):
     return lambda: (forward(x, kernel, **options), backward(dy, x.shape, kernel, **options))
 
 
+def adaptive_pooling(rng, dtype):
+    channels_last, sizes, out = bool(rng.integers(2)), rng.integers(1, 40, 2), rng.integers(1, 20, 2).tolist()
+    x = numbers(rng, arranged(rng.integers(1, 4), rng.integers(1, 70), sizes.tolist(), channels_last), dtype)
+    last = {"channels_last": channels_last}
+
+    def call():
+        y, argmax = gpuconv.adaptive_max_pool2d(x, out, **last)
+        dx = gpuconv.adaptive_max_pool2d_backward(y, argmax, x.shape, **last)
+        mean = gpuconv.adaptive_avg_pool2d(x, out, **last)
+        return y, argmax, dx, mean, gpuconv.adaptive_avg_pool2d_backward(mean, x.shape, **last)
+
+    return call
+
+
 def check(dtype, calls, seed=0):
     """Compare so many calls; return how many of them C kernels could compute."""
     taken = 0
     for number in range(calls):
         rng = np.random.default_rng([seed, number])
-        draw = (convolution, max_pooling, mean_pooling)[number % 3]
+        draw = (convolution, max_pooling, mean_pooling, adaptive_pooling)[number % 4]
         with gpuconv.config(compiled=False):
             try:
                 call = draw(rng, dtype)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import draw
+from cases import draw, draw_adaptive
 from compare import assert_close
 from conftest import BACKENDS
 from hypothesis import given, settings
@@ -102,6 +102,36 @@ def test_poolings_are_numpys_and_touch_nothing_outside_of_their_arrays(dtype, rn
     assert_only_view_was_written(dx, around, poison, dx_want, assert_close)
 
 
+@BOTH
+@settings(max_examples=60)
+@given(rng=randoms)
+def test_adaptive_poolings_are_numpys_and_touch_nothing_outside_of_their_arrays(dtype, rng):
+    (n, _), in_size, out_size, last = draw_adaptive(rng, most=rng.choice([9, 40]))
+    shape, poison = (n, *in_size, 18) if last else (n, 3, *in_size), dtype(1e30)
+    numbers = np.random.default_rng(rng.randrange(2**32))
+    values = numbers.integers(-3, 4, shape).astype(dtype)
+    for value in (np.nan, -np.inf):
+        values[numbers.random(shape) < 0.1] = value
+    x, _ = within(rng, values, np.nan)
+    z, _ = within(rng, numbers.standard_normal(shape).astype(dtype), np.nan)
+    want, places = by_numpy(gpuconv.adaptive_max_pool2d, x, out_size, channels_last=last)
+    mask, around_mask = within(rng, np.zeros_like(places), 99)
+    y, around = within(rng, np.zeros_like(want), poison)
+    gpuconv.adaptive_max_pool2d(x, out_size, channels_last=last, out=(y, mask))
+    assert_only_view_was_written(y, around, poison, want, np.testing.assert_array_equal)
+    dy, _ = within(rng, numbers.integers(-3, 4, want.shape).astype(dtype), np.nan)
+    for call, arguments, compare in (
+        (gpuconv.adaptive_max_pool2d_backward, (dy, mask, shape), np.testing.assert_array_equal),
+        (gpuconv.adaptive_avg_pool2d, (z, out_size), assert_close),
+        (gpuconv.adaptive_avg_pool2d_backward, (dy, shape), assert_close),
+    ):
+        want = by_numpy(call, *arguments, channels_last=last)
+        out, around = within(rng, np.zeros_like(want), poison)
+        call(*arguments, channels_last=last, out=out)
+        assert_only_view_was_written(out, around, poison, want, compare)
+    assert_only_view_was_written(mask, around_mask, 99, places, np.testing.assert_array_equal)
+
+
 # More channels, or longer rows, than a vector has lanes; and windows wider than that.
 WIDE = {
     "channels": ((2, 9, 8, 150), (3, 2), 2, True),
@@ -170,7 +200,7 @@ def test_planes_that_lie_apart_are_pooled_whole_and_nothing_between_them_is_touc
     assert np.isnan(around).all()
 
 
-def test_vectors_lie_along_channels_rows_windows_and_planes():
+def test_vectors_lie_along_channels_rows_windows_planes_and_columns():
     ways = set()
     for shape, kernel, stride, last in WIDE.values():
         x = np.zeros(shape, np.float32)
@@ -180,7 +210,14 @@ def test_vectors_lie_along_channels_rows_windows_and_planes():
         window = sliding_window("", x.shape[2:], kernel, stride, 0, 1)
         for backward in (False, True):
             ways.add((backward, pooling_compiled.pooling(x, y, None, window, backward=backward).told.way))
-    assert len(ways) == 8
+    for last in (False, True):
+        x, y = np.zeros((1, 32, 9, 9), np.float32), np.zeros((1, 32, 4, 4), np.float32)
+        if last:
+            x, y = (a.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2) for a in (x, y))
+        for backward in (False, True):
+            window = pooling_compiled.sharing((9, 9), (4, 4))
+            ways.add((backward, pooling_compiled.pooling(x, y, None, window, backward=backward).told.way))
+    assert len(ways) == 10
 
 
 GUARD = 1 << 16
@@ -204,6 +241,12 @@ def test_calls_keep_within_the_memory_that_they_asked_for(monkeypatch, dtype, na
     gpuconv.max_pool2d_backward(y, mask, shape, kernel, **options)
     gpuconv.avg_pool2d(x, kernel, **options)
     gpuconv.avg_pool2d_backward(y, shape, kernel, **options)
+    last = {"channels_last": options["channels_last"]}
+    for size in (2, (4, 13)):
+        y, places = gpuconv.adaptive_max_pool2d(x, size, **last)
+        gpuconv.adaptive_max_pool2d_backward(y, places, shape, **last)
+        gpuconv.adaptive_avg_pool2d(x, size, **last)
+        gpuconv.adaptive_avg_pool2d_backward(y, shape, **last)
     assert given
     for array, size in given:
         assert (array[:GUARD] == 77).all() and (array[GUARD + size :] == 77).all()
@@ -221,6 +264,11 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, channels_la
             gpuconv.avg_pool2d(x, 3, **options),
             gpuconv.avg_pool2d_backward(y, x.shape, 3, **options),
         )
+        last = {"channels_last": channels_last}
+        y, places = gpuconv.adaptive_max_pool2d(x, 7, **last)
+        yield from (y, places, gpuconv.adaptive_max_pool2d_backward(y, places, x.shape, **last))
+        yield gpuconv.adaptive_avg_pool2d(x, 7, **last)
+        yield gpuconv.adaptive_avg_pool2d_backward(y, x.shape, **last)
 
     monkeypatch.setattr(threads, "SERIAL_WORK", 0)
     monkeypatch.setattr(pooling_compiled, "BLOCK_BYTES", 5000)
@@ -244,6 +292,28 @@ def test_masks_that_name_no_place_are_refused_before_anything_is_written(dtype, 
     assert (dx == 7).all()
     with pytest.raises(ValueError, match="argmax names a place in the padding along spatial axis 1"):
         gpuconv.max_pool2d_backward(dy, argmax * 0 + 2, (2, 3, 16, 15), 2, padding=((0, 0), (1, 0)))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_places_outside_of_adaptive_windows_are_refused_before_anything_is_written(channels_last):
+    # Of 9 places along an axis, two windows have 0 to 4 and 4 to 8.
+    dx = np.full((2, 9, 9, 70) if channels_last else (2, 70, 9, 9), 7, np.float32)
+    argmax = np.broadcast_to([[0, 8], [72, 80]], (2, 70, 2, 2)).copy()
+    argmax = argmax.transpose(0, 2, 3, 1).copy() if channels_last else argmax
+    windows = argmax[1, :, :, 69] if channels_last else argmax[1, 69]
+    dy, options = np.ones(argmax.shape, np.float32), {"channels_last": channels_last}
+    for window, wrong in (((0, 0), (45, 5, -1)), ((1, 0), (27, 35, 41, 50, 81, 2**63 - 1, -(2**63)))):
+        before = windows[window]
+        for place in wrong:
+            windows[window] = place
+            with pytest.raises(ValueError, match=f"argmax holds {place}, which is no place of its window"):
+                gpuconv.adaptive_max_pool2d_backward(dy, argmax, dx.shape, out=dx, **options)
+            assert (dx == 7).all()
+        windows[window] = before
+    for place in (36, 40, 72, 76, 58):
+        windows[1, 0] = place
+        gpuconv.adaptive_max_pool2d_backward(dy, argmax, dx.shape, out=dx, **options)
+        assert dx.sum() == dy.sum()
 
 
 def test_large_windows_sum_as_exactly_as_numpy():

@@ -4,7 +4,7 @@ Window o of an axis has the places floor(o*in / out) <= i < ceil((o+1)*in / out)
 pairs (or triples) of those of its axes, so sums and maxima are taken along one axis after the other.
 """
 
-from functools import reduce
+from functools import lru_cache, reduce
 from math import prod
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv.backends.cpu import pooling_compiled
 from gpuconv.backends.cpu.columns import channels_first
-from gpuconv.backends.cpu.pooling import alike_planes, along, by_parts, plane_blocks, scratch, shares
+from gpuconv.backends.cpu.pooling import alike_planes, along, by_parts, plane_blocks, scratch
 from gpuconv.backends.cpu.threads import parallel, used
 from gpuconv.backends.dispatch import accumulator, real_dtype
 from gpuconv.backends.plans import Account, Part
@@ -26,7 +26,7 @@ def avg_pool(x: Array, y: Array, channels_last: bool) -> None:
     """Write the mean of each window."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     if (p := _by_kernels(source, target, mean=True)) is not None:
-        pooling_compiled.avg_pool(p, shares(p.window, True))
+        pooling_compiled.avg_pool(p, _shares(p.window))
         return
     wide = accumulator(x.dtype)
     in_size, out_size = source.shape[2:], target.shape[2:]
@@ -56,7 +56,7 @@ def avg_pool_backward(dy: Array, dx: Array, channels_last: bool) -> None:
     """Write dx: each dy, divided, spread over its window."""
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     if (p := _by_kernels(target, source, mean=True, backward=True)) is not None:
-        pooling_compiled.avg_pool_backward(p, shares(p.window, True))
+        pooling_compiled.avg_pool_backward(p, _shares(p.window))
         return
     wide = accumulator(dy.dtype)
     places = [_ends(size, out) for size, out in zip(target.shape[2:], source.shape[2:], strict=True)]
@@ -120,12 +120,12 @@ def max_pool_backward(dy: Array, argmax: Array, dx: Array, channels_last: bool, 
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     mask = channels_first(argmax, channels_last)
     in_size = target.shape[2:]
-    if (p := _by_kernels(target, source, mask, backward=True)) is not None:
-        if not pooling_compiled.masks_name_places(p):
-            _check_places(op, mask, in_size)
+    p = _by_kernels(target, source, mask, backward=True)
+    if p is None or not pooling_compiled.masks_name_places(p):
+        _check_places(op, mask, in_size)
+    if p is not None:
         pooling_compiled.max_pool_backward(p)
         return
-    _check_places(op, mask, in_size)
 
     def one(planes: tuple[slice, slice]) -> None:
         part, values, plane = target[planes], source[planes], prod(in_size)
@@ -165,16 +165,28 @@ def plan(name: str, **p: Any) -> Part:
 def _by_kernels(
     large: Array, small: Array, mask: Array | None = None, *, mean: bool = False, backward: bool = False
 ) -> pooling_compiled.Pooling | None:
-    """Return how C computes this, where windows are alike: then it is a pooling with a stride."""
-    in_size, out_size, zeros = large.shape[2:], small.shape[2:], (0,) * (large.ndim - 2)
-    # Masks name places of the plane, which are those of the window only where there is one.
-    if any(size % out for size, out in zip(in_size, out_size, strict=True)) or (
-        mask is not None and prod(out_size) > 1
-    ):
-        return None
-    kernel, ones = tuple(size // out for size, out in zip(in_size, out_size, strict=True)), (1,) * len(zeros)
-    window = Window(in_size, kernel, kernel, ones, zeros, zeros, out_size)
+    """Return how C computes this, if it does."""
+    window = _window(large.shape[2:], small.shape[2:], mask is not None)
     return pooling_compiled.pooling(large, small, mask, window, mean=mean, backward=backward)
+
+
+@lru_cache(maxsize=256)
+def _window(in_size: Sizes, out_size: Sizes, masked: bool) -> Window:
+    """Return the windows as C is told of them; where they are alike, a pooling's with a stride."""
+    alike = all(size % out == 0 for size, out in zip(in_size, out_size, strict=True))
+    # A pooling's masks name taps, which are places of the plane only where that is one window.
+    if not alike or (masked and prod(out_size) > 1):
+        return pooling_compiled.sharing(in_size, out_size)
+    kernel = tuple(size // out for size, out in zip(in_size, out_size, strict=True))
+    ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
+    return Window(in_size, kernel, kernel, ones, zeros, zeros, out_size)
+
+
+@lru_cache(maxsize=256)
+def _shares(window: Window) -> Array:
+    """Return 1 / the places that windows have along each of three axes, one axis after the other."""
+    ends = [_ends(size, out) for size, out in zip(window.in_size, window.out_size, strict=True)]
+    return np.array([1.0] * (3 - len(ends)) + [1 / (end - begin) for axis in ends for begin, end in axis])
 
 
 def _plane_bytes(name: str, p: dict[str, Any], in_size: Sizes, out_size: Sizes) -> int:

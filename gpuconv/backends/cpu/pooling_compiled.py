@@ -29,10 +29,12 @@ LAID_BLOCK = 8
 # The masks that are read.
 MASKS = {np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)}
 
-# Along what vectors lie: channels; a row of outputs (or of dx); a window's own places; whole planes.
-BY_CHANNELS, BY_ROWS, BY_WINDOWS, BY_PLANES = range(4)
-WAYS = ("channels", "rows", "windows", "planes")
+# Along what vectors lie: channels; a row of outputs (or of dx); a window's own places; whole planes; a row of
+# x. Without vectors: places that masks name.
+BY_CHANNELS, BY_ROWS, BY_WINDOWS, BY_PLANES, BY_COLUMNS, BY_PLACES = range(6)
+WAYS = ("channels", "rows", "windows", "planes", "columns", "places")
 WHY = "C kernels, with vectors of {}: each output, or place of a gradient, is written once"
+WHY_PLACES = "C kernels: each value goes to the place that its mask names"
 
 
 class Struct(ctypes.Structure):
@@ -49,6 +51,7 @@ class Told(NamedTuple):
 
     window: Window
     way: int
+    together: bool  # a place's channels lie side by side
     struct: Struct
     memory: int  # bytes that a thread takes beside arguments and results
 
@@ -61,7 +64,7 @@ class Pooling(NamedTuple):
     y: Array
     mask: Array | None
     told: Told
-    backward: bool
+    takes_masks: bool  # and so checks them first
     jobs: list[Planes]
 
     @property
@@ -75,8 +78,25 @@ class Pooling(NamedTuple):
         return _work(self.x, self.y, self.window)
 
 
+def sharing(in_size: tuple[int, ...], out_size: tuple[int, ...]) -> Window:
+    """Return windows that share out an image, as C is told of them (native/pooling.h): their stride is 0."""
+    ones, zeros = (1,) * len(in_size), (0,) * len(in_size)
+    return Window(in_size, in_size, zeros, ones, zeros, zeros, out_size)
+
+
+def _is_sharing(window: Window) -> bool:
+    """Tell whether windows share out the image."""
+    return not window.stride[0]
+
+
 def pooling(
-    x: Array, y: Array, mask: Array | None, window: Window, *, mean: bool = False, backward: bool = False
+    x: Array,
+    y: Array,
+    mask: Array | None,
+    window: Window,
+    *,
+    mean: bool = False,
+    backward: bool = False,
 ) -> Pooling | None:
     """Return how C computes a pooling with these arrays; None where NumPy does."""
     kernels = compiled.kernels(x, y, part="pooling")
@@ -84,18 +104,21 @@ def pooling(
         return None
     if mask is not None and (mask.dtype not in MASKS or any(step % mask.itemsize for step in mask.strides)):
         return None
+    if mask is not None and window.taps >= 1 << 31:  # they are counted in integers as wide as float32
+        return None
     if mean and _many_sums(window):
         return None
     masks, bytes_each = (None, 0) if mask is None else (tuple(strides(mask)), mask.itemsize)
     steps = tuple(strides(x)), tuple(strides(y)), masks
     told = _told(window, x.shape[1], x.itemsize, *steps, bytes_each, backward)
-    return Pooling(kernels, x, y, mask, told, backward, _cut(x, told.way, _work(x, y, window)))
+    takes_masks = mask is not None and backward
+    return Pooling(kernels, x, y, mask, told, takes_masks, _cut(x, told.together, _work(x, y, window)))
 
 
 def _many_sums(window: Window) -> bool:
     """Tell whether sums axis by axis, which NumPy takes, are so much less work that they are faster."""
     overlapping = window.places * window.taps > 4 * prod(window.in_size)
-    return overlapping and window.taps > 8 * sum(window.kernel)
+    return not _is_sharing(window) and overlapping and window.taps > 8 * sum(window.kernel)
 
 
 @lru_cache(maxsize=512)
@@ -121,6 +144,8 @@ def _told(
         way = BY_PLANES
     elif backward:
         way = _way_back(window, lanes, dense, mask is not None)
+    elif _is_sharing(window):
+        way = BY_CHANNELS if dense else BY_COLUMNS
     else:
         way = BY_CHANNELS if dense else _way(window, lanes)
     s = Struct()
@@ -134,13 +159,14 @@ def _told(
     s.x, s.y, s.way = five(x), five(y), way
     if mask is not None:
         s.mask, s.mask_bytes = five(mask), mask_bytes
-    return Told(window, way, s, _memory_bytes(window, way, item, x[-1] == 1, backward))
+    return Told(window, way, dense, s, _memory_bytes(window, way, item, x[-1] == 1, backward))
 
 
 def _is_whole(window: Window, axis: int) -> bool:
     """Tell whether the window has an axis in one piece, so that rows that lie end to end are one."""
     return (
         window.kernel[axis] == window.in_size[axis]
+        and not _is_sharing(window)
         and window.out_size[axis] == 1
         and not window.before[axis]
         and window.dilation[max(axis - 1, 0)] == window.dilation[axis] == 1
@@ -175,10 +201,14 @@ def _way(window: Window, lanes: int) -> int:
 
 def _way_back(window: Window, lanes: int, dense: bool, masked: bool) -> int:
     """Return along what a gradient's vectors lie; `dense`: channels lie side by side."""
+    if masked and _is_sharing(window):
+        return BY_PLACES
     # Windows that have a place: so many terms a vector gathers, where a window is added to once.
-    readers = prod(-(-span // s) for span, s in zip(window.span, window.stride, strict=True))
+    readers = _readers(window)
     if dense and readers <= 4 * lanes:
         return BY_CHANNELS
+    if _is_sharing(window):
+        return BY_COLUMNS
     width, kernel = window.out_size[-1], window.kernel[-1]
     # A masked window is one addition: only where each place has one window do vectors have less to do.
     each = window.taps // kernel * -(-kernel // lanes) + 4
@@ -187,12 +217,22 @@ def _way_back(window: Window, lanes: int, dense: bool, masked: bool) -> int:
     return BY_ROWS if window.taps * -(-width // lanes) <= width * each else BY_WINDOWS
 
 
+def _readers(window: Window) -> int:
+    """Return how many windows have a place, at most."""
+    spans = (window.out_size, window.in_size) if _is_sharing(window) else (window.span, window.stride)
+    return prod(-(-span // step) for span, step in zip(*spans, strict=True))
+
+
 def _memory_bytes(window: Window, way: int, item: int, dense: bool, backward: bool) -> int:
     lanes, stride = VECTOR_BYTES // item, window.stride[-1]
     (kd, _, kw), span = three(window.kernel, 1), three(window.span, 1)
     size, width = three(window.in_size, 1), window.out_size[-1]
     if way == BY_CHANNELS and backward:  # native/pool_channels_backward.c
         return 16 * size[2]
+    if way == BY_COLUMNS:  # native/pool_columns.c, native/pool_columns_backward.c
+        return 16 * size[2] + item * (size[2] + width) if backward else 2 * item * (size[2] + lanes)
+    if way == BY_PLACES:  # native/pool_check_places.c
+        return 16 * sum(three(window.out_size, 1))
     if way == BY_WINDOWS and backward and window.taps <= window.places:  # native/pool_windows_backward.c
         return 8 * window.taps
     if way != BY_ROWS:
@@ -210,20 +250,20 @@ def _memory_bytes(window: Window, way: int, item: int, dense: bool, backward: bo
     return kept * (24 + 2 * item * (reach + line)) + 2 * item * line
 
 
-def _cut(x: Array, way: int, work: int) -> list[Planes]:
+def _cut(x: Array, together: bool, work: int) -> list[Planes]:
     """Cut a pooling into jobs: several small images, or some channels of one."""
     n, c = x.shape[:2]
     if not is_much(work):  # one thread's: a call less for each block
         return [(slice(0, n), slice(0, c))]
     threads, plane = workers(work), prod(x.shape[2:]) * x.itemsize
     channels = max(1, min(c, BLOCK_BYTES // plane))
-    if way == BY_CHANNELS:  # those of a place lie together: cut only to occupy all threads
+    if together:  # cut only to occupy all threads
         lanes = VECTOR_BYTES // x.itemsize
         channels = c if n >= threads else max(lanes, -(-c // threads // lanes) * lanes)
     share = n // (2 * threads) if threads > 1 else n
     images = max(1, min(BLOCK_BYTES // (plane * channels), share)) if channels == c else 1
     starts = list(range(0, c, channels))
-    if way == BY_CHANNELS and c - starts[-1] < VECTOR_BYTES // x.itemsize:
+    if together and c - starts[-1] < VECTOR_BYTES // x.itemsize:
         starts.pop()  # the last few join those before them
     ends = [*starts[1:], c]
     return [
@@ -240,15 +280,16 @@ def plan(p: Pooling) -> Part:
         planes = (images.stop - images.start) * (channels.stop - channels.start)
         account.step("pool", planes=planes, places=p.window.places)
     account.buffer("pool", p.told.memory)
-    # A max pooling's gradient goes to the threads twice: masks are checked first.
-    calls = 2 if p.backward and p.mask is not None else 1
-    threads = used(len(jobs), p.work)
-    return account.part(WAYS[p.told.way], WHY.format(WAYS[p.told.way]), calls * len(jobs), threads)
+    # What takes masks goes to the threads twice: masks are checked first.
+    calls, way = 2 if p.takes_masks else 1, WAYS[p.told.way]
+    why = WHY_PLACES if p.told.way == BY_PLACES else WHY.format(way)
+    return account.part(way, why, calls * len(jobs), used(len(jobs), p.work))
 
 
 def _work(x: Array, y: Array, window: Window) -> int:
     """Return a pooling's work: memory passed over, and taps. Global pooling has few taps for its memory."""
-    return x.size + y.size * window.taps
+    taps = -(-window.taps // window.places) if _is_sharing(window) else window.taps
+    return x.size + y.size * taps
 
 
 def max_pool(p: Pooling) -> None:
@@ -280,8 +321,8 @@ def masks_name_places(p: Pooling) -> bool:
     bases = _bases(p.mask)
 
     def one(planes: Planes) -> None:
-        s = _struct(p, planes)
-        p.kernels.check_mask(ctypes.byref(s), *_at(planes, bases), ctypes.byref(wrong))
+        s, own = _struct(p, planes), memory("pool", p.told.memory)
+        p.kernels.check_mask(ctypes.byref(s), *_at(planes, bases), ctypes.byref(wrong), own.address)
 
     parallel(one, p.jobs, p.y.size)
     return not wrong.value

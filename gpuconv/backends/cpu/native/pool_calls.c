@@ -19,6 +19,7 @@ INLINE void NAME(pool)(int op, const Pooling *given, const T *x, const double *s
       T *to = y + n * s->y[0] + c * s->y[1];
       char *offsets = mask + (n * s->mask[0] + c * s->mask[1]) * s->mask_bytes;
       if (s->way == BY_ROWS) NAME(rows)(op, s, &r, plane, shares, to, offsets);
+      else if (s->way == BY_COLUMNS) NAME(columns)(op, s, plane, shares, to, offsets, memory);
       else NAME(windows)(op, s, plane, shares, to, offsets);
     }
   }
@@ -60,6 +61,10 @@ INLINE void NAME(pool_backward)(int op, const Pooling *given, const T *y, const 
         NAME(rows_backward)(op, s, from, shares, offsets, plane, memory);
         continue;
       }
+      if (s->way == BY_COLUMNS) {
+        NAME(columns_backward)(s, from, shares, plane, memory);
+        continue;
+      }
       if (c % together == 0) NAME(zero_planes)(s, least(together, s->channels - c), plane);
       NAME(windows_backward)(op, s, from, shares, offsets, plane, far);
     }
@@ -67,7 +72,8 @@ INLINE void NAME(pool_backward)(int op, const Pooling *given, const T *y, const 
 }
 
 EXPORT void NAME(max_pool_backward)(const Pooling *s, const T *dy, const char *mask, T *dx, T *memory) {
-  NAME(pool_backward)(MAX, s, dy, 0, mask, dx, memory);
+  if (s->way == BY_PLACES) NAME(scatter_images)(s, dy, mask, dx, memory);
+  else NAME(pool_backward)(MAX, s, dy, 0, mask, dx, memory);
 }
 
 EXPORT void NAME(avg_pool_backward)(const Pooling *s, const T *dy, const double *shares, T *dx, T *memory) {

@@ -52,7 +52,11 @@ INLINE ptrdiff_t NAME(in_padding)(const Pooling *s, const char *mask, int axis, 
 }
 
 // Set *wrong where a mask names no place. Large offsets are looked for along whichever axis is dense.
-EXPORT void NAME(check_mask)(const Pooling *s, const char *mask, ptrdiff_t *wrong) {
+EXPORT void NAME(check_mask)(const Pooling *s, const char *mask, ptrdiff_t *wrong, T *memory) {
+  if (!s->stride[2]) {
+    if (NAME(any_outside_windows)(s, mask, (double *)memory)) *wrong = 1;
+    return;
+  }
   ptrdiff_t found = 0, width = s->out[2], height = s->out[1];
   if (s->mask[3] == width * s->mask[4]) width *= height, height = 1;
   for (ptrdiff_t n = 0; n < s->images; ++n) {

@@ -1,5 +1,8 @@
 // What one call of a pooling works on: some images and channels. Axes are d, h, w; strides count elements, in
 // the order n, c, d, h, w; x and y are dx and dy where gradients are meant. Fields: see compiled.py.
+//
+// Where windows share out the image (adaptive pooling), the stride is 0: the kernel is the image, its taps are
+// its places, and window o has those from floor(o * size / out) on, before ceil((o + 1) * size / out).
 typedef struct {
   ptrdiff_t images, channels, size[3], out[3];         // places of x and of y
   ptrdiff_t kernel[3], stride[3], dilation[3], before[3];
@@ -8,8 +11,8 @@ typedef struct {
 } Pooling;
 
 // Vectors of channels; of outputs (or, in a gradient, of places) along w; of a window's places along w;
-// of whole planes' places.
-enum Way { BY_CHANNELS, BY_ROWS, BY_WINDOWS, BY_PLANES };
+// of whole planes' places; of x's places along w. Without vectors: from or to the places that masks name.
+enum Way { BY_CHANNELS, BY_ROWS, BY_WINDOWS, BY_PLANES, BY_COLUMNS, BY_PLACES };
 
 // What is taken of a window.
 enum { MAX, MAX_AND_MASK, MEAN };
@@ -18,8 +21,14 @@ typedef struct {
   ptrdiff_t begin, end;
 } Range;
 
+// The part of `size` places that piece i of n has; places that a cut goes through are in both pieces.
+static inline Range piece(ptrdiff_t size, ptrdiff_t n, ptrdiff_t i) {
+  return (Range){i * size / n, ((i + 1) * size + n - 1) / n};
+}
+
 // The taps that window o has inside of x, along an axis.
 static inline Range taps_inside(const Pooling *s, int axis, ptrdiff_t o) {
+  if (!s->stride[axis]) return piece(s->size[axis], s->out[axis], o);
   ptrdiff_t first = o * s->stride[axis] - s->before[axis], step = s->dilation[axis];
   ptrdiff_t last = first + (s->kernel[axis] - 1) * step;
   Range taps = {0, s->kernel[axis]};
@@ -30,6 +39,7 @@ static inline Range taps_inside(const Pooling *s, int axis, ptrdiff_t o) {
 
 // The windows whose span has place i, along an axis.
 static inline Range windows_over(const Pooling *s, int axis, ptrdiff_t i) {
+  if (!s->stride[axis]) return piece(s->out[axis], s->size[axis], i);
   ptrdiff_t u = i + s->before[axis], span = (s->kernel[axis] - 1) * s->dilation[axis] + 1;
   Range windows = {u < span ? 0 : (u - span) / s->stride[axis] + 1, u / s->stride[axis] + 1};
   if (windows.end > s->out[axis]) windows.end = s->out[axis];
