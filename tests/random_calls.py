@@ -67,11 +67,14 @@ def max_pooling(rng, dtype):
     options.update(channels_last=channels_last, ceil_mode=bool(rng.integers(2)))
     forward = getattr(gpuconv, f"max_pool{axes}d")
     backward = getattr(gpuconv, f"max_pool{axes}d_backward")
+    unpool, unpool_backward = (getattr(gpuconv, f"max_unpool{axes}d{end}") for end in ("", "_backward"))
     dy = numbers(rng, forward(x, kernel, **options)[0].shape, dtype)
 
     def call():
         y, argmax = forward(x, kernel, **options)
-        return y, argmax, backward(dy, argmax, x.shape, kernel, **options)
+        dx = backward(dy, argmax, x.shape, kernel, **options)
+        back = unpool(dy, argmax, x.shape, kernel, **options)
+        return y, argmax, dx, back, unpool_backward(x, argmax, kernel, **options)
 
     return call
 

@@ -105,6 +105,29 @@ def test_poolings_are_numpys_and_touch_nothing_outside_of_their_arrays(dtype, rn
 @BOTH
 @settings(max_examples=60)
 @given(rng=randoms)
+def test_unpoolings_are_numpys_and_touch_nothing_outside_of_their_arrays(dtype, rng):
+    case = draw(rng, pool=True, axes=rng.randint(1, 3))
+    options, poison = case.pool(), dtype(1e30)
+    name = f"pool{len(case.kernel)}d"
+    image = odd_values(case, case.x_shape(), dtype)
+    x, argmax = by_numpy(getattr(gpuconv, f"max_{name}"), image, case.kernel, **options)
+    x, _ = within(rng, x, np.nan)
+    mask, _ = within(rng, argmax.astype(rng.choice([np.uint8, np.int32, np.int64])), 99)
+    dy, _ = within(rng, image, np.nan)
+    unpool, backward = (getattr(gpuconv, f"max_un{name}{end}") for end in ("", "_backward"))
+    for call, arguments in (
+        (unpool, (x, mask, case.x_shape(), case.kernel)),
+        (backward, (dy, mask, case.kernel)),
+    ):
+        want = by_numpy(call, *arguments, **options)
+        out, around = within(rng, np.zeros_like(want), poison)
+        call(*arguments, out=out, **options)
+        assert_only_view_was_written(out, around, poison, want, np.testing.assert_array_equal)
+
+
+@BOTH
+@settings(max_examples=60)
+@given(rng=randoms)
 def test_adaptive_poolings_are_numpys_and_touch_nothing_outside_of_their_arrays(dtype, rng):
     (n, _), in_size, out_size, last = draw_adaptive(rng, most=rng.choice([9, 40]))
     shape, poison = (n, *in_size, 18) if last else (n, 3, *in_size), dtype(1e30)
@@ -169,6 +192,12 @@ def test_whole_vectors_and_their_ends_are_numpys(dtype, name):
         np.testing.assert_array_equal(
             dx, by_numpy(gpuconv.max_pool2d_backward, dy, mask, shape, kernel, **options)
         )
+    for masks in (mask, mask.astype(np.int64)):
+        for call, arguments in (
+            (gpuconv.max_unpool2d, (y, masks, shape, kernel)),
+            (gpuconv.max_unpool2d_backward, (x, masks, kernel)),
+        ):
+            np.testing.assert_array_equal(call(*arguments, **options), by_numpy(call, *arguments, **options))
     numbers = rng.standard_normal(shape).astype(dtype)
     assert_close(
         gpuconv.avg_pool2d(numbers, kernel, **options),
@@ -241,6 +270,8 @@ def test_calls_keep_within_the_memory_that_they_asked_for(monkeypatch, dtype, na
     gpuconv.max_pool2d_backward(y, mask, shape, kernel, **options)
     gpuconv.avg_pool2d(x, kernel, **options)
     gpuconv.avg_pool2d_backward(y, shape, kernel, **options)
+    gpuconv.max_unpool2d(y, mask, shape, kernel, **options)
+    gpuconv.max_unpool2d_backward(x, mask, kernel, **options)
     last = {"channels_last": options["channels_last"]}
     for size in (2, (4, 13)):
         y, places = gpuconv.adaptive_max_pool2d(x, size, **last)
@@ -263,6 +294,8 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, channels_la
         yield from (
             gpuconv.avg_pool2d(x, 3, **options),
             gpuconv.avg_pool2d_backward(y, x.shape, 3, **options),
+            gpuconv.max_unpool2d(y, mask, x.shape, 3, **options),
+            gpuconv.max_unpool2d_backward(x, mask, 3, **options),
         )
         last = {"channels_last": channels_last}
         y, places = gpuconv.adaptive_max_pool2d(x, 7, **last)
@@ -289,6 +322,8 @@ def test_masks_that_name_no_place_are_refused_before_anything_is_written(dtype, 
     dy = np.ones(argmax.shape, np.float32)
     with pytest.raises(ValueError, match=f"argmax holds {wrong}, but a window of .2, 2. has 4 places"):
         gpuconv.max_pool2d_backward(dy, argmax, dx.shape, 2, out=dx)
+    with pytest.raises(ValueError, match=f"max_unpool2d: argmax holds {wrong}, but"):
+        gpuconv.max_unpool2d(dy, argmax, dx.shape, 2, out=dx)
     assert (dx == 7).all()
     with pytest.raises(ValueError, match="argmax names a place in the padding along spatial axis 1"):
         gpuconv.max_pool2d_backward(dy, argmax * 0 + 2, (2, 3, 16, 15), 2, padding=((0, 0), (1, 0)))
@@ -314,6 +349,13 @@ def test_places_outside_of_adaptive_windows_are_refused_before_anything_is_writt
         windows[1, 0] = place
         gpuconv.adaptive_max_pool2d_backward(dy, argmax, dx.shape, out=dx, **options)
         assert dx.sum() == dy.sum()
+
+
+def test_gradients_of_unpooling_are_numpys_where_rivals_are_too_many():
+    x, y = np.zeros((1, 1, 40, 40), np.float32), np.zeros((1, 1, 26, 26), np.float32)
+    window, mask = sliding_window("", (40, 40), 15, 1, 0, 1), np.zeros(y.shape, np.uint8)
+    assert pooling_compiled.pooling(x, y, mask, window, unpool=True) is not None
+    assert pooling_compiled.pooling(x, y, mask, window, unpool=True, backward=True) is None
 
 
 def test_large_windows_sum_as_exactly_as_numpy():

@@ -80,15 +80,16 @@ def plan(name: str, **p: Any) -> Part:
 
 
 def _by_kernels(name: str, p: dict[str, Any]) -> pooling_compiled.Pooling | None:
-    if not name.startswith(("max_pool", "avg_pool")):
+    if not name.startswith(("max_pool", "max_unpool", "avg_pool")):
         return None
-    backward, mean = name.endswith("backward"), name.startswith("avg")
+    backward, mean, unpool = name.endswith("backward"), name.startswith("avg"), name.startswith("max_unpool")
     argmax = None if mean else p["argmax"]
     mask = None if argmax is None else channels_first(argmax, p["channels_last"])
-    large, small = (
-        channels_first(p[name], p["channels_last"]) for name in (("dx", "dy") if backward else ("x", "y"))
+    names = ["dx", "dy"] if backward else ["x", "y"]
+    large, small = (channels_first(p[name], p["channels_last"]) for name in names[:: -1 if unpool else 1])
+    return pooling_compiled.pooling(
+        large, small, mask, p["window"], mean=mean, backward=backward, unpool=unpool
     )
-    return pooling_compiled.pooling(large, small, mask, p["window"], mean=mean, backward=backward)
 
 
 def alike_planes(blocks: list[tuple[slice, slice]]) -> list[tuple[int, int]]:
@@ -150,12 +151,12 @@ def max_pool_backward(dy: Array, argmax: Array, dx: Array, window: Window, chann
     """Write dx: each dy goes to the place its window's argmax names; overlapping windows add up."""
     mask, op = channels_first(argmax, channels_last), f"max_pool{window.axes}d_backward"
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
-    if (p := pooling_compiled.pooling(target, source, mask, window, backward=True)) is not None:
-        if not pooling_compiled.masks_name_places(p):
-            _check_offsets(op, mask, window)
+    p = pooling_compiled.pooling(target, source, mask, window, backward=True)
+    if p is None or not pooling_compiled.masks_name_places(p):
+        _check_offsets(op, mask, window)
+    if p is not None:
         pooling_compiled.max_pool_backward(p)
         return
-    _check_offsets(op, mask, window)
     blocks = plane_blocks(target, channels_last)
     first, jumps = _flat_index(window)
     images, c = target[blocks[0]].shape[:2] if blocks else (0, 0)
@@ -172,9 +173,14 @@ def max_pool_backward(dy: Array, argmax: Array, dx: Array, window: Window, chann
 
 def max_unpool(x: Array, argmax: Array, y: Array, window: Window, channels_last: bool) -> None:
     """Write y: each x at the place its window's argmax names, of several the last; zeros elsewhere."""
-    mask = channels_first(argmax, channels_last)
-    _check_offsets(f"max_unpool{window.axes}d", mask, window)
+    mask, op = channels_first(argmax, channels_last), f"max_unpool{window.axes}d"
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
+    p = pooling_compiled.pooling(target, source, mask, window, unpool=True)
+    if p is None or not pooling_compiled.masks_name_places(p):
+        _check_offsets(op, mask, window)
+    if p is not None:
+        pooling_compiled.max_unpool(p)
+        return
     # Of the windows that read a place, a later one does so with an earlier tap; that is written last.
     taps = list(enumerate(_taps(window)))[::-1]
 
@@ -190,9 +196,14 @@ def max_unpool(x: Array, argmax: Array, y: Array, window: Window, channels_last:
 
 def max_unpool_backward(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool) -> None:
     """Write dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
-    mask = channels_first(argmax, channels_last)
-    _check_offsets(f"max_unpool{window.axes}d_backward", mask, window)
+    mask, op = channels_first(argmax, channels_last), f"max_unpool{window.axes}d_backward"
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
+    p = pooling_compiled.pooling(source, target, mask, window, backward=True, unpool=True)
+    if p is None or not pooling_compiled.masks_name_places(p):
+        _check_offsets(op, mask, window)
+    if p is not None:
+        pooling_compiled.max_unpool_backward(p)
+        return
     taps = list(enumerate(_taps(window)))
 
     def one(planes: tuple[slice, slice]) -> None:

@@ -34,7 +34,11 @@ MASKS = {np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)}
 BY_CHANNELS, BY_ROWS, BY_WINDOWS, BY_PLANES, BY_COLUMNS, BY_PLACES = range(6)
 WAYS = ("channels", "rows", "windows", "planes", "columns", "places")
 WHY = "C kernels, with vectors of {}: each output, or place of a gradient, is written once"
-WHY_PLACES = "C kernels: each value goes to the place that its mask names"
+WHY_PLACES = "C kernels: each value goes to the place that its mask names, or comes from there"
+
+# Of more rivals (native/unpool.c) each call would list too many: 13x13 windows with stride 1 have 14196.
+MOST_RIVALS = 1 << 14
+RIVAL_BYTES = 40
 
 
 class Struct(ctypes.Structure):
@@ -97,8 +101,9 @@ def pooling(
     *,
     mean: bool = False,
     backward: bool = False,
+    unpool: bool = False,
 ) -> Pooling | None:
-    """Return how C computes a pooling with these arrays; None where NumPy does."""
+    """Return how C computes a pooling with these arrays; None where NumPy does. An unpooling's image is x."""
     kernels = compiled.kernels(x, y, part="pooling")
     if kernels is None or not x.size:
         return None
@@ -106,12 +111,12 @@ def pooling(
         return None
     if mask is not None and window.taps >= 1 << 31:  # they are counted in integers as wide as float32
         return None
-    if mean and _many_sums(window):
+    if (mean and _many_sums(window)) or (unpool and backward and _rivals(window) > MOST_RIVALS):
         return None
     masks, bytes_each = (None, 0) if mask is None else (tuple(strides(mask)), mask.itemsize)
     steps = tuple(strides(x)), tuple(strides(y)), masks
-    told = _told(window, x.shape[1], x.itemsize, *steps, bytes_each, backward)
-    takes_masks = mask is not None and backward
+    told = _told(window, x.shape[1], x.itemsize, *steps, bytes_each, backward, unpool)
+    takes_masks = mask is not None and (backward or unpool)
     return Pooling(kernels, x, y, mask, told, takes_masks, _cut(x, told.together, _work(x, y, window)))
 
 
@@ -131,6 +136,7 @@ def _told(
     mask: Steps | None,
     mask_bytes: int,
     backward: bool,
+    unpool: bool,
 ) -> Told:
     for axis in reversed(range(1, window.axes)):
         if _is_whole(window, axis) and x[1 + axis] == window.in_size[axis] * x[2 + axis]:
@@ -140,7 +146,9 @@ def _told(
             mask = None if mask is None else (*mask[: 2 + axis], *mask[3 + axis :])
     lanes = VECTOR_BYTES // item
     dense = x[1] == y[1] == 1 and (mask is None or mask[1] == 1) and channels >= lanes
-    if not dense and window.axes == 1 and _is_whole(window, 0) and x[2] == 1:
+    if unpool:
+        way = BY_PLACES
+    elif not dense and window.axes == 1 and _is_whole(window, 0) and x[2] == 1:
         way = BY_PLANES
     elif backward:
         way = _way_back(window, lanes, dense, mask is not None)
@@ -223,6 +231,11 @@ def _readers(window: Window) -> int:
     return prod(-(-span // step) for span, step in zip(*spans, strict=True))
 
 
+def _rivals(window: Window) -> int:
+    """Return how many times, over all taps, another window that comes later may have the same place."""
+    return window.taps * (_readers(window) - 1) // 2
+
+
 def _memory_bytes(window: Window, way: int, item: int, dense: bool, backward: bool) -> int:
     lanes, stride = VECTOR_BYTES // item, window.stride[-1]
     (kd, _, kw), span = three(window.kernel, 1), three(window.span, 1)
@@ -231,8 +244,12 @@ def _memory_bytes(window: Window, way: int, item: int, dense: bool, backward: bo
         return 16 * size[2]
     if way == BY_COLUMNS:  # native/pool_columns.c, native/pool_columns_backward.c
         return 16 * size[2] + item * (size[2] + width) if backward else 2 * item * (size[2] + lanes)
-    if way == BY_PLACES:  # native/pool_check_places.c
+    if way == BY_PLACES and _is_sharing(window):  # native/pool_check_places.c, native/pool_places.c
         return 16 * sum(three(window.out_size, 1))
+    if way == BY_PLACES and backward and _readers(window) > 1:  # native/unpool.c
+        return 8 * (2 * window.taps + 1) + RIVAL_BYTES * _rivals(window)
+    if way == BY_PLACES:  # native/pool_places.c
+        return 8 * window.taps if window.taps <= window.places else 0
     if way == BY_WINDOWS and backward and window.taps <= window.places:  # native/pool_windows_backward.c
         return 8 * window.taps
     if way != BY_ROWS:
@@ -337,6 +354,29 @@ def max_pool_backward(p: Pooling) -> None:
         dx, dy, mask = _at(planes, bases)
         # None: a window's offsets aren't worth working out beforehand.
         p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, own.address if p.told.memory else None)
+
+    parallel(one, p.jobs, p.work)
+
+
+def max_unpool(p: Pooling) -> None:
+    """Write to x (an unpooling's y) each y at the place that its window's mask names, zeros elsewhere."""
+    bases = _bases(p.y, p.mask, p.x)
+
+    def one(planes: Planes) -> None:
+        s, own = _struct(p, planes), memory("pool", p.told.memory)
+        p.kernels.max_unpool(ctypes.byref(s), *_at(planes, bases), own.address if p.told.memory else None)
+
+    parallel(one, p.jobs, p.work)
+
+
+def max_unpool_backward(p: Pooling) -> None:
+    """Write to y (an unpooling's dx) what x has where each was written; 0 where another was, later."""
+    bases = _bases(p.x, p.mask, p.y)
+
+    def one(planes: Planes) -> None:
+        s, own = _struct(p, planes), memory("pool", p.told.memory)
+        at = _at(planes, bases)
+        p.kernels.max_unpool_backward(ctypes.byref(s), *at, own.address if p.told.memory else None)
 
     parallel(one, p.jobs, p.work)
 

@@ -72,7 +72,7 @@ INLINE void NAME(pool_backward)(int op, const Pooling *given, const T *y, const 
 }
 
 EXPORT void NAME(max_pool_backward)(const Pooling *s, const T *dy, const char *mask, T *dx, T *memory) {
-  if (s->way == BY_PLACES) NAME(scatter_images)(s, dy, mask, dx, memory);
+  if (s->way == BY_PLACES) NAME(scatter_images)(ADD, s, dy, mask, dx, memory);
   else NAME(pool_backward)(MAX, s, dy, 0, mask, dx, memory);
 }
 

@@ -1,9 +1,12 @@
 // Values that go to the places which masks name, one by one:
 //
 //     x[place(o, mask[o])] += y[o]        gradients of maxima whose windows share out the image
+//     x[place(o, mask[o])]  = y[o]        unpooling; of windows that name one place the last stays
 //
 // The innermost loop takes what lies side by side: channels, or the windows of a row. Rows of x are zeroed
 // just before the first window that has them, and so are in the cache still when they are written to.
+
+enum { ADD, WRITE };
 
 // How far a window's taps are from where its stride has brought it: listed; or an even step apart; or, where
 // there are too many to list, worked out. The two kinds that most masks are have loops of their own.
@@ -41,24 +44,24 @@ INLINE ptrdiff_t NAME(distance)(int kind, const Pooling *s, const NAME(Distances
   return far->step ? far->first + far->step * (ptrdiff_t)tap : NAME(worked_out)(s, (unsigned)tap, x);
 }
 
-INLINE void NAME(scatter_run)(int kind, const Pooling *s, const NAME(Distances) *far, ptrdiff_t count,
+INLINE void NAME(scatter_run)(int kind, int op, const Pooling *s, const NAME(Distances) *far, ptrdiff_t count,
                               const T *y, ptrdiff_t step, const char *mask, ptrdiff_t mask_step, T *x,
                               ptrdiff_t jump) {
   for (ptrdiff_t i = 0; i < count; ++i) {
     T *to = x + i * jump, value = y[i * step];
     to += NAME(distance)(kind, s, far, mask + i * mask_step, to);
-    *to += value;
+    *to = op == ADD ? *to + value : value;
   }
 }
 
 // Values `step` apart, whose windows are `jump` apart in x; the step of masks is in bytes.
-INLINE void NAME(scatter)(const Pooling *s, const NAME(Distances) *far, ptrdiff_t count, const T *y,
+INLINE void NAME(scatter)(int op, const Pooling *s, const NAME(Distances) *far, ptrdiff_t count, const T *y,
                           ptrdiff_t step, const char *mask, ptrdiff_t mask_step, T *x, ptrdiff_t jump) {
   if (far->kind == LISTED_BYTES)
-    NAME(scatter_run)(LISTED_BYTES, s, far, count, y, step, mask, mask_step, x, jump);
+    NAME(scatter_run)(LISTED_BYTES, op, s, far, count, y, step, mask, mask_step, x, jump);
   else if (far->kind == EVEN_LONGS)
-    NAME(scatter_run)(EVEN_LONGS, s, far, count, y, step, mask, mask_step, x, jump);
-  else NAME(scatter_run)(ANY, s, far, count, y, step, mask, mask_step, x, jump);
+    NAME(scatter_run)(EVEN_LONGS, op, s, far, count, y, step, mask, mask_step, x, jump);
+  else NAME(scatter_run)(ANY, op, s, far, count, y, step, mask, mask_step, x, jump);
 }
 
 // Where the places end that windows up to o have, along an axis; after the last window, the image's end.
@@ -81,7 +84,7 @@ INLINE void NAME(zero_rows)(const Pooling *s, ptrdiff_t inner, Range d, Range h,
 }
 
 // All windows of a plane (or volume); of `inner` such, where they lie side by side.
-INLINE void NAME(scatter_windows)(const Pooling *s, const NAME(Distances) *far, ptrdiff_t inner,
+INLINE void NAME(scatter_windows)(int op, const Pooling *s, const NAME(Distances) *far, ptrdiff_t inner,
                                   const T *y, const char *mask, T *x) {
   ptrdiff_t each = s->mask_bytes, step = s->mask[4] * each, jump = s->stride[2] * s->x[4];
   Range d = {0, 0};
@@ -94,9 +97,9 @@ INLINE void NAME(scatter_windows)(const Pooling *s, const NAME(Distances) *far, 
       const T *row = y + od * s->y[2] + oh * s->y[3];
       const char *names = mask + (od * s->mask[2] + oh * s->mask[3]) * each;
       T *to = x + od * s->stride[0] * s->x[2] + oh * s->stride[1] * s->x[3];
-      if (!inner) NAME(scatter)(s, far, s->out[2], row, s->y[4], names, step, to, jump);
+      if (!inner) NAME(scatter)(op, s, far, s->out[2], row, s->y[4], names, step, to, jump);
       else for (ptrdiff_t ow = 0; ow < s->out[2]; ++ow, row += s->y[4], names += step, to += jump)
-        NAME(scatter)(s, far, inner, row, 1, names, each, to, 1);
+        NAME(scatter)(op, s, far, inner, row, 1, names, each, to, 1);
     }
   }
 }
@@ -106,12 +109,12 @@ INLINE ptrdiff_t NAME(inner_channels)(const Pooling *s) {
   return s->x[1] == 1 && s->y[1] == 1 && s->mask[1] == 1 ? s->channels : 0;
 }
 
-INLINE void NAME(scatter_images)(const Pooling *s, const T *y, const char *mask, T *x, T *memory) {
+INLINE void NAME(scatter_images)(int op, const Pooling *s, const T *y, const char *mask, T *x, T *memory) {
   // Where windows share out the image, there are too many taps to list.
   NAME(Distances) far = NAME(distances)(s, x, s->stride[2] ? (ptrdiff_t *)memory : 0);
   ptrdiff_t inner = NAME(inner_channels)(s), each = s->mask_bytes;
   for (ptrdiff_t n = 0; n < s->images; ++n)
     for (ptrdiff_t c = 0; c < s->channels; c += inner ? inner : 1)
-      NAME(scatter_windows)(s, &far, inner, y + n * s->y[0] + c * s->y[1],
+      NAME(scatter_windows)(op, s, &far, inner, y + n * s->y[0] + c * s->y[1],
                             mask + (n * s->mask[0] + c * s->mask[1]) * each, x + n * s->x[0] + c * s->x[1]);
 }

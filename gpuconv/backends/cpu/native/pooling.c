@@ -17,3 +17,4 @@
 #include "pool_check_places.c"
 #include "pool_check.c"
 #include "pool_calls.c"
+#include "unpool.c"
