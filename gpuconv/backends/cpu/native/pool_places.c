@@ -65,7 +65,7 @@ INLINE void NAME(scatter)(int op, const Pooling *s, const NAME(Distances) *far, 
 }
 
 // Where the places end that windows up to o have, along an axis; after the last window, the image's end.
-INLINE ptrdiff_t NAME(reach)(const Pooling *s, int axis, ptrdiff_t o) {
+INLINE ptrdiff_t NAME(places_end)(const Pooling *s, int axis, ptrdiff_t o) {
   if (o + 1 == s->out[axis]) return s->size[axis];
   return place(s, axis, o, taps_inside(s, axis, o).end - 1) + 1;
 }
@@ -90,9 +90,9 @@ INLINE void NAME(scatter_windows)(int op, const Pooling *s, const NAME(Distances
   Range d = {0, 0};
   for (ptrdiff_t od = 0; od < s->out[0]; ++od) {
     Range h = {0, 0};
-    d = (Range){d.end, most(d.end, NAME(reach)(s, 0, od))};
+    d = (Range){d.end, most(d.end, NAME(places_end)(s, 0, od))};
     for (ptrdiff_t oh = 0; oh < s->out[1]; ++oh) {
-      h = (Range){h.end, most(h.end, NAME(reach)(s, 1, oh))};
+      h = (Range){h.end, most(h.end, NAME(places_end)(s, 1, oh))};
       NAME(zero_rows)(s, inner, d, h, x);
       const T *row = y + od * s->y[2] + oh * s->y[3];
       const char *names = mask + (od * s->mask[2] + oh * s->mask[3]) * each;
