@@ -72,7 +72,7 @@ class _Cut:
         self.grid = grid(window)
         last = strides(x)[1] == strides(y)[1] == 1 and strides(x)[3] != 1
         narrow = self.grid[1] <= NARROW_TILES and strides(x)[3] == strides(y)[3] == 1
-        many, much = min(og, cg) * item >= LINE_BYTES, groups * 36 * og * cg * item > SHARED_U_BYTES
+        many, much = min(og, cg) * item >= LINE_BYTES, 36 * og * cg * item > SHARED_U_BYTES
         self.last = last or (narrow and many and not much)
         self.tiles = x.shape[0] * prod(self.grid)
         self.width = WIDE_BYTES // item if self.last else NARROW
@@ -131,11 +131,13 @@ def pays(x: Array, w_shape: Shape, window: Window, y: Array) -> bool:
     """
     if not fits(window) or not x.dtype == y.dtype == np.float32:
         return False
-    og, cg, each = *w_shape[1:3], prod(grid(window))
+    (groups, og, cg), each = w_shape[:3], prod(grid(window))
     tiles = x.shape[0] * each
     if 9 * window.places < 1.2 * 36 * each:  # too little of each tile is in y
         return False
-    if cg * og < 7 * (cg + og) or tiles < 8:  # before asking for kernels, which may have to be compiled
+    if (
+        cg * og < (7 if groups == 1 else 26) * (cg + og) or tiles < 8
+    ):  # before asking for kernels, which may have to be compiled
         return False
     if compiled.kernels(x, y, part="winograd") is not None:
         return True
@@ -158,6 +160,9 @@ def pays(x: Array, w_shape: Shape, window: Window, y: Array) -> bool:
 #     256, 14x14           2.1 2.4                            1.2 1.3
 #     512, 7x7             2.2 2.4                            0.6 0.8
 #     256, 7x7, 1 image    0.8 1.3
+#     32 groups of 32, 7x7    0.7 0.7
+#     32 groups of 16, 14x14  0.6 0.7
+#     8 groups of 64, 14x14   1.3 1.3
 
 
 def why(x: Array, y: Array) -> str:
