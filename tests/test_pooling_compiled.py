@@ -160,6 +160,7 @@ WIDE = {
     "channels": ((2, 9, 8, 150), (3, 2), 2, True),
     "channels, one image": ((1, 9, 8, 37), (3, 3), 1, True),
     "rows": ((2, 3, 9, 75), (3, 3), 2, False),
+    "rows, many vectors": ((1, 2, 7, 171), (3, 3), 2, False),
     "rows, stride 1": ((2, 3, 9, 75), (2, 3), 1, False),
     "rows, stride 3": ((1, 2, 9, 75), (3, 5), 3, False),
     "planes": ((2, 37, 7, 7), (7, 7), 1, False),
@@ -207,6 +208,24 @@ def test_whole_vectors_and_their_ends_are_numpys(dtype, name):
         gpuconv.avg_pool2d_backward(dy, shape, kernel, **options),
         by_numpy(gpuconv.avg_pool2d_backward, dy, shape, kernel, **options),
     )
+
+
+@BOTH
+@pytest.mark.parametrize("width", [3, 14, 28, 75, 140])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_tiles_of_two_places_are_numpys_and_nothing_around_is_touched(dtype, width, ceil_mode):
+    rng, shape = np.random.default_rng(width), (2, 3, 5, width)
+    x, around = rng.integers(-4, 5, shape).astype(dtype), np.full(2 * 3 * 5 * width + 128, 77, dtype)
+    dx = around[64:-64].reshape(shape)
+    y, mask = gpuconv.max_pool2d(x, 2, ceil_mode=ceil_mode)
+    want, want_mask = by_numpy(gpuconv.max_pool2d, x, 2, ceil_mode=ceil_mode)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(mask, want_mask)
+    y = rng.integers(-9, 10, y.shape).astype(dtype)
+    for backward, masks in ((gpuconv.max_pool2d_backward, (mask,)), (gpuconv.avg_pool2d_backward, ())):
+        backward(y, *masks, shape, 2, ceil_mode=ceil_mode, out=dx)
+        np.testing.assert_array_equal(dx, by_numpy(backward, y, *masks, shape, 2, ceil_mode=ceil_mode))
+    assert (around[:64] == 77).all() and (around[-64:] == 77).all()
 
 
 @BOTH

@@ -221,7 +221,9 @@ def _way_back(window: Window, lanes: int, dense: bool, masked: bool) -> int:
     # A masked window is one addition: only where each place has one window do vectors have less to do.
     each = window.taps // kernel * -(-kernel // lanes) + 4
     if masked:
-        return BY_ROWS if readers == 1 and window.taps <= lanes // 2 and width >= lanes else BY_WINDOWS
+        pairs = kernel == 2 and not window.before[-1]  # what native/pool_rows_backward.c is fastest with
+        few = window.taps <= lanes // 2 and (width >= lanes or pairs)
+        return BY_ROWS if readers == 1 and few else BY_WINDOWS
     return BY_ROWS if window.taps * -(-width // lanes) <= width * each else BY_WINDOWS
 
 

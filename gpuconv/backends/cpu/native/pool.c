@@ -48,6 +48,18 @@ INLINE void NAME(store_bytes)(char *to, bytes v, ptrdiff_t count) {
 #undef PARTS
 }
 
+// The first `count` bytes, and zeros; reads no others.
+INLINE bytes NAME(load_bytes)(const char *from, ptrdiff_t count) {
+  if (count == VL) return *(const bytes *)from;
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  __m128i part = _mm_maskz_loadu_epi8((__mmask16)((1u << count) - 1), from);
+#else
+  char part[16] = {0};
+  for (ptrdiff_t i = 0; i < count; ++i) part[i] = from[i];
+#endif
+  return *(bytes *)&part;
+}
+
 INLINE ivec NAME(load_mask)(ptrdiff_t bytes_each, const char *mask) {
   if (bytes_each == 1) return __builtin_convertvector(*(const bytes *)mask, ivec);
   if (bytes_each == 4) return __builtin_convertvector(*(const words *)mask, ivec);

@@ -2,7 +2,7 @@
 
 INLINE void NAME(pool)(int op, const Pooling *given, const T *x, const double *shares, T *y, char *mask,
                        T *memory) {
-  const Pooling own = *given, *s = &own;  // no store of a vector may change it, for all that the compiler knows
+  const Pooling own = *given, *s = &own;  // which no store of a vector can change, as the compiler sees
   Rows r = {0};
   if (s->way == BY_ROWS) r = NAME(rows_of)(s, memory);
   for (ptrdiff_t n = 0; n < s->images; ++n) {
@@ -41,6 +41,7 @@ INLINE void NAME(pool_backward)(int op, const Pooling *given, const T *y, const 
   // Small planes are zeroed several at once, and are in the L1 still when they are added to.
   ptrdiff_t size = s->size[0] * s->size[1] * s->size[2], together = most(1, 2048 / size);
   ptrdiff_t *far = op != MEAN && s->way == BY_WINDOWS ? (ptrdiff_t *)memory : 0;
+  int pairs = NAME(are_pairs)(op, s);
   NAME(find_far)(s, x, far);
   for (ptrdiff_t n = 0; n < s->images; ++n) {
     if (s->way == BY_CHANNELS) {
@@ -57,6 +58,10 @@ INLINE void NAME(pool_backward)(int op, const Pooling *given, const T *y, const 
       const T *from = y + n * s->y[0] + c * s->y[1];
       T *plane = x + n * s->x[0] + c * s->x[1];
       const char *offsets = mask + (n * s->mask[0] + c * s->mask[1]) * s->mask_bytes;
+      if (s->way == BY_ROWS && pairs) {
+        NAME(pairs_backward)(op, s, from, shares, offsets, plane);
+        continue;
+      }
       if (s->way == BY_ROWS) {
         NAME(rows_backward)(op, s, from, shares, offsets, plane, memory);
         continue;

@@ -43,8 +43,8 @@ INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff
 }
 
 // One window's channels: v vectors, or, where v is 0, eight at a time, then four, then single ones.
-INLINE void NAME(all_channels)(int op, int v, const Pooling *s, const ptrdiff_t *o, const Range *taps, const T *x,
-                               T share, T *y, char *mask) {
+INLINE void NAME(all_channels)(int op, int v, const Pooling *s, const ptrdiff_t *o, const Range *taps,
+                               const T *x, T share, T *y, char *mask) {
   ptrdiff_t c = 0, each = op == MAX_AND_MASK ? s->mask_bytes : 0;
   if (v) {
     NAME(window_channels)(op, v, s, o, taps, x, share, y, mask);

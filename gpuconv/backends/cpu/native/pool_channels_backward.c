@@ -59,8 +59,8 @@ INLINE void NAME(run_channels)(int op, int v, const Pooling *s, ptrdiff_t count,
   }
 }
 
-// Places along w that only one window has: how many (0: several windows have place i, or none), the first one's
-// tap, and where the window's dy and mask are.
+// Places along w that only one window has: how many (0: several windows have place i, or none), the first
+// place's tap, and where the window's dy and mask are.
 #define Run NAME(Run)
 typedef struct {
   ptrdiff_t count, tap, y, mask;
@@ -69,14 +69,14 @@ typedef struct {
 
 INLINE void NAME(some_channels)(int op, int v, const Pooling *s, const ptrdiff_t *i, const Range *windows,
                                 const Run *run, const T *y, const double *shares, const char *mask, T *x) {
-  if (run->count) NAME(run_channels)(op, v, s, run->count, run->tap, y + run->y, run->share, mask + run->mask, x);
-  else NAME(place_channels)(op, v, s, i, windows, y, shares, mask, x);
+  if (!run->count) NAME(place_channels)(op, v, s, i, windows, y, shares, mask, x);
+  else NAME(run_channels)(op, v, s, run->count, run->tap, y + run->y, run->share, mask + run->mask, x);
 }
 
 // All channels of them: v vectors, or, where v is 0, eight at a time, then four, then single ones.
-INLINE void NAME(all_channels_backward)(int op, int v, const Pooling *s, const ptrdiff_t *i, const Range *windows,
-                                        const Run *run, const T *y, const double *shares, const char *mask,
-                                        T *x) {
+INLINE void NAME(all_channels_backward)(int op, int v, const Pooling *s, const ptrdiff_t *i,
+                                        const Range *windows, const Run *run, const T *y,
+                                        const double *shares, const char *mask, T *x) {
   ptrdiff_t c = 0, each = op == MEAN ? 0 : s->mask_bytes;
   if (v) {
     NAME(some_channels)(op, v, s, i, windows, run, y, shares, mask, x);

@@ -85,6 +85,51 @@ INLINE void NAME(write_phase)(const Pooling *s, ptrdiff_t phase, const T *result
   else for (ptrdiff_t i = 0; i < count; ++i) to[i * jump] = result[m + i];
 }
 
+// Whether windows of two places tile rows, whose places lie side by side, and no place has two windows: then
+// what lanes of dy give goes to the even and odd places of two vectors of dx, and nothing is laid out.
+INLINE int NAME(are_pairs)(int op, const Pooling *s) {
+  int tiles = s->kernel[2] == 2 && s->stride[2] == 2 && s->dilation[2] == 1 && !s->before[2] &&
+              2 * s->out[2] <= s->size[2];
+  int dense = s->x[4] == 1 && s->y[4] == 1 && (op == MEAN || s->mask[4] * s->mask_bytes == 1);
+  return tiles && dense && span_of(s, 0) <= s->stride[0] && span_of(s, 1) <= s->stride[1];
+}
+
+// A row of dx from a row of dy, whose windows have the same share; `tap` is the number of its first tap.
+INLINE void NAME(pairs_row)(int op, const Pooling *s, const T *y, T share, const char *mask, INT tap, T *x) {
+  ptrdiff_t width = s->out[2], count = least(VL, width);
+  for (ptrdiff_t next = 0; next < width; next += VL) {
+    ptrdiff_t q = least(next, width - count);  // the last vector overlaps the one before it
+    vec even = load_part(y + q, count) * share, odd = even;
+    if (op != MEAN) {
+      ivec at = __builtin_convertvector(NAME(load_bytes)(mask + q, count), ivec);
+      even = (vec)((ivec)(at == (ivec){0} + tap) & (ivec)even);
+      odd = (vec)((ivec)(at == (ivec){0} + (tap + 1)) & (ivec)odd);
+    }
+    store_lanes(x + 2 * q, NAME(low)(even, odd), least(VL, 2 * count));
+    if (2 * count > VL) store_lanes(x + 2 * q + VL, NAME(high)(even, odd), 2 * count - VL);
+  }
+  for (ptrdiff_t w = 2 * width; w < s->size[2]; ++w) x[w] = 0;
+}
+
+// One plane (or volume).
+INLINE void NAME(pairs_backward)(int op, const Pooling *s, const T *y, const double *shares, const char *mask,
+                                 T *x) {
+  for (ptrdiff_t d = 0; d < s->size[0]; ++d) {
+    ptrdiff_t od = windows_over(s, 0, d).begin, jd = od < s->out[0] ? tap_at(s, 0, od, d) : -1;
+    for (ptrdiff_t h = 0; h < s->size[1]; ++h) {
+      ptrdiff_t oh = windows_over(s, 1, h).begin, jh = oh < s->out[1] ? tap_at(s, 1, oh, h) : -1;
+      T *row = x + d * s->x[2] + h * s->x[3];
+      if (jd < 0 || jh < 0 || jd >= s->kernel[0] || jh >= s->kernel[1])
+        for (ptrdiff_t w = 0; w < s->size[2]; ++w) row[w] = 0;
+      else
+        NAME(pairs_row)(op, s, y + od * s->y[2] + oh * s->y[3],
+                        op == MEAN ? (T)share_of(s, shares, od, oh, 0) : 1,
+                        mask + (od * s->mask[2] + oh * s->mask[3]) * s->mask_bytes,
+                        (INT)((jd * s->kernel[1] + jh) * 2), row);
+    }
+  }
+}
+
 // One plane (or volume); memory is rows' addresses and taps, [kept d][kept h][pitch] of dy and of masks, and
 // two rows of dx.
 INLINE void NAME(rows_backward)(int op, const Pooling *s, const T *y, const double *shares, const char *mask,
