@@ -1,13 +1,12 @@
 """The rectifier on NumPy arrays, by C where the elements lie side by side."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpuconv.backends.cpu import arrays, compiled
 from gpuconv.backends.cpu.compiled import address
-from gpuconv.backends.cpu.threads import parallel
+from gpuconv.backends.cpu.jobs import run
 
 Array = np.ndarray[Any, Any]
 
@@ -19,7 +18,7 @@ def relu(x: Array) -> Array:
     """Return max(x, 0); NaN stays."""
     y = arrays.empty(x.shape, x.dtype, x)
     if kernels := _kernels(x, y):
-        _blocks(kernels.relu, x, y)
+        _blocks(kernels, "relu", x, y)
     else:
         np.maximum(x, 0, out=y)
     return y
@@ -29,7 +28,7 @@ def relu_input_grad(dy: Array, y: Array) -> Array:
     """Return dy, but 0 where y <= 0."""
     dx = arrays.empty(dy.shape, dy.dtype, dy)
     if kernels := _kernels(dy, y, dx):
-        _blocks(kernels.relu_input_grad, dy, y, dx)
+        _blocks(kernels, "relu_input_grad", dy, y, dx)
         return dx
     # By bits, all or none: an infinite dy times 0 would be NaN, and choosing by a mask takes ten times as
     # long, as no branch of it can be foreseen.
@@ -46,10 +45,10 @@ def _kernels(*given: Array) -> compiled.Kernels | None:
     return compiled.kernels(*given, part="relu") if beside and given[0].size else None
 
 
-def _blocks(kernel: Callable[..., None], *given: Array) -> None:
+def _blocks(kernels: compiled.Kernels, name: str, *given: Array) -> None:
     size, item, starts = given[0].size, given[0].itemsize, [address(x) for x in given]
-
-    def one(begin: int) -> None:
-        kernel(min(BLOCK, size - begin), *(start + begin * item for start in starts))
-
-    parallel(one, range(0, size, BLOCK), size)
+    rows = [
+        (min(BLOCK, size - begin), *(start + begin * item for start in starts))
+        for begin in range(0, size, BLOCK)
+    ]
+    run(kernels, name, rows, size)

@@ -50,6 +50,12 @@ class Kernels:
             function.restype = None
             setattr(self, function_name, function)
 
+    def address(self, name: str) -> int:
+        """Return where a kernel's code is."""
+        found: int | None = ctypes.cast(getattr(self, name), ctypes.c_void_p).value
+        assert found is not None
+        return found
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         raise AttributeError(f"no kernel is called {name!r}")
 

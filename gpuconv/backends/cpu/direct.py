@@ -10,7 +10,7 @@ them to threads; all arrays are canonical views.
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain, product
+from itertools import accumulate, chain, product
 from math import prod
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cpu.compiled import Kernels, address, five, strides, three
-from gpuconv.backends.cpu.threads import VECTOR_BYTES, Memory, is_much, memory, parallel, used, workers
+from gpuconv.backends.cpu.jobs import run
+from gpuconv.backends.cpu.threads import VECTOR_BYTES, Memory, is_much, memory, used, workers
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
@@ -363,24 +364,20 @@ def forward(c: Kernels, x: Array, w: Array, b: Array | None, window: Window, y: 
     (steps, outer), work = _cut_of_forward(x, w.shape, window, five(strides(y)))
     packed, bias = _packed(c, w, b, outer)
     x_at, y_at, padded = address(x), address(y), _padded(w.shape[1], x.itemsize, outer)
-    convolve = c.convolve_outer if outer else c.convolve
-
-    def one(step: Step) -> None:
-        call = step.call
-        flat = memory("flat", step.bytes)
-        convolve(
-            call.struct,
-            call.residues,
-            call.offsets,
+    rows = [
+        (
+            *step.call[:3],
             x_at + step.x,
             packed.address + step.packed,
             bias + step.bias,
             y_at + step.y,
             padded,
-            flat.address,
+            0,
         )
-
-    parallel(one, steps, work)
+        for step in steps
+    ]
+    flat = max((step.bytes for step in steps), default=0)
+    run(c, "convolve_outer" if outer else "convolve", rows, work, {8: ("flat", flat)})
 
 
 def plan_forward(
@@ -419,18 +416,17 @@ def _packed(c: Kernels, w: Array, b: Array | None, outer: bool) -> tuple[Memory,
     packed = memory("packed", _packed_bytes(groups, og, cg * taps, item, outer))
     bias = packed.address + groups * _padded(og, item, outer) * cg * taps * item
     b = None if b is None else np.ascontiguousarray(b)
-    b_at, w_at = None if b is None else address(b), address(w)
+    b_at, w_at = 0 if b is None else address(b), address(w)
     if (
         og % (2 * VECTOR_BYTES // item if outer else ROWS) == 0 and by_group == og * by_kernel
     ):  # blocks of kernels, wherever a group ends
         groups, og = 1, groups * og
     padded = _padded(og, item, outer)
 
-    def prepare(job: tuple[int, int]) -> None:
-        g, k0 = job
-        c.pack(
+    rows = [
+        (
             w_at + g * by_group * item,
-            None if b_at is None else b_at + g * og * item,
+            b_at and b_at + g * og * item,
             k0,
             min(og, k0 + PACKED),
             og,
@@ -443,8 +439,9 @@ def _packed(c: Kernels, w: Array, b: Array | None, outer: bool) -> tuple[Memory,
             packed.address + g * padded * cg * taps * item,
             bias + g * padded * item,
         )
-
-    parallel(prepare, product(range(groups), range(0, og, PACKED)), w.size * 8)
+        for g, k0 in product(range(groups), range(0, og, PACKED))
+    ]
+    run(c, "pack", rows, w.size * 8)
     return packed, bias
 
 
@@ -587,23 +584,14 @@ def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> b
     (jobs, steps, terms, outer), work = _cut_weight_grad(dy, x, window, dw)
     sums = np.zeros((max(1, terms), dw.size), dw.dtype)
     x_at, dy_at, sums_at = address(x), address(dy), address(sums)
-    gradient = c.weight_gradient_outer if outer else c.weight_gradient
-
-    def one(pieces: list[WeightStep]) -> None:
-        for step in pieces:
-            call = step.call
-            flat = memory("flat", step.bytes)
-            gradient(
-                call.struct,
-                call.residues,
-                call.offsets,
-                x_at + step.x,
-                dy_at + step.dy,
-                sums_at + step.sums,
-                flat.address,
-            )
-
-    parallel(one, steps, work)
+    rows = [
+        (*step.call[:3], x_at + step.x, dy_at + step.dy, sums_at + step.sums, 0)
+        for step in chain.from_iterable(steps)
+    ]
+    begins = [0, *accumulate(len(pieces) for pieces in steps)]
+    flat = max((step.bytes for step in chain.from_iterable(steps)), default=0)
+    name = "weight_gradient_outer" if outer else "weight_gradient"
+    run(c, name, rows, work, {6: ("flat", flat)}, begins)
     total = sums[0]
     for term in sums[1:]:
         total += term

@@ -13,7 +13,8 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cpu.compiled import Kernels, address, three
-from gpuconv.backends.cpu.threads import VECTOR_BYTES, memory, parallel, used, workers
+from gpuconv.backends.cpu.jobs import run
+from gpuconv.backends.cpu.threads import VECTOR_BYTES, used, workers
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
 
@@ -94,17 +95,17 @@ def weight_grad(c: Kernels, dy: Array, x: Array, window: Window, dw: Array) -> N
     (xn, xc), (dn, dc), (sn, sc) = x.strides[:2], dy.strides[:2], sums.strides[:2]
     taps_bytes, sums_bytes = window.taps * TAP_BYTES, (at_once * window.taps + 1) * VECTOR_BYTES
 
-    def one(job: tuple[int, Bounds]) -> None:
-        number, (c0, c1) = job
-        (n0, n1), (h0, h1) = parts[number]
-        taps, vectors = memory("taps", taps_bytes), memory("sums", sums_bytes)
-        c.depthwise_gradient(
-            *(struct, n1 - n0, c1 - c0, h0, h1),
+    rows = [
+        (
+            *(ctypes.addressof(struct), n1 - n0, c1 - c0, h0, h1),
             *(x_at + n0 * xn + c0 * xc, dy_at + n0 * dn + c0 * dc, sums_at + number * sn + c0 * sc),
-            *(vectors.address, at_once, taps.address),
+            *(0, at_once, 0),
         )
-
-    parallel(one, jobs, dy.size * window.taps * COST)
+        for number, (c0, c1) in jobs
+        for (n0, n1), (h0, h1) in (parts[number],)
+    ]
+    own = {8: ("sums", sums_bytes), 10: ("taps", taps_bytes)}
+    run(c, "depthwise_gradient", rows, dy.size * window.taps * COST, own)
     dw[:, 0] = sums[0] if len(parts) == 1 else sums.sum(axis=0)
 
 
@@ -222,23 +223,21 @@ def _run(
     jobs, work = cut
     if b is not None:
         b = np.ascontiguousarray(b)
-    x_at, w_at, b_at, y_at = address(x), address(w), None if b is None else address(b), address(y)
+    x_at, w_at, b_at, y_at = address(x), address(w), 0 if b is None else address(b), address(y)
     (xn, xc), wc, (yn, yc), item = x.strides[:2], w.strides[0], y.strides[:2], x.itemsize
-    number, taps_bytes = len(phases), number_of_taps * TAP_BYTES
 
-    def one(job: tuple[Bounds, Bounds, Bounds]) -> None:
-        (n0, n1), (c0, c1), (h0, h1) = job
-        taps = memory("taps", taps_bytes)
-        c.depthwise(
-            *(phases, number, together, n1 - n0, c1 - c0, h0, h1),
+    rows = [
+        (
+            *(ctypes.addressof(phases), len(phases), together, n1 - n0, c1 - c0, h0, h1),
             x_at + n0 * xn + c0 * xc,
             w_at + c0 * wc,
-            None if b_at is None else b_at + c0 * item,
+            b_at and b_at + c0 * item,
             y_at + n0 * yn + c0 * yc,
-            taps.address,
+            0,
         )
-
-    parallel(one, jobs, work)
+        for (n0, n1), (c0, c1), (h0, h1) in jobs
+    ]
+    run(c, "depthwise", rows, work, {11: ("taps", number_of_taps * TAP_BYTES)})
 
 
 def _cut(x: Array, window: Window, out_size: tuple[int, ...], last: bool) -> tuple[Jobs, float]:

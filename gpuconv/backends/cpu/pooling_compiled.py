@@ -13,7 +13,8 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cpu.compiled import Kernels, address, five, strides, three
-from gpuconv.backends.cpu.threads import VECTOR_BYTES, is_much, memory, parallel, used, workers
+from gpuconv.backends.cpu.jobs import run
+from gpuconv.backends.cpu.threads import VECTOR_BYTES, is_much, used, workers
 from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
@@ -313,103 +314,55 @@ def _work(x: Array, y: Array, window: Window) -> int:
 
 def max_pool(p: Pooling) -> None:
     """Write each window's maximum to y, and to the mask the offset of the first place that holds it."""
-    bases = _bases(p.x, p.y, p.mask)
-
-    def one(planes: Planes) -> None:
-        s, own = _struct(p, planes), memory("pool", p.told.memory)
-        p.kernels.max_pool(ctypes.byref(s), *_at(planes, bases), own.address)
-
-    parallel(one, p.jobs, p.work)
+    _run(p, "max_pool", p.x, p.y, p.mask)
 
 
 def avg_pool(p: Pooling, shares: Array) -> None:
     """Write each window's mean; `shares` are 1 / places, one axis after the other."""
-    bases, shares_at = _bases(p.x, p.y), address(shares)
-
-    def one(planes: Planes) -> None:
-        s, own = _struct(p, planes), memory("pool", p.told.memory)
-        x, y = _at(planes, bases)
-        p.kernels.avg_pool(ctypes.byref(s), x, shares_at, y, own.address)
-
-    parallel(one, p.jobs, p.work)
+    _run(p, "avg_pool", p.x, address(shares), p.y)
 
 
 def masks_name_places(p: Pooling) -> bool:
     """Tell whether all offsets are those of places inside of x."""
     wrong = ctypes.c_ssize_t()  # any thread may write: all write the same
-    bases = _bases(p.mask)
-
-    def one(planes: Planes) -> None:
-        s, own = _struct(p, planes), memory("pool", p.told.memory)
-        p.kernels.check_mask(ctypes.byref(s), *_at(planes, bases), ctypes.byref(wrong), own.address)
-
-    parallel(one, p.jobs, p.y.size)
+    _run(p, "check_mask", p.mask, ctypes.addressof(wrong), work=p.y.size)
     return not wrong.value
 
 
 def max_pool_backward(p: Pooling) -> None:
     """Write to x (dx) each y (dy) at the place that its window's mask names; several add up."""
-    bases = _bases(p.x, p.y, p.mask)
-
-    def one(planes: Planes) -> None:
-        s, own = _struct(p, planes), memory("pool", p.told.memory)
-        dx, dy, mask = _at(planes, bases)
-        # None: a window's offsets aren't worth working out beforehand.
-        p.kernels.max_pool_backward(ctypes.byref(s), dy, mask, dx, own.address if p.told.memory else None)
-
-    parallel(one, p.jobs, p.work)
+    _run(p, "max_pool_backward", p.y, p.mask, p.x)
 
 
 def max_unpool(p: Pooling) -> None:
     """Write to x (an unpooling's y) each y at the place that its window's mask names, zeros elsewhere."""
-    bases = _bases(p.y, p.mask, p.x)
-
-    def one(planes: Planes) -> None:
-        s, own = _struct(p, planes), memory("pool", p.told.memory)
-        p.kernels.max_unpool(ctypes.byref(s), *_at(planes, bases), own.address if p.told.memory else None)
-
-    parallel(one, p.jobs, p.work)
+    _run(p, "max_unpool", p.y, p.mask, p.x)
 
 
 def max_unpool_backward(p: Pooling) -> None:
     """Write to y (an unpooling's dx) what x has where each was written; 0 where another was, later."""
-    bases = _bases(p.x, p.mask, p.y)
-
-    def one(planes: Planes) -> None:
-        s, own = _struct(p, planes), memory("pool", p.told.memory)
-        at = _at(planes, bases)
-        p.kernels.max_unpool_backward(ctypes.byref(s), *at, own.address if p.told.memory else None)
-
-    parallel(one, p.jobs, p.work)
+    _run(p, "max_unpool_backward", p.x, p.mask, p.y)
 
 
 def avg_pool_backward(p: Pooling, shares: Array) -> None:
     """Write to x (dx) each y (dy), divided, on all places of its window; several add up."""
-    bases, shares_at = _bases(p.x, p.y), address(shares)
-
-    def one(planes: Planes) -> None:
-        s, own = _struct(p, planes), memory("pool", p.told.memory)
-        dx, dy = _at(planes, bases)
-        p.kernels.avg_pool_backward(ctypes.byref(s), dy, shares_at, dx, own.address)
-
-    parallel(one, p.jobs, p.work)
+    _run(p, "avg_pool_backward", p.y, address(shares), p.x)
 
 
-Base = tuple[int, int, int] | None  # an address, and the bytes from image to image and channel to channel
-
-
-def _bases(*arrays: Array | None) -> list[Base]:
-    return [None if x is None else (address(x), x.strides[0], x.strides[1]) for x in arrays]
-
-
-def _at(planes: Planes, bases: list[Base]) -> list[int | None]:
-    """Return where these planes of the arrays begin."""
-    n, c = planes[0].start, planes[1].start
-    return [None if base is None else base[0] + n * base[1] + c * base[2] for base in bases]
-
-
-def _struct(p: Pooling, planes: Planes) -> Struct:
-    images, channels = planes
-    s = Struct.from_buffer_copy(p.told.struct)
-    s.images, s.channels = images.stop - images.start, channels.stop - channels.start
-    return s
+def _run(p: Pooling, name: str, *given: Array | int | None, work: int | None = None) -> None:
+    """Call a kernel for each job's planes of arrays, or with what is the same for all; its last is memory."""
+    # Addresses, and bytes from image to image and channel to channel.
+    bases = [(address(x), *x.strides[:2]) if isinstance(x, np.ndarray) else (x or 0, 0, 0) for x in given]
+    structs: dict[tuple[int, int], Struct] = {}
+    rows = []
+    for images, channels in p.jobs:
+        n, c = images.start, channels.start
+        size = images.stop - n, channels.stop - c
+        if size not in structs:
+            structs[size] = Struct.from_buffer_copy(p.told.struct)
+            structs[size].images, structs[size].channels = size
+        starts = (begin + n * by_image + c * by_channel for begin, by_image, by_channel in bases)
+        rows.append((ctypes.addressof(structs[size]), *starts, 0))
+    # None asked for, as where a window's offsets aren't worth working out beforehand: none given.
+    own = {1 + len(given): ("pool", p.told.memory)} if p.told.memory else {}
+    run(p.kernels, name, rows, p.work if work is None else work, own)

@@ -22,7 +22,8 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled, winograd_blas
 from gpuconv.backends.cpu.compiled import Kernels, address, strides
-from gpuconv.backends.cpu.threads import buffer, parallel, used, workers
+from gpuconv.backends.cpu.jobs import run
+from gpuconv.backends.cpu.threads import used, workers
 from gpuconv.backends.cpu.winograd_blas import Range, alike, grid, ranges, work
 from gpuconv.backends.plans import Account
 from gpuconv.geometry import Window
@@ -226,46 +227,39 @@ def _by_kernels(
     og, cg = w.shape[1:3]
     cut = _Cut(x, og, cg, window, y)
     s, item = cut.struct(x, w, window, y), x.itemsize
-    here = ctypes.byref(s)
+    here = ctypes.addressof(s)
     x_at, w_at, y_at = (address(array) for array in (x, w, y))
     x_step, w_step, y_step = strides(x)[1] * cg * item, w.strides[0], strides(y)[1] * og * item
-    b_at = None if b is None else address(b)
+    b_at, spoiled_at = 0 if b is None else address(b), address(spoiled)
+    m = ("products", cut.m_size * item)
 
+    # U, or V, that all threads read; the other is each job's own.
+    shared = np.empty((cut.u_bytes if cut.by_tiles else cut.v_bytes) // item, x.dtype)
+    shared_at, shared_step = address(shared), shared.nbytes // window.groups
     if cut.by_tiles:
-        u = np.empty((window.groups, cut.blocks, cut.u_size), x.dtype)
-
-        def weights(job: tuple[int, Range]) -> None:
-            g, (k0, k1) = job
-            c.winograd_weights(here, w_at + g * w_step, k0, k1, address(u[g, k0 // cut.width]))
-
-        parallel(weights, cut.weights, u.size * 4)
-    else:
-        v = np.empty(cut.v_bytes // item, x.dtype).reshape(window.groups, -1)
-
+        block = cut.u_size * item
+        rows = [
+            (here, w_at + g * w_step, k0, k1, shared_at + g * shared_step + k0 // cut.width * block)
+            for g, (k0, k1) in cut.weights
+        ]
+        run(c, "winograd_weights", rows, shared.size * 4)
     for t0, t1 in cut.chunks:
-
-        def image(job: tuple[int, Range], t0: int = t0, t1: int = t1) -> None:
-            g, (c0, c1) = job
-            c.winograd_image(here, x_at + g * x_step, t0, t1, c0, c1, address(v[g]))
-
-        def one(job: tuple[int, Range], t0: int = t0, t1: int = t1) -> None:
-            g, part = job
+        images = [
+            (here, x_at + g * x_step, t0, t1, c0, c1, shared_at + g * shared_step)
+            for g, (c0, c1) in cut.images
+        ]
+        run(c, "winograd_image", images, cut.work)
+        if cut.by_tiles:
+            own = {9: ("image", cut.v_size * item), 10: m}
+        else:
+            own = {8: ("weights", cut.u_size * item), 10: m}
+        products = []
+        for g, part in cut.jobs:
+            ours = shared_at + g * shared_step
             if cut.by_tiles:
-                (t0, t1), (k0, k1) = part, (0, og)
-                own_u, own_v = u[g], buffer("image", (cut.v_size,), x.dtype)
+                of, (tiles, kernels, u_and_v) = (x_at + g * x_step, 0), (part, (0, og), (ours, 0))
             else:
-                k0, k1 = part
-                own_u, own_v = buffer("weights", (cut.u_size,), x.dtype), v[g]
-            m = buffer("products", (cut.m_size,), x.dtype)
-            c.winograd(
-                here,
-                x_at + g * x_step if cut.by_tiles else None,
-                None if cut.by_tiles else w_at + g * w_step,
-                None if b_at is None else b_at + g * og * item,
-                *(t0, t1, k0, k1, address(own_u), address(own_v), address(m)),
-                y_at + g * y_step,
-                address(spoiled),
-            )
-
-        parallel(image, cut.images, cut.work)
-        parallel(one, cut.jobs, cut.work)
+                of, (tiles, kernels, u_and_v) = (0, w_at + g * w_step), ((t0, t1), part, (0, ours))
+            bias = b_at and b_at + g * og * item
+            products.append((here, *of, bias, *tiles, *kernels, *u_and_v, 0, y_at + g * y_step, spoiled_at))
+        run(c, "winograd", products, cut.work, own)

@@ -10,6 +10,7 @@
 #define NAME(x) x##_f64
 #endif
 #include "vector.h"
+#include "jobs.h"
 
 EXPORT void NAME(vector_bytes)(ptrdiff_t *bytes) { *bytes = VECTOR_BYTES; }
 

@@ -1,0 +1,68 @@
+"""Calls of our C kernels, shared out to the threads by C (native/jobs.h).
+
+Were each a call from Python, threads would wait for the interpreter's lock between them: two threads took as
+long for 22 calls of 33 us as one.
+"""
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from itertools import chain
+
+from gpuconv.backends.cpu.compiled import Kernels
+from gpuconv.backends.cpu.threads import memory, parallel, used
+
+Row = Sequence[int]  # a call's arguments: addresses and numbers
+
+# Of a call's arguments, by their places: memory that each thread has for itself, by slot and bytes.
+Own = dict[int, tuple[str, int]]
+
+# Work that a thread does before it looks whether Ctrl-C was pressed: some hundredths of a second.
+PATIENCE = 1e8
+
+WORD = "q" if ctypes.sizeof(ctypes.c_ssize_t) == 8 else "i"
+
+
+def run(
+    kernels: Kernels,
+    name: str,
+    rows: Sequence[Row],
+    work: float,
+    own: Own | None = None,
+    begins: Sequence[int] | None = None,
+) -> None:
+    """Call a kernel with each row of arguments, on all threads; return when all are done.
+
+    Parameters
+    ----------
+    rows
+        Calls may write to no places that another one reads or writes, unless they are one job.
+    work
+        As in `parallel`.
+    own
+        What the rows leave open.
+    begins
+        Where each job's rows begin, and the last one's end: a thread does these in order. By default each row
+        is a job.
+    """
+    jobs = len(rows) if begins is None else len(begins) - 1
+    if not rows:
+        return
+    table, bounds = array(WORD, chain.from_iterable(rows)), array(WORD, begins or ())
+    number, own = ctypes.c_ssize_t(0), own or {}
+    most = max(1, int(jobs * PATIENCE / max(work, 1)))
+    shared = (
+        *(kernels.address(name), table.buffer_info()[0], len(rows[0])),
+        *(bounds.buffer_info()[0] if begins else None, jobs, most, ctypes.addressof(number)),
+    )
+
+    def one(_: int) -> None:
+        places = array(WORD, chain.from_iterable((at, memory(*each).address) for at, each in own.items()))
+        try:
+            while number.value < jobs:
+                kernels.run_jobs(*shared, places.buffer_info()[0], len(own))
+        except BaseException:
+            number.value = jobs  # for the other threads
+            raise
+
+    parallel(one, range(used(jobs, work)), work)
