@@ -230,7 +230,7 @@ def test_results_do_not_depend_on_the_number_of_threads(rng, channels_last):
 def test_a_plan_names_the_kernels_and_their_jobs(channels_last, monkeypatch):
     case = Case(random.Random(3), channels_last=channels_last, dtype=np.float32, axes=2)
     jobs = []
-    monkeypatch.setattr(filters, "parallel", lambda task, items, work: jobs.append(len(list(items))))
+    monkeypatch.setattr(filters, "run", lambda kernels, name, rows, work, own: jobs.append(len(rows)))
     for op, arguments in (
         ("conv2d", {"x": case.x, "w": case.w}),
         ("conv2d_input_grad", {"dy": case.dy, "w": case.w, "x_shape": case.x.shape}),

@@ -103,16 +103,23 @@ def test_a_drawn_plan_for_a_gpu_is_what_the_kernels_backend_launches(kernels, rn
 
 @pytest.fixture
 def run_by_numpy(monkeypatch):
-    """What was run, as a namespace: jobs of each call of `parallel`, the most threads, and products."""
+    """What was run: jobs of each call of `parallel` or `run`, the most threads, and products."""
     jobs, most, products = [], [1], []
-    parallel, matmul = threads.parallel, np.matmul
+    parallel, run, matmul = threads.parallel, cpu.jobs.run, np.matmul
+
+    def note(number, work):
+        jobs.append(number)
+        most.append(threads.used(number, work))
 
     def noting_parallel(task, items, work=float("inf"), **options):
         items = list(items)
-        if task.__name__ != "prepare":  # weights, for all jobs
-            jobs.append(len(items))
-            most.append(threads.used(len(items), work))
+        note(len(items), work)
         return parallel(task, items, work, **options)
+
+    def noting_run(kernels, name, rows, work, own=None, begins=None):
+        if name != "pack":  # weights, for all jobs
+            note(len(begins) - 1 if begins else len(rows), work)
+        return run(kernels, name, rows, work, own, begins)
 
     def noting_matmul(a, b, **options):
         out = matmul(a, b, **options)
@@ -120,8 +127,10 @@ def run_by_numpy(monkeypatch):
         return out
 
     for name, module in list(sys.modules.items()):
-        if name.startswith(cpu.__name__ + ".") and module is not threads and hasattr(module, "parallel"):
-            monkeypatch.setattr(module, "parallel", noting_parallel)
+        if name.startswith(cpu.__name__ + ".") and module not in (threads, cpu.jobs):
+            for function, noting in (("parallel", noting_parallel), ("run", noting_run)):
+                if hasattr(module, function):
+                    monkeypatch.setattr(module, function, noting)
     monkeypatch.setattr(np, "matmul", noting_matmul)
 
     def clear():

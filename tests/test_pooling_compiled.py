@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpuconv
-from gpuconv.backends.cpu import pooling_compiled, threads
+from gpuconv.backends.cpu import jobs, pooling_compiled, threads
 from gpuconv.geometry import sliding_window
 
 randoms = st.randoms(use_true_random=False)
@@ -282,7 +282,7 @@ def test_calls_keep_within_the_memory_that_they_asked_for(monkeypatch, dtype, na
         given.append((array, size))
         return threads.Memory(array[GUARD : GUARD + size], array[GUARD:].ctypes.data)
 
-    monkeypatch.setattr(pooling_compiled, "memory", guarded)
+    monkeypatch.setattr(jobs, "memory", guarded)
     shape, kernel, stride, last = WIDE[name]
     options = {"stride": stride, "channels_last": last, "padding": 1 if max(kernel) < 9 else 0}
     x = np.random.default_rng(0).standard_normal(shape).astype(dtype)

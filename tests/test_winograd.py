@@ -249,19 +249,24 @@ def test_it_is_only_for_float32_and_windows_that_overlap_at_every_place():
 def test_the_plan_is_what_runs(shape, last, by, monkeypatch):
     case = Case(*shape, last=last)
     jobs, most, products = [], [1], Counter()
-    parallel, matmul = threads.parallel, np.matmul
+    parallel, run, matmul = threads.parallel, winograd.run, np.matmul
 
-    def noting_parallel(task, items, work=float("inf"), **options):
+    def noting_parallel(task, items, work, **options):
         jobs.append(len(items))
         most.append(threads.used(len(items), work))
         return parallel(task, items, work, **options)
+
+    def noting_run(kernels, name, rows, work, own=None):
+        jobs.append(len(rows))
+        most.append(threads.used(len(rows), work))
+        return run(kernels, name, rows, work, own)
 
     def noting_matmul(a, b, out):
         products[(a.shape[-2], a.shape[-1], b.shape[-1], prod(out.shape[:-2]))] += 1
         return matmul(a, b, out=out)
 
-    for module in (winograd, winograd_blas):
-        monkeypatch.setattr(module, "parallel", noting_parallel)
+    monkeypatch.setattr(winograd, "run", noting_run)
+    monkeypatch.setattr(winograd_blas, "parallel", noting_parallel)
     monkeypatch.setattr(np, "matmul", noting_matmul)
     case.run()
     account = Account()

@@ -57,7 +57,8 @@ def run(
     )
 
     def one(_: int) -> None:
-        places = array(WORD, chain.from_iterable((at, memory(*each).address) for at, each in own.items()))
+        mine = [(at, memory(*each)) for at, each in own.items()]  # a large one lives as long as this does
+        places = array(WORD, chain.from_iterable((at, each.address) for at, each in mine))
         try:
             while number.value < jobs:
                 kernels.run_jobs(*shared, places.buffer_info()[0], len(own))
