@@ -1,22 +1,24 @@
-"""Train a small CNN as codebases in plain NumPy do, and with gpuconv: the same losses, and how much faster.
+"""Train small CNNs as codebases in plain NumPy do, and with gpuconv: the same losses, and how much faster.
 
     python profiling/naive_training.py --out profiling/results
 
-The network is conv 3x3 16 - relu - pool 2 - conv 3x3 32 - relu - pool 2 - linear, on batches of 64 pictures
-of 28x28, with softmax, cross-entropy and gradient descent. The plain way is the one taught in courses:
-columns of the whole batch by fancy indexing and one matrix product, their gradient by `np.add.at`, pooling on
-a copy whose windows are rows, by argmax; every layer computes its input's gradient, which our first layer is
-told not to. Both begin with the same weights and are given the same batches. Losses are compared in both
-precisions; steps of float32 are timed, in turns.
+The networks are those that such codebases teach with: some convolutions, each with relu and a pooling of 2x2,
+then one or two dense layers; softmax, cross-entropy, gradient descent. The plain way is the one taught in
+courses: columns of the whole batch by fancy indexing and one matrix product, their gradient by `np.add.at`,
+pooling on a copy whose windows are rows, by argmax; every layer computes its input's gradient, which our first
+layer is told not to. Both begin with the same weights and are given the same batches. Losses are compared in
+both precisions; some steps of float32, one after the other, are timed in turns.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from itertools import islice
+from functools import partial
+from itertools import count, islice
+from math import exp, fsum, log
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,10 +27,33 @@ sys.path.insert(0, str(HERE.parent))  # this checkout, not another installed one
 
 Array = np.ndarray[Any, Any]
 
-BATCH, SIZE, CLASSES = 64, 28, 10
-WIDTHS = (16, 32)
-BATCHES, RATE = 30, 0.01
-SECONDS = 20.0
+CLASSES, RATE = 10, 0.002
+BATCHES = 30  # whose losses are compared
+STEPS = 5  # of a turn, one after the other as in training
+SECONDS = 25.0  # of timing, for each network
+
+
+class Network(NamedTuple):
+    """A small CNN: pictures' channels and size, and (channels, kernel, padding) of each convolution."""
+
+    like: str
+    batch: int
+    channels: int
+    size: int
+    convolutions: tuple[tuple[int, int, int], ...]
+    hidden: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{k}x{k} {c}" for c, k, _ in self.convolutions)
+        return f"{self.like}: {sizes}; {self.batch} pictures {self.channels}x{self.size}x{self.size}"
+
+
+NETWORKS = (
+    Network("digits, two layers", 64, 1, 28, ((16, 3, 1), (32, 3, 1))),
+    Network("Deep Learning from Scratch", 100, 1, 28, ((30, 5, 0),), (100,)),
+    Network("CS231n, three layers", 64, 3, 32, ((32, 7, 3),), (100,)),
+    Network("colour, two layers", 64, 3, 32, ((32, 3, 1), (64, 3, 1))),
+)
 
 
 def main() -> None:
@@ -39,39 +64,61 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write naive-training-cpu.json and .md there")
     options = parser.parse_args()
     device = devices.find("cpu")
-    apart = {}
-    for dtype in (np.float64, np.float32):
-        ours, plain = learners(dtype)
-        curves = {"gpuconv": losses(ours, dtype, BATCHES), "plain NumPy": losses(plain, dtype, BATCHES)}
-        apart[np.dtype(dtype).name] = float(np.max(np.abs(np.subtract(*curves.values()))))
-    x, target = next(batches(np.float32))
-    steps = {"gpuconv": lambda: ours(x, target), "plain NumPy": lambda: plain(x, target)}
-    timings, others = device.undisturbed(lambda: in_turns(steps, device, SECONDS), 20.0)
-    times = timings["plain NumPy"].us / timings["gpuconv"].us
-    titles = ("a step of training", "ms", "± %", "turns", "first loss", "last loss")
-    rows = [
-        {"what": name, "us": t.us, "spread": t.spread, "turns": t.turns, "losses": curves[name]}
-        for name, t in timings.items()
-    ]
+    rows, shares = [], []
+    for network in NETWORKS:
+        apart = {}
+        for dtype in (np.float64, np.float32):
+            ours, plain = learners(network, dtype)
+            curves = [losses(network, step, dtype, BATCHES) for step in (ours, plain)]
+            apart[np.dtype(dtype).name] = float(np.max(np.abs(np.subtract(*curves))))
+        x, target = next(batches(network, np.float32))
+        turns = {"ours": partial(steps, ours, x, target), "plain": partial(steps, plain, x, target)}
+        timings, others = device.undisturbed(partial(in_turns, turns, device, SECONDS), 20.0)
+        shares.append(others)
+        rows.append(
+            {
+                "network": str(network),
+                **{f"{name}_us": t.us / STEPS for name, t in timings.items()},
+                **{f"{name}_spread": t.spread for name, t in timings.items()},
+                "turns": timings["ours"].turns,
+                "times_as_fast": timings["plain"].us / timings["ours"].us,
+                "losses_differ_by": apart,
+                "losses": curves[0],
+            }
+        )
+    mean = exp(fsum(log(row["times_as_fast"]) for row in rows) / len(rows))
+    titles = (
+        "network",
+        "plain NumPy ms",
+        "gpuconv ms",
+        "± %",
+        "times as fast",
+        "losses differ by, float64, float32",
+    )
     cells = [
-        (r["what"], f"{r['us'] / 1e3:.2f}", f"{100 * r['spread']:.0f}", str(r["turns"]),
-         *(f"{r['losses'][i]:.4f}" for i in (0, -1)))
-        for r in rows
-    ]  # fmt: skip
-    differ = " and ".join(f"{difference:.0e} in {name}" for name, difference in apart.items())
-    said = f"gpuconv takes a step {times:.1f} times as fast. {BATCHES} losses differ by {differ} at most."
-    if others is not None:
-        said += f" Other programs took {others:.0%} of the cores meanwhile."
+        (
+            row["network"],
+            f"{row['plain_us'] / 1e3:.1f}",
+            f"{row['ours_us'] / 1e3:.2f}",
+            f"{100 * max(row['plain_spread'], row['ours_spread']):.0f}",
+            f"{row['times_as_fast']:.1f}",
+            ", ".join(f"{apart:.0e}" for apart in row["losses_differ_by"].values()),
+        )
+        for row in rows
+    ]
+    said = f"gpuconv takes a step {mean:.1f} times as fast (geometric mean)."
+    if None not in shares:
+        said += f" Other programs took {max(shares):.0%} of the cores meanwhile, at most."
     print("\n".join(tables.markdown(titles, cells)), said, sep="\n\n")
     if options.out:
         facts = device.facts() | {
             "commit": records.commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "times_as_fast": times, "losses_differ_by": apart, "others": others, "rows": rows,
+            "times_as_fast": mean, "others": shares, "rows": rows,
         }  # fmt: skip
         stem = options.out / f"naive-training-{device.stem}"
         stem.with_suffix(".json").write_text(records.text(facts))
         lines = [
-            f"# Training a small CNN in plain NumPy and with gpuconv, on {facts['cpu']}",
+            f"# A step of training small CNNs, in plain NumPy and with gpuconv, on {facts['cpu']}",
             *("", "Written by `profiling/naive_training.py`.", ""),
             *(f"* commit {facts['commit']}, {facts['date']}", f"* {facts['machine']['threads']} threads", ""),
             *tables.markdown(titles, cells),
@@ -83,99 +130,129 @@ def main() -> None:
 Learner = Callable[[Array, Array], Any]
 
 
-def learners(dtype: Any) -> tuple[Learner, Learner]:
+def learners(network: Network, dtype: Any) -> tuple[Learner, Learner]:
     """Return what takes a step of training and returns the loss: ours, and the plain way's."""
     import gpuconv.nn as nn
 
-    network = nn.Sequential(
-        *(nn.Conv2d(1, WIDTHS[0], 3, padding=1, dtype=dtype, rng=0), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(*WIDTHS, 3, padding=1, dtype=dtype, rng=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(WIDTHS[1] * (SIZE // 4) ** 2, CLASSES, dtype=dtype, rng=2)),
-    )
-    loss, optimizer = nn.SoftmaxCrossEntropy(), nn.SGD(network, RATE)
-    plain = Plain({name: array.copy() for name, array in network.params.items()})
+    layers: list[nn.Layer] = []
+    channels, size, seeds = network.channels, network.size, count()
+    for kernels, kernel, padding in network.convolutions:
+        conv = nn.Conv2d(channels, kernels, kernel, padding=padding, dtype=dtype, rng=next(seeds))
+        layers += [conv, nn.ReLU(), nn.MaxPool2d(2)]
+        channels, size = kernels, (size + 2 * padding - kernel + 1) // 2
+    layers.append(nn.Flatten())
+    width = channels * size * size
+    for units in network.hidden:
+        layers += [nn.Linear(width, units, dtype=dtype, rng=next(seeds)), nn.ReLU()]
+        width = units
+    ours = nn.Sequential(*layers, nn.Linear(width, CLASSES, dtype=dtype, rng=next(seeds)))
+    loss, optimizer = nn.SoftmaxCrossEntropy(), nn.SGD(ours, RATE)
+    plain = Plain(network, [array.copy() for array in ours.params.values()])
 
     def step(x: Array, target: Array) -> Any:
-        value = loss(network(x), target)
-        network.backward(loss.backward(), needs_dx=False)
+        value = loss(ours(x), target)
+        ours.backward(loss.backward(), needs_dx=False)
         optimizer.step()
         return value
 
     return step, plain.step
 
 
-def losses(step: Learner, dtype: Any, number: int) -> list[float]:
+def losses(network: Network, step: Learner, dtype: Any, number: int) -> list[float]:
     """Train on so many batches and return the losses."""
-    return [float(step(*batch)) for batch in islice(batches(dtype), number)]
+    return [float(step(*batch)) for batch in islice(batches(network, dtype), number)]
 
 
-def batches(dtype: Any) -> Any:
+def steps(step: Learner, x: Array, target: Array) -> None:
+    """Take some steps with one batch."""
+    for _ in range(STEPS):
+        step(x, target)
+
+
+def batches(network: Network, dtype: Any) -> Iterator[tuple[Array, Array]]:
     """Yield pictures and their classes: a class is a blurred pattern of its own, under noise."""
-    rng = np.random.default_rng(0)
-    patterns = np.kron(rng.standard_normal((CLASSES, 1, 7, 7)), np.ones((4, 4)))
+    rng, shape = np.random.default_rng(0), (network.channels, network.size, network.size)
+    patterns = np.kron(rng.standard_normal((CLASSES, network.channels, 7, 7)), np.ones((5, 5)))
+    patterns = patterns[..., : network.size, : network.size]
     while True:
-        target = rng.integers(CLASSES, size=BATCH)
-        noise = rng.standard_normal((BATCH, 1, SIZE, SIZE))
-        yield (0.3 * patterns[target] + noise).astype(dtype), target
+        target = rng.integers(CLASSES, size=network.batch)
+        yield (0.3 * patterns[target] + rng.standard_normal((network.batch, *shape))).astype(dtype), target
 
 
 class Plain:
-    """The network in plain NumPy; parameters by the names that ours has."""
+    """A network in plain NumPy; `params` are weights and biases, layer by layer."""
 
-    def __init__(self, params: dict[str, Array]) -> None:
-        self.params = params
+    def __init__(self, network: Network, params: list[Array]) -> None:
+        self.network = network
+        self.pairs = list(zip(params[::2], params[1::2], strict=True))
 
     def step(self, x: Array, target: Array) -> Any:
         """Train on one batch and return the loss before."""
-        p, caches = self.params, []
-        for name in ("0", "3"):
-            x, conv_cache = conv_forward(x, p[f"{name}.weight"], p[f"{name}.bias"])
+        caches, dense, grads = [], [], []
+        convolutions = list(zip(self.network.convolutions, self.pairs, strict=False))
+        for (_, _, padding), (w, b) in convolutions:
+            x, conv_cache = conv_forward(x, w, b, padding)
             active = x > 0
             x, pool_cache = pool_forward(x * active)
-            caches.append((name, conv_cache, active, pool_cache))
-        flat = x.reshape(len(x), -1)
-        scores = flat @ p["7.weight"].T + p["7.bias"]
-        loss, dscores = softmax_loss(scores, target)
-        grads = {"7.weight": dscores.T @ flat, "7.bias": dscores.sum(axis=0)}
-        dx = (dscores @ p["7.weight"]).reshape(x.shape)
-        for name, conv_cache, active, pool_cache in reversed(caches):
+            caches.append((conv_cache, active, pool_cache))
+        shape, last = x.shape, len(self.pairs) - 1
+        x = x.reshape(len(x), -1)
+        for i, (w, b) in enumerate(self.pairs[len(caches) :], len(caches)):
+            y = x @ w.T + b
+            active = y > 0 if i < last else np.ones_like(y)
+            dense.append((x, active))
+            x = y * active
+        loss, dx = softmax_loss(x, target)
+        for (w, _), (x, active) in zip(self.pairs[: -len(dense) - 1 : -1], reversed(dense), strict=True):
+            dy = dx * active
+            grads.append((dy.T @ x, dy.sum(axis=0)))
+            dx = dy @ w
+        dx = dx.reshape(shape)
+        for ((_, _, padding), (w, _)), (conv_cache, active, pool_cache) in zip(
+            reversed(convolutions), reversed(caches), strict=True
+        ):
             dy = pool_backward(dx, pool_cache) * active
-            dx, grads[f"{name}.weight"], grads[f"{name}.bias"] = conv_backward(
-                dy, p[f"{name}.weight"], conv_cache
-            )
-        for name, grad in grads.items():
-            p[name] -= RATE * grad
+            dx, dw, db = conv_backward(dy, w, padding, conv_cache)
+            grads.append((dw, db))
+        for pair, pair_grads in zip(self.pairs, reversed(grads), strict=True):
+            for array, grad in zip(pair, pair_grads, strict=True):
+                array -= RATE * grad
         return loss
 
 
-def indices(shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+def indices(shape: tuple[int, ...], kernel: int) -> tuple[Array, Array, Array]:
     """Return channel, row and column of what each place of the columns is read from in the padded picture."""
     _, c, h, w = shape
-    i = np.repeat(np.arange(3), 3)[None].repeat(c, axis=0).reshape(-1, 1) + np.repeat(np.arange(h), w)
-    j = np.tile(np.arange(3), 3 * c).reshape(-1, 1) + np.tile(np.arange(w), h)
-    return np.repeat(np.arange(c), 9).reshape(-1, 1), i, j
+    out_h, out_w = h - kernel + 1, w - kernel + 1
+    i = np.tile(np.repeat(np.arange(kernel), kernel), c)[:, None] + np.repeat(np.arange(out_h), out_w)
+    j = np.tile(np.arange(kernel), kernel * c)[:, None] + np.tile(np.arange(out_w), out_h)
+    return np.repeat(np.arange(c), kernel * kernel)[:, None], i, j
 
 
-def conv_forward(x: Array, w: Array, b: Array) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
+def conv_forward(x: Array, w: Array, b: Array, padding: int) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
     """Convolve: the kernels as a matrix times the columns of all pictures."""
-    n, c, h, wide = x.shape
-    k, i, j = indices(x.shape)
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    col = padded[:, k, i, j].transpose(1, 2, 0).reshape(9 * c, -1)
-    y = w.reshape(len(w), -1) @ col + b.reshape(-1, 1)
-    return y.reshape(len(w), h, wide, n).transpose(3, 0, 1, 2), (col, x.shape)
+    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    n, c, h, wide = padded.shape
+    kernels, _, kernel, _ = w.shape
+    k, i, j = indices(padded.shape, kernel)
+    col = padded[:, k, i, j].transpose(1, 2, 0).reshape(kernel * kernel * c, -1)
+    y = (w.reshape(kernels, -1) @ col + b[:, None]).reshape(kernels, h - kernel + 1, wide - kernel + 1, n)
+    return y.transpose(3, 0, 1, 2), (col, padded.shape)
 
 
-def conv_backward(dy: Array, w: Array, cache: tuple[Array, tuple[int, ...]]) -> tuple[Array, Array, Array]:
+def conv_backward(
+    dy: Array, w: Array, padding: int, cache: tuple[Array, tuple[int, ...]]
+) -> tuple[Array, Array, Array]:
     """Return dx, dw and db."""
-    col, (n, c, h, wide) = cache
+    col, shape = cache
+    n, _, h, wide = shape
     matrix = dy.transpose(1, 2, 3, 0).reshape(len(w), -1)
     dw, db = (matrix @ col.T).reshape(w.shape), dy.sum(axis=(0, 2, 3))
-    k, i, j = indices((n, c, h, wide))
-    dcol = (w.reshape(len(w), -1).T @ matrix).reshape(9 * c, -1, n).transpose(2, 0, 1)
-    padded = np.zeros((n, c, h + 2, wide + 2), dy.dtype)
+    k, i, j = indices(shape, w.shape[-1])
+    dcol = (w.reshape(len(w), -1).T @ matrix).reshape(len(col), -1, n).transpose(2, 0, 1)
+    padded = np.zeros(shape, dy.dtype)
     np.add.at(padded, (slice(None), k, i, j), dcol)
-    return padded[:, :, 1:-1, 1:-1], dw, db
+    return padded[:, :, padding : h - padding, padding : wide - padding], dw, db
 
 
 def pool_forward(x: Array) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
