@@ -20,6 +20,7 @@ from gpuconv.backends.cuda.kernels import C_TYPES
 HERE = Path(__file__).parent
 # Set by the launch instead of compiled in: a window more costs no compilation then.
 CONSTANTS = ("K0", "K1", "K2", "S0", "S1", "S2", "D0", "D1", "D2", "AXES")
+CONSTANTS += ("ROWS", "COLUMNS", "IN", "OUT", "LEAD", "PHASE1", "PHASE2")  # of tiles
 # Compiled together: one more variant costs 30 ms, another run of g++ 200 ms.
 TOGETHER = {"VECTOR": ("1", "2", "4", "8", "16"), "CHANNELS_LAST": ("0", "1"), "INDEX": ("int", "long long")}
 SIZES = {c_type: np.dtype(name).itemsize for name, c_type in C_TYPES.items()}

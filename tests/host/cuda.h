@@ -234,7 +234,7 @@ struct Trampoline<void (*)(A...), function> {
 #define HOST_ENTRY(function) host::Trampoline<decltype(&function), &function>::entry()
 
 // The window's constants, where they are set at run time.
-static int host_constants[10];
+static int host_constants[17];
 
 extern "C" void gpuconv_host_constants(const int *values) {
     memcpy(host_constants, values, sizeof host_constants);

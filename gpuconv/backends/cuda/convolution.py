@@ -17,7 +17,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from gpuconv.backends.cuda import bias
+from gpuconv.backends.cuda import bias, depthwise
 from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.columns import ColumnStrides, Laid, aligned, channel_lanes, laid
 from gpuconv.backends.cuda.input_grad import plan_input_grad
@@ -37,7 +37,7 @@ from gpuconv.backends.cuda.problem import (
     unfold,
     whole_rows,
 )
-from gpuconv.backends.cuda.program import At, Matrix, Program, lanes, planned, run_within_limit
+from gpuconv.backends.cuda.program import At, Matrix, Program, lanes, planned, run, run_within_limit
 from gpuconv.backends.cuda.weight_grad import plan_weight_grad
 from gpuconv.config import config
 from gpuconv.geometry import Window
@@ -51,10 +51,14 @@ def forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, chann
     runtime, dtype = runtimes.of(x), y.dtype
     x, w = x.astype(dtype, copy=False), _contiguous(w, dtype)
     if y.size:
-        problem = _problem(window, x, y, channels_last)
+        problem, source = _problem(window, x, y, channels_last), laid(x, runtime.address(x), channels_last)
+        if depthwise.chosen(problem):
+            b = None if b is None else _contiguous(b, dtype)
+            program = depthwise.plan_forward(problem, source, aligned(w, runtime.address(w)), b is not None)
+            return run(runtime, program, _addresses(runtime, x, w, b, y))
         if b is not None:
             bias.fill(y, b.astype(dtype, copy=False), channels_last)
-        plan = partial(_plan_forward, problem, laid(x, runtime.address(x), channels_last), b is not None)
+        plan = partial(_plan_forward, problem, source, b is not None)
         run_within_limit("convolution", runtime, plan, _addresses(runtime, x, w, None, y))
 
 
@@ -62,13 +66,17 @@ def forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, chann
 def input_grad(dy: Array, w: Array, b: Array | None, dx: Array, window: Window, channels_last: bool) -> None:
     """Write dx, the gradient by x of sum(dy * conv(x, w)); plus b, as a transposed convolution has it."""
     runtime, dtype = runtimes.of(dy), dx.dtype
-    dy, w = _contiguous(dy, dtype), _contiguous(w, dtype)
+    dy, w = dy.astype(dtype, copy=False), _contiguous(w, dtype)
     if dx.size:
         problem = _problem(window, dx, dy, channels_last)
-        if b is not None:
-            b = _contiguous(b, dtype)
-            if window.is_pointwise:
-                bias.fill(dx, b, channels_last)
+        b = None if b is None else _contiguous(b, dtype)
+        if depthwise.chosen(problem):
+            source, alignment = laid(dy, runtime.address(dy), channels_last), aligned(w, runtime.address(w))
+            program = depthwise.plan_input_grad(problem, source, alignment, b is not None)
+            return run(runtime, program, _addresses(runtime, dy, w, b, dx))
+        dy = _contiguous(dy, dtype)
+        if b is not None and window.is_pointwise:
+            bias.fill(dx, b, channels_last)
         plan = partial(plan_input_grad, problem, aligned(dy, runtime.address(dy)), b is not None)
         run_within_limit("input gradient", runtime, plan, _addresses(runtime, dy, w, b, dx))
 
@@ -77,10 +85,15 @@ def input_grad(dy: Array, w: Array, b: Array | None, dx: Array, window: Window, 
 def weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_last: bool) -> None:
     """Write dw, the gradient by w of sum(dy * conv(x, w)): summed over the batch, never averaged."""
     runtime, dtype = runtimes.of(dy), dw.dtype
-    dy, x = _contiguous(dy, dtype), x.astype(dtype, copy=False)
+    dy, x = dy.astype(dtype, copy=False), x.astype(dtype, copy=False)
     if len(x):
-        problem = _problem(window, x, dy, channels_last)
-        plan = partial(plan_weight_grad, problem, laid(x, runtime.address(x), channels_last))
+        problem, source = _problem(window, x, dy, channels_last), laid(x, runtime.address(x), channels_last)
+        if depthwise.chosen(problem):
+            gradient = laid(dy, runtime.address(dy), channels_last)
+            plan = partial(depthwise.plan_weight_grad, problem, source, gradient)
+        else:
+            dy = _contiguous(dy, dtype)
+            plan = partial(plan_weight_grad, problem, source)
         run_within_limit("weight gradient", runtime, plan, _addresses(runtime, dy, x, None, dw))
     else:
         dw[...] = 0

@@ -1,5 +1,6 @@
 """Where the CUDA sources are: in the installed package, or in the checkout's `cuda/` folder."""
 
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -28,8 +29,15 @@ def folder() -> Path:
 
 
 def read(name: str) -> str:
-    """Return the text of one source, named without `.cu`."""
-    return (folder() / f"{name}.cu").read_text(encoding="utf-8")
+    """Return the text of one source, named without `.cu`, with the headers of ours that it includes put in.
+
+    CuPy's disk cache goes by the text that is compiled, and doesn't see a header change.
+    """
+    text = (folder() / f"{name}.cu").read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda match: (folder() / match[1]).read_text(encoding="utf-8"), text)
+
+
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 
 
 def common() -> str:

@@ -1,0 +1,121 @@
+// Convolution of small groups, and its input gradient, straight from the image: no columns.
+//
+//   y[n, g, o, p] = b[g, o] + sum over c < C/G and taps j of w[g, o, c, j] * x[n, g, c, p*S - before + j*D]
+//   dx[n, g, c, i] = b[g, c] + sum over o < K/G and taps j of w[g, o, c, j] * dy[n, g, o, (i + before - j*D) / S],
+//                    where that is a whole number
+//
+// Below, "source" is what is read (x, or dy) and "result" what is written (y, or dx).
+//
+// Who computes what: a thread ROWS x COLUMNS places of one channel (channels first), or of VECTOR channels
+// (channels last). It goes down the rows of its source, one at a time in registers, and adds each to the rows of the
+// result that have a tap there.
+//
+// Bytes per result: one write; of the source, each element once from memory and (ROWS + K1 - 1) / ROWS times
+// (COLUMNS + K2 - 1) / COLUMNS from the cache (stride 1); 16 at a time where rows and pointers allow.
+//
+// Fixed when compiled, besides: WITH_BIAS, and what tile.cuh names.
+
+#include "tile.cuh"
+
+struct Depthwise {
+    Window window;  // from source (in) to result (out); before: of each tile's first place, as first_at has it
+    Strides source;
+    INDEX items;
+    Divisor channels;  // of the result, in vectors
+    Tiles tiles;
+    INDEX group, in, out, tap;  // strides of w: by group, channel of the source in it, of the result in it, tap
+};
+
+// The weights of a tap for the channels of a tile.
+__device__ __forceinline__ void read_weights(const T *w, INDEX channel, const Depthwise &p, ACC *weights) {
+#if CHANNELS_LAST
+    if (!BACKWARD || ONE_TO_ONE) {  // they lie side by side
+        const Vector<T> some = load(w + channel);
+#pragma unroll
+        for (int lane = 0; lane < LANES; ++lane) weights[lane] = (ACC)some.lane[lane];
+        return;
+    }
+#endif
+#pragma unroll
+    for (int lane = 0; lane < LANES; ++lane)
+        weights[lane] = (ACC)w[(channel + lane) / OUT * p.group + (channel + lane) % OUT * p.out];
+}
+
+// Add what a row of the source, the r-th of those that a tile reads, gives to the tile; w is of its slice of taps.
+__device__ __forceinline__ void add_row(int r, const ACC *values, const T *w, INDEX channel, const Depthwise &p,
+                                        ACC *sum) {
+#pragma unroll
+    for (int q = 0; q < ROWS; ++q)
+#pragma unroll
+        for (int b = 0; b < K1; ++b) {
+            if (row_at(q, b) != r) continue;
+#pragma unroll
+            for (int c = 0; c < K2; ++c) {
+                ACC weights[LANES];
+                read_weights(w + (b * K2 + c) * p.tap, channel, p, weights);
+#pragma unroll
+                for (int t = 0; t < COLUMNS; ++t) {
+                    const int at = column_at(t, c);
+                    if (at < 0) continue;
+#pragma unroll
+                    for (int lane = 0; lane < LANES; ++lane)
+                        sum[(q * COLUMNS + t) * LANES + lane] += values[at * SOURCES + lane / SHARING] * weights[lane];
+                }
+            }
+        }
+}
+
+// Write a tile, or what of it lies in the result.
+__device__ __forceinline__ void write_tile(const ACC *sum, T *result, INDEX image, INDEX channel, const Tile &tile,
+                                           const Depthwise &p) {
+    const int *size = p.window.out;
+    const INDEX channels = p.channels.value * LANES;
+#pragma unroll
+    for (int q = 0; q < ROWS; ++q)
+#pragma unroll
+        for (int t = 0; t < COLUMNS; t += PLACES) {
+            const int row = tile.row + q, column = tile.column + t;
+            if (row >= size[1] || column >= size[2]) continue;
+            Vector<T> values;
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[(q * COLUMNS + t) * LANES + v];
+            const INDEX place = ((INDEX)tile.slice * size[1] + row) * size[2] + column;
+            const INDEX places = (INDEX)size[0] * size[1] * size[2];
+            store(result + (CHANNELS_LAST ? (image * places + place) * channels + channel
+                                          : (image * channels + channel) * places + place),
+                  values);
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) gpuconv_depthwise(const T *__restrict__ source, const T *__restrict__ w,
+                                             const T *__restrict__ b, T *__restrict__ result, const Depthwise p) {
+    FOR_ITEMS(item, p.items) {
+        INDEX image = item, channel = 0;
+        if (CHANNELS_LAST) channel = take(image, p.channels) * LANES;
+        const Tile tile = take_tile(image, p.tiles);
+        if (!CHANNELS_LAST) channel = take(image, p.channels);
+        ACC sum[ROWS * COLUMNS * LANES];
+#pragma unroll
+        for (int i = 0; i < ROWS * COLUMNS * LANES; ++i) sum[i] = WITH_BIAS ? (ACC)b[channel + i % LANES] : (ACC)0;
+        const INDEX together = channel / OUT * IN;  // the first channel of the source that belongs to them
+        const int row = first_at(tile.row, 1, p.window), column = first_at(tile.column, 2, p.window);
+        for (int in = 0; in < IN; ++in) {
+            const T *plane = source + (image * p.source.image + (together + in) * p.source.channel);
+#pragma unroll
+            for (int a = 0; a < K0; ++a) {
+                int slice;
+                if (!slice_at(tile.slice, a, p.window, slice)) continue;
+#pragma unroll
+                for (int r = 0; r < READ_ROWS; ++r) {
+                    ACC values[READ_COLUMNS * SOURCES];
+                    read_row(plane + (slice * p.source.place[0] + (row + r) * p.source.place[1]),
+                             (unsigned)(row + r) < (unsigned)p.window.in[1], column, p.window.in[2],
+                             p.source.place[2], READ_COLUMNS, LEAD, SOURCES, ONE_TO_ONE, IN * p.source.channel,
+                             values);
+                    add_row(r, values, w + (in * p.in + a * (K1 * K2) * p.tap), channel, p, sum);
+                }
+            }
+        }
+        write_tile(sum, result, image, channel, tile, p);
+    }
+}
