@@ -17,6 +17,8 @@
 
 #include "tile.cuh"
 
+enum { UNROLLED_ROWS = UNROLL_ROWS };
+
 struct Depthwise {
     Window window;  // from source (in) to result (out); before: of each tile's first place, as first_at has it
     Strides source;
@@ -30,9 +32,9 @@ struct Depthwise {
 __device__ __forceinline__ void read_weights(const T *w, INDEX channel, const Depthwise &p, ACC *weights) {
 #if CHANNELS_LAST
     if (!BACKWARD || ONE_TO_ONE) {  // they lie side by side
-        const Vector<T> some = load(w + channel);
+        const Loaded some(true, w + channel);
 #pragma unroll
-        for (int lane = 0; lane < LANES; ++lane) weights[lane] = (ACC)some.lane[lane];
+        for (int lane = 0; lane < LANES; ++lane) weights[lane] = some[lane];
         return;
     }
 #endif
@@ -41,18 +43,20 @@ __device__ __forceinline__ void read_weights(const T *w, INDEX channel, const De
         weights[lane] = (ACC)w[(channel + lane) / OUT * p.group + (channel + lane) % OUT * p.out];
 }
 
-// Add what a row of the source, the r-th of those that a tile reads, gives to the tile; w is of its slice of taps.
+// Add what a row of the source gives to the tile, the r-th of those that it reads; a tile of one row reads it for
+// the r-th row of taps. w is of the tile's slice of taps.
 __device__ __forceinline__ void add_row(int r, const ACC *values, const T *w, INDEX channel, const Depthwise &p,
                                         ACC *sum) {
+    const int begin = ROWS > 1 ? 0 : r, end = ROWS > 1 ? K1 : r + 1;
 #pragma unroll
     for (int q = 0; q < ROWS; ++q)
 #pragma unroll
-        for (int b = 0; b < K1; ++b) {
-            if (row_at(q, b) != r) continue;
+        for (int b = begin; b < end; ++b) {
+            if (ROWS > 1 && row_at(q, b) != r) continue;
 #pragma unroll
             for (int c = 0; c < K2; ++c) {
                 ACC weights[LANES];
-                read_weights(w + (b * K2 + c) * p.tap, channel, p, weights);
+                read_weights(w + (b * K2 + c) * (CHANNELS_LAST ? p.tap : 1), channel, p, weights);
 #pragma unroll
                 for (int t = 0; t < COLUMNS; ++t) {
                     const int at = column_at(t, c);
@@ -65,9 +69,9 @@ __device__ __forceinline__ void add_row(int r, const ACC *values, const T *w, IN
         }
 }
 
-// Write a tile, or what of it lies in the result.
-__device__ __forceinline__ void write_tile(const ACC *sum, T *result, INDEX image, INDEX channel, const Tile &tile,
-                                           const Depthwise &p) {
+// Write a tile, or what of it lies in the result, plus the bias: added last, it takes no registers before.
+__device__ __forceinline__ void write_tile(const ACC *sum, const T *b, T *result, INDEX image, INDEX channel,
+                                           const Tile &tile, const Depthwise &p) {
     const int *size = p.window.out;
     const INDEX channels = p.channels.value * LANES;
 #pragma unroll
@@ -78,7 +82,10 @@ __device__ __forceinline__ void write_tile(const ACC *sum, T *result, INDEX imag
             if (row >= size[1] || column >= size[2]) continue;
             Vector<T> values;
 #pragma unroll
-            for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[(q * COLUMNS + t) * LANES + v];
+            for (int v = 0; v < VECTOR; ++v) {
+                const ACC total = sum[(q * COLUMNS + t) * LANES + v];
+                values.lane[v] = (T)(WITH_BIAS ? total + (ACC)b[channel + v % LANES] : total);
+            }
             const INDEX place = ((INDEX)tile.slice * size[1] + row) * size[2] + column;
             const INDEX places = (INDEX)size[0] * size[1] * size[2];
             store(result + (CHANNELS_LAST ? (image * places + place) * channels + channel
@@ -87,8 +94,9 @@ __device__ __forceinline__ void write_tile(const ACC *sum, T *result, INDEX imag
         }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) gpuconv_depthwise(const T *__restrict__ source, const T *__restrict__ w,
-                                             const T *__restrict__ b, T *__restrict__ result, const Depthwise p) {
+extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
+    gpuconv_depthwise(const T *__restrict__ source, const T *__restrict__ w, const T *__restrict__ b,
+                      T *__restrict__ result, const Depthwise p) {
     FOR_ITEMS(item, p.items) {
         INDEX image = item, channel = 0;
         if (CHANNELS_LAST) channel = take(image, p.channels) * LANES;
@@ -96,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) gpuconv_depthwise(const T *
         if (!CHANNELS_LAST) channel = take(image, p.channels);
         ACC sum[ROWS * COLUMNS * LANES];
 #pragma unroll
-        for (int i = 0; i < ROWS * COLUMNS * LANES; ++i) sum[i] = WITH_BIAS ? (ACC)b[channel + i % LANES] : (ACC)0;
+        for (int i = 0; i < ROWS * COLUMNS * LANES; ++i) sum[i] = (ACC)0;
         const INDEX together = channel / OUT * IN;  // the first channel of the source that belongs to them
         const int row = first_at(tile.row, 1, p.window), column = first_at(tile.column, 2, p.window);
         for (int in = 0; in < IN; ++in) {
@@ -105,17 +113,20 @@ extern "C" __global__ void __launch_bounds__(256, 2) gpuconv_depthwise(const T *
             for (int a = 0; a < K0; ++a) {
                 int slice;
                 if (!slice_at(tile.slice, a, p.window, slice)) continue;
-#pragma unroll
-                for (int r = 0; r < READ_ROWS; ++r) {
+                const T *corner = plane + (slice * p.source.place[0] + row * p.source.place[1] +
+                                           column * p.source.place[2]);
+#pragma unroll UNROLLED_ROWS
+                for (int r = 0; r < (ROWS > 1 ? READ_ROWS : K1); ++r) {
+                    const int below = ROWS > 1 ? r : row_at(0, r);
                     ACC values[READ_COLUMNS * SOURCES];
-                    read_row(plane + (slice * p.source.place[0] + (row + r) * p.source.place[1]),
-                             (unsigned)(row + r) < (unsigned)p.window.in[1], column, p.window.in[2],
-                             p.source.place[2], READ_COLUMNS, LEAD, SOURCES, ONE_TO_ONE, IN * p.source.channel,
-                             values);
-                    add_row(r, values, w + (in * p.in + a * (K1 * K2) * p.tap), channel, p, sum);
+                    read_row(corner + below * p.source.place[1],
+                             (unsigned)(row + below) < (unsigned)p.window.in[1], column,
+                             p.window.in[2], p.source.place[2], READ_COLUMNS, LEAD, SOURCES, ONE_TO_ONE,
+                             IN * p.source.channel, values);
+                    add_row(r, values, w + (in * p.in + a * (K1 * K2) * (CHANNELS_LAST ? p.tap : 1)), channel, p, sum);
                 }
             }
         }
-        write_tile(sum, result, image, channel, tile, p);
+        write_tile(sum, b, result, image, channel, tile, p);
     }
 }

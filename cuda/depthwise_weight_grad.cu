@@ -32,22 +32,22 @@ struct DepthwiseWeightGrad {
 __device__ __forceinline__ void add_tile(const T *x, const T *dy, const Tile &tile, const DepthwiseWeightGrad &p,
                                          ACC *sum) {
     ACC gradient[ROWS * COLUMNS * LANES];
+    dy += tile.slice * p.dy.place[0] + tile.row * p.dy.place[1] + tile.column * p.dy.place[2];
 #pragma unroll
     for (int q = 0; q < ROWS; ++q)
-        read_row(dy + (tile.slice * p.dy.place[0] + (tile.row + q) * p.dy.place[1]),
-                 tile.row + q < p.window.out[1], tile.column, p.window.out[2], p.dy.place[2], COLUMNS, 0, LANES, true,
-                 0, gradient + q * COLUMNS * LANES);
+        read_row(dy + q * p.dy.place[1], tile.row + q < p.window.out[1], tile.column, p.window.out[2], p.dy.place[2],
+                 COLUMNS, 0, LANES, true, 0, gradient + q * COLUMNS * LANES);
     const int row = first_at(tile.row, 1, p.window), column = first_at(tile.column, 2, p.window);
 #pragma unroll
     for (int a = 0; a < K0; ++a) {
         int slice;
         if (!slice_at(tile.slice, a, p.window, slice)) continue;
+        const T *corner = x + (slice * p.x.place[0] + row * p.x.place[1] + column * p.x.place[2]);
 #pragma unroll
         for (int r = 0; r < READ_ROWS; ++r) {
             ACC values[READ_COLUMNS * SOURCES];
-            read_row(x + (slice * p.x.place[0] + (row + r) * p.x.place[1]),
-                     (unsigned)(row + r) < (unsigned)p.window.in[1], column, p.window.in[2], p.x.place[2],
-                     READ_COLUMNS, LEAD, SOURCES, ONE_TO_ONE, IN * p.x.channel, values);
+            read_row(corner + r * p.x.place[1], (unsigned)(row + r) < (unsigned)p.window.in[1], column,
+                     p.window.in[2], p.x.place[2], READ_COLUMNS, LEAD, SOURCES, ONE_TO_ONE, IN * p.x.channel, values);
 #pragma unroll
             for (int q = 0; q < ROWS; ++q)
 #pragma unroll
@@ -81,8 +81,9 @@ __device__ __forceinline__ void add_rows(ACC *shared, int count, int across) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) gpuconv_depthwise_weight_grad(const T *__restrict__ dy, const T *__restrict__ x,
-                                                         ACC *__restrict__ partial, const DepthwiseWeightGrad p) {
+extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
+    gpuconv_depthwise_weight_grad(const T *__restrict__ dy, const T *__restrict__ x, ACC *__restrict__ partial,
+                                  const DepthwiseWeightGrad p) {
     SHARED(ACC, shared);
     const int thread = (int)threadIdx.x, threads = (int)blockDim.x;
     const int row = thread / p.across, rows = threads / p.across;

@@ -50,10 +50,12 @@ class Config:
         False keeps to NumPy alone. Results differ by rounding. The environment variable
         ``GPUCONV_COMPILED=0`` makes False the default.
     algorithm : "auto", "gemm", "direct" or "winograd", default "auto"
-        How NumPy arrays are convolved; `gpuconv.explain` tells what "auto" would choose. "gemm": columns,
-        multiplied by BLAS. "direct": shifted runs of the image, multiplied by C kernels. "winograd": 3x3
-        kernels with stride 1 in a quarter of the multiplications, which costs a digit of accuracy; float64
-        only when it is asked for here. What an algorithm can't compute is computed as by "auto".
+        How arrays are convolved; `gpuconv.explain` tells what "auto" would choose. "gemm": columns,
+        multiplied by BLAS. "direct": from the image itself; on a CPU by C kernels, on a GPU by CUDA kernels,
+        for groups of up to 8 channels ("auto" takes these where each group has one input channel).
+        "winograd", on a CPU: 3x3 kernels with stride 1 in a quarter of the multiplications, which costs a
+        digit of accuracy; float64 only when it is asked for here. What an algorithm can't compute is computed
+        as by "auto".
     """
 
     __slots__ = ("_here", "_values")
@@ -98,7 +100,7 @@ class Config:
 
     @property
     def algorithm(self) -> str:
-        """How NumPy arrays are convolved: "auto", "gemm", "direct" or "winograd"."""
+        """How arrays are convolved: "auto", "gemm", "direct" or "winograd"."""
         return str(self._get("algorithm"))
 
     @algorithm.setter

@@ -36,7 +36,7 @@ _CATEGORIES = {
     "gemm": re.compile("gemm|linear"),
     "copy": re.compile("copy"),
     "pool": re.compile("pool|argmax"),
-    "conv": re.compile("conv|im2col|col2im|bias|sum_parts"),
+    "conv": re.compile("conv|im2col|col2im|depthwise|bias|sum_parts"),
 }
 
 # A registered string lives as long as the process: where there are more different sizes than this (images of

@@ -16,6 +16,7 @@ from gpuconv.backends.cuda.columns import (
     places_lanes,
 )
 from gpuconv.backends.cuda.kernels import THREADS, divisor, needs_wide, specialise
+from gpuconv.backends.cuda.parts import sum_parts
 from gpuconv.backends.cuda.program import (
     At,
     Launch,
@@ -122,5 +123,4 @@ def _grad(
     )
     shared = THREADS * (vector if channels_last else 1) * wide_dtype.itemsize
     first = Launch(kernel, across * parts, (At(0), At(2)), struct, shared)
-    last = specialise("sum_parts", None, dtype, vector=1, wide=wide)
-    return Program((first, kernel_launch(last, c, (At(2), At(1)), parts=parts)), parts * sums)
+    return Program((first, sum_parts(At(2), At(1), c, parts, dtype)), parts * sums)

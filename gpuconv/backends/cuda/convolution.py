@@ -55,7 +55,8 @@ def forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, chann
         if depthwise.chosen(problem):
             b = None if b is None else _contiguous(b, dtype)
             program = depthwise.plan_forward(problem, source, aligned(w, runtime.address(w)), b is not None)
-            return run(runtime, program, _addresses(runtime, x, w, b, y))
+            run(runtime, program, _addresses(runtime, x, w, b, y))
+            return
         if b is not None:
             bias.fill(y, b.astype(dtype, copy=False), channels_last)
         plan = partial(_plan_forward, problem, source, b is not None)
@@ -73,7 +74,8 @@ def input_grad(dy: Array, w: Array, b: Array | None, dx: Array, window: Window, 
         if depthwise.chosen(problem):
             source, alignment = laid(dy, runtime.address(dy), channels_last), aligned(w, runtime.address(w))
             program = depthwise.plan_input_grad(problem, source, alignment, b is not None)
-            return run(runtime, program, _addresses(runtime, dy, w, b, dx))
+            run(runtime, program, _addresses(runtime, dy, w, b, dx))
+            return
         dy = _contiguous(dy, dtype)
         if b is not None and window.is_pointwise:
             bias.fill(dx, b, channels_last)

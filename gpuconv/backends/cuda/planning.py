@@ -113,6 +113,11 @@ def _chunks(notes: list[Note]) -> int:
 
 
 def _algorithm(primitive: str, steps: set[str]) -> tuple[str, str]:
+    if steps & {"depthwise", "depthwise_weight_grad"}:
+        return "direct", (
+            "groups are so small that columns would be most of what is moved: a kernel of our own reads the "
+            "image itself, each thread a tile of places"
+        )
     if "gemm" in steps:
         if "col2im" in steps:
             return "gemm", "cuBLAS multiplies w and dy to columns in the workspace, which col2im gathers"

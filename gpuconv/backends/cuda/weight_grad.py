@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.backends.cuda.columns import ColumnStrides, Laid, channel_lanes
-from gpuconv.backends.cuda.kernels import needs_wide, specialise
+from gpuconv.backends.cuda.parts import sum_parts
 from gpuconv.backends.cuda.problem import (
     LEFT,
     RESULT,
@@ -27,15 +27,7 @@ from gpuconv.backends.cuda.problem import (
     unfold,
     whole_rows,
 )
-from gpuconv.backends.cuda.program import (
-    At,
-    LimitTooSmall,
-    Matrix,
-    Program,
-    kernel_launch,
-    lanes,
-    planned,
-)
+from gpuconv.backends.cuda.program import At, LimitTooSmall, Matrix, Program, lanes, planned
 from gpuconv.backends.dispatch import accumulator
 
 # A 1x1 kernel's columns are x itself, but one product an image doesn't pay for many images of few places.
@@ -91,9 +83,8 @@ def _sum_apart(p: Problem, x: Laid, wide: np.dtype[Any], sums_limit: int, limit:
     for part, first, count in _cut_sums(p, wide, sums_limit // 16 * 16):
         sums = round_up(count * wide.itemsize, 16)
         added, columns, _ = terms(p, x, part, sums, limit - sums)
-        rounded = specialise("sum_parts", None, p.dtype, vector=1, wide=needs_wide(count))
         steps += added
-        steps.append(kernel_launch(rounded, count, (At(WORK), p.at(RESULT, first)), parts=1))
+        steps.append(sum_parts(At(WORK), p.at(RESULT, first), count, 1, p.dtype))
         workspace = max(workspace, sums + columns)
     return Program(tuple(steps), workspace)
 
