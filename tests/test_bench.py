@@ -206,7 +206,7 @@ def test_a_record_fits_into_json_and_says_what_was_allocated():
 def records(ratio=2.0, **changed):
     kept = {"dtype": "float32", "layout": "channels_first", "algorithm": "gemm", "spread": 0.01, **changed}
     base = {"op": "conv2d", "kind": "dense", "pass": "forward", "precision": "ieee", "cpu_us": 5.0, **kept}
-    figures = {"floor_us": 10.0, "gbps": 1.0, "tflops": 0.5, "workspace_bytes": 1000}
+    figures = {"chosen": True, "floor_us": 10.0, "gbps": 1.0, "tflops": 0.5, "workspace_bytes": 1000}
     return [{**base, **figures, "name": f"s{i}", "us": 50.0, "torch_us": 50.0 * ratio} for i in range(6)]
 
 

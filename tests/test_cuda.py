@@ -27,6 +27,7 @@ from gpuconv.backends.cuda import columns, convolution, kernels, pooling, progra
 from gpuconv.backends.cuda import problem as problem_module
 from gpuconv.backends.cuda.columns import dense
 from gpuconv.backends.cuda.input_grad import plan_input_grad
+from gpuconv.backends.cuda.parts import sum_parts
 from gpuconv.backends.cuda.problem import Problem
 from gpuconv.backends.cuda.program import At, Gemm, LimitTooSmall, Matrix
 from gpuconv.backends.cuda.weight_grad import plan_weight_grad
@@ -285,7 +286,7 @@ def test_large_batches_of_products_are_cut(host, monkeypatch):
     monkeypatch.setattr(problem_module, "MOST_BATCH", 3)
     program.forget()
     rng = np.random.default_rng(0)
-    for shape, w_shape, groups in (((8, 4, 3, 3), (6, 4, 1, 1), 1), ((2, 8, 3, 3), (8, 1, 2, 2), 8)):
+    for shape, w_shape, groups in (((8, 4, 3, 3), (6, 4, 1, 1), 1), ((2, 16, 3, 3), (8, 2, 2, 2), 8)):
         x, w = (rng.integers(-3, 4, s).astype(np.float32) for s in (shape, w_shape))
         host.reset()
         y = gpuconv.conv2d(*_on_device(x, w), groups=groups)
@@ -473,7 +474,7 @@ def test_a_struct_must_be_filled_whole():
     kernel = kernels.specialise("sum_parts", None, np.float32, vector=1, wide=False)
     with pytest.raises(TypeError, match="items"):
         kernel.arguments(items=1)
-    assert not kernel.arguments(items=1, parts=2).flags.writeable
+    assert not kernel.arguments(items=1, parts=2, team=1).flags.writeable
 
 
 def test_a_kernel_is_specialised_once():
@@ -623,13 +624,12 @@ def test_a_product_is_handed_to_cublas_as_it_counts(recording, dtype, precision,
 
 
 def test_a_kernel_is_compiled_once_and_launched_with_pointers_and_its_struct(recording):
-    kernel = kernels.specialise("sum_parts", None, np.float32, vector=1, wide=False)
-    step = program.kernel_launch(kernel, 1000, (At(1), At(0, 8)), parts=3)
+    step = sum_parts(At(1), At(0, 8), 1000, 3, np.dtype(np.float32))
     for _ in range(2):
         step.run(recording.runtime, [100, 200])
     assert recording.launched[0] == recording.launched[1]
     name, grid, block, (first, second, struct), shared, options = recording.launched[0]
-    assert (name, grid, block, shared, options) == ("gpuconv_sum_parts", (4,), (256,), 0, ("--std=c++17",))
+    assert (name, grid, block, shared, options) == ("gpuconv_sum_parts", (4,), (256,), 1024, ("--std=c++17",))
     assert (first, second) == (200, 108)
     assert (struct["items"], struct["parts"], struct.size) == (1000, 3, 1)
     assert len(recording.runtime._functions) == 1

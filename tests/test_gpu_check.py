@@ -102,11 +102,14 @@ def test_rows_come_in_order_of_priority_and_once():
         (layout, *numbers, algorithm)
         for layout in ("channels_first", "channels_last")
         for *numbers, algorithm in (
-            ("float32", "ieee", "gemm"), ("float32", "ieee", "kernel"),
-            ("float16", "fp16", "gemm"), ("float16", "fp16", "kernel"), ("float32", "tf32", "gemm"),
+            ("float32", "ieee", "gemm"), ("float32", "ieee", "direct"), ("float32", "ieee", "kernel"),
+            ("float16", "fp16", "gemm"), ("float16", "fp16", "direct"), ("float16", "fp16", "kernel"),
+            ("float32", "tf32", "gemm"), ("float32", "tf32", "direct"),
         )
     ]  # fmt: skip
-    assert len(keys) == len({tuple(key.values()) for key in keys}) == 2 * (3 * 42 * 3 + 2 * 6 * 4 + 15)
+    several = 2 * 3 * len([shape for shape in shapes.conv_shapes() if len(shape.algorithms) > 1])
+    distinct = {tuple(key.values()) for key in keys}
+    assert len(keys) == len(distinct) == 2 * (3 * 42 * 3 + several + 2 * 6 * 4 + 15)
     assert [key["pass"] for key in keys[:3]] == ["forward", "input_grad", "weight_grad"]
 
 
@@ -806,6 +809,7 @@ def test_means_are_geometric_and_by_kind():
         "dtype": "float32",
         "precision": "ieee",
         "layout": "channels_first",
+        "chosen": True,
     }
     rows = [
         {**name, "op": "conv2d", "pass": "forward", "us": 10.0, "torch_us": other, "floor_us": 5.0}
@@ -814,9 +818,22 @@ def test_means_are_geometric_and_by_kind():
     rows.append({**name, "op": "conv2d", "pass": "forward", "us": None, "torch_us": None, "floor_us": None})
     pool = {**name, "name": "gap_7x7", "pass": "backward", "us": 10.0, "torch_us": 30.0, "floor_us": None}
     rows += [{**pool, "kind": "max pool"}, {**pool, "kind": "avg pool"}]
+    rows.append({**rows[0], "us": 1e-3, "chosen": False})
     numbers = ("float32 ieee", "channels_first")
     assert means(rows) == [
         ("dense", "forward", *numbers, "3", "1.00", "0.50"),
         ("max pool", "backward", *numbers, "1", "3.00", ""),
         ("avg pool", "backward", *numbers, "1", "3.00", ""),
     ]
+
+
+def test_the_report_says_where_the_planner_chose_the_slower_algorithm():
+    names = {"op": "conv2d", "dtype": "float32", "precision": "ieee", "layout": "channels_first"}
+    rows = [
+        {**names, "name": name, "us": us, "chosen": chosen}
+        for name, us, chosen in (("a", 10.0, True), ("a", 5.0, False), ("b", 10.0, True), ("b", 20.0, False))
+    ]
+    assert report.planner(rows) == [
+        "planner: another algorithm is faster in 1 of 2 rows; conv2d a float32 ieee channels_first 2.00"
+    ]
+    assert report.planner(rows[::2]) == []

@@ -10,6 +10,7 @@ from gpuconv.measure.calls import Calls, difference, results
 from gpuconv.measure.devices import Device
 from gpuconv.measure.records import rounded
 from gpuconv.measure.shapes import Row
+from gpuconv.measure.tables import called
 from gpuconv.measure.timing import in_turns
 
 Record = dict[str, Any]
@@ -82,7 +83,7 @@ def record(
     patience
         How long to wait for other programs to leave the CPU's cores alone.
     """
-    found = {**row.key, "chosen": True, **dict.fromkeys(FIGURES), "floor_us": floor_us(row, rates)}
+    found = {**row.key, "chosen": row.chosen, **dict.fromkeys(FIGURES), "floor_us": floor_us(row, rates)}
     try:
         found.update(_measured(row, device, torch, seconds, patience))
     except MemoryError as error:
@@ -97,7 +98,8 @@ def _measured(row: Row, device: Device, torch: ModuleType | None, seconds: float
     calls = Calls(row.op, row.shape, row.dtype, row.channels_last, device.xp)
     contenders: dict[str, Callable[[], object]] = {"ours": calls.ours}
     found: Record = {}
-    with gpuconv.config(fp32_precision="tf32" if row.precision == "tf32" else "ieee"):
+    precision = "tf32" if row.precision == "tf32" else "ieee"
+    with gpuconv.config(fp32_precision=precision, algorithm=row.algorithm or gpuconv.config.algorithm):
         with device.poisoned(0xFF):
             result, found["workspace_bytes"] = device.workspace(calls.ours)
         found["allocated_bytes"] = found["workspace_bytes"] + sum(array.nbytes for array in results(result))
@@ -140,7 +142,7 @@ def _first_line(error: BaseException) -> str:
 
 def line(found: Mapping[str, Any]) -> str:
     """Return a record as it is printed while a benchmark runs."""
-    name = f"{found['op']:20} {found['name']:20} {found['precision']:5} {found['layout']:14}"
+    name = f"{found['op']:20} {called(found):20} {found['precision']:5} {found['layout']:14}"
     if found["us"] is None:
         return f"{name} {found.get('error') or found['left_out']}"
     beside = f", PyTorch {found['torch_us']:10.1f}" if found["torch_us"] else ""

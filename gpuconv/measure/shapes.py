@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -55,6 +55,14 @@ class ConvShape:
     def kind(self) -> str:
         """How the channels are connected."""
         return "dense" if self.groups == 1 else "depthwise" if self.groups == self.c_in else "grouped"
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """What computes it on a GPU, as `gpuconv.config.algorithm` says it, the planner's choice first."""
+        cg, og = self.c_in // self.groups, self.c_out // self.groups
+        if max(cg, og) > 8 or self.kh * self.kw > 64 or self.stride > 4:
+            return ("gemm",)
+        return ("direct", "gemm") if cg == 1 else ("gemm", "direct")
 
     def x_shape(self, channels_last: bool) -> tuple[int, ...]:
         """Shape of x."""
@@ -203,6 +211,8 @@ class Row:
     dtype: str
     precision: str
     channels_last: bool
+    algorithm: str = ""  # asked of gpuconv.config, where it isn't left to the planner
+    chosen: bool = True  # whether the planner takes it by itself
 
     @property
     def kind(self) -> str:
@@ -225,7 +235,7 @@ class Row:
             "dtype": self.dtype,
             "precision": self.precision,
             "layout": "channels_last" if self.channels_last else "channels_first",
-            "algorithm": "gemm" if conv else "kernel",
+            "algorithm": self.algorithm or ("gemm" if conv else "kernel"),
         }
 
 
@@ -241,11 +251,22 @@ LAYOUTS = (False, True)  # channels_last
 
 
 def rows() -> Iterator[Row]:
-    """Yield what is to be timed of the shared shapes, what matters most first."""
-    yield from rows_of([*conv_shapes(), *pool_shapes()], NUMBERS, LAYOUTS)
+    """Yield what is to be timed of the shared shapes on a GPU, what matters most first."""
+    for row in rows_of([*conv_shapes(), *pool_shapes()], NUMBERS, LAYOUTS):
+        yield _computed_by(row, 0)
+    several = [shape for shape in conv_shapes() if len(shape.algorithms) > 1]
+    for row in rows_of(several, NUMBERS[:2], LAYOUTS):
+        yield _computed_by(row, 1)
     for channels_last in LAYOUTS:
         for op, name in ON_ONE_SHAPE.items():
             yield Row(op, shared(name)[0], "float32", "ieee", channels_last)
+
+
+def _computed_by(row: Row, choice: int) -> Row:
+    """Return the row with one of its shape's algorithms."""
+    if not isinstance(row.shape, ConvShape):
+        return row
+    return replace(row, algorithm=row.shape.algorithms[choice], chosen=choice == 0)
 
 
 def rows_of(

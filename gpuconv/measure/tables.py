@@ -16,10 +16,10 @@ ROW_TITLES = (
 
 
 def groups(records: Iterable[Record]) -> dict[Cells, list[Record]]:
-    """Return the records that were timed by kind of operation, pass, numbers and layout."""
+    """Return the records that were timed by kind of operation, pass, numbers and layout; of those chosen."""
     found: dict[Cells, list[Record]] = defaultdict(list)
     for row in records:
-        if row["us"]:
+        if row["us"] and row["chosen"]:
             numbers = f"{row['dtype']} {row['precision']}"
             found[row["kind"], row["pass"], numbers, row["layout"]].append(row)
     return dict(found)
@@ -46,7 +46,7 @@ def _shown(value: float | None) -> str:
 def row_cells(row: Record) -> Cells:
     """Return one row's cells."""
     numbers = f"{row['dtype']} {row['precision']}"
-    name = (row["op"], row["name"], numbers, row["layout"])
+    name = (row["op"], called(row), numbers, row["layout"])
     if row["us"] is None:
         return (*name, row.get("error") or row["left_out"], *[""] * 8)
     times = (row["cpu_us"], row["torch_us"], row.get("torch_cpu_us"), row["floor_us"])
@@ -54,6 +54,12 @@ def row_cells(row: Record) -> Cells:
     spread = f"{100 * row['spread']:.0f}"
     workspace = f"{row['workspace_bytes'] / 1e6:.1f}"
     return (*name, _figure(row["us"]), spread, *map(_figure, times), *rates, workspace)
+
+
+def called(row: Record) -> str:
+    """Return a row's name, with the algorithm that it was asked for where it isn't the planner's choice."""
+    name: str = row["name"]
+    return name if row["chosen"] else f"{name} by {row['algorithm']}"
 
 
 def _figure(value: float | None, digits: int = 1) -> str:

@@ -30,8 +30,31 @@ def facts(data: dict[str, Any]) -> list[str]:
         lines += [f"workspace: at most {share:.0%} of the limit in {len(data['workspace'])} calls"]
     if "copy_gbps" in data:
         lines += [f"ceilings: copy {data['copy_gbps']} GB/s; GEMM in TFLOP/s: {_pairs(data['gemm_tflops'])}"]
+    lines += planner(data.get("rows", []))
     lines += [f"**wrong**: {fault}" for fault in faults(data)]
     return lines
+
+
+def planner(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line that says where another algorithm was faster than the planner's, of what both computed."""
+    timed = [row for row in rows if row["us"]]
+    chosen = {_call(row): row["us"] for row in timed if row["chosen"]}
+    others = [row for row in timed if not row["chosen"] and _call(row) in chosen]
+    faster = [
+        f"{' '.join(_call(row))} {chosen[_call(row)] / row['us']:.2f}"
+        for row in others
+        if row["us"] < chosen[_call(row)]
+    ]
+    told = "".join(f"; {row}" for row in faster)
+    return (
+        [f"planner: another algorithm is faster in {len(faster)} of {len(others)} rows{told}"]
+        if others
+        else []
+    )
+
+
+def _call(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(row[key] for key in ("op", "name", "dtype", "precision", "layout"))
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -1,0 +1,285 @@
+"""Convolution of small groups by the CUDA kernels: tiles, phases and vectors, memory around arrays, what is chosen."""
+
+import random
+
+import numpy as np
+import pytest
+from cases import Case, draw, in_layout, weights_in_layout
+from conftest import BACKENDS
+from host import compiler
+from host import runtime as host_runtime
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpuconv
+from gpuconv import reference as define
+from gpuconv.backends.cuda import depthwise
+from gpuconv.backends.cuda.columns import dense
+from gpuconv.backends.cuda.parts import TEAM, sum_parts
+from gpuconv.backends.cuda.problem import Problem
+from gpuconv.backends.cuda.program import At
+from gpuconv.backends.unmade import empty
+from gpuconv.geometry import sliding_window
+from gpuconv.measure.shapes import conv_shapes
+
+needs_kernels = pytest.mark.skipif(bool(compiler.missing()), reason=compiler.missing())
+LAYOUTS = pytest.mark.parametrize("channels_last", [False, True])
+PASSES = ("plan_forward", "plan_input_grad", "plan_weight_grad")
+
+
+def drawn(rng, channels_last):
+    """Draw a convolution of small groups whose images are several tiles wide and high."""
+    case = draw(rng, axes=rng.choice([1, 2, 2, 2, 3]), free=rng.random() < 0.3)
+    cg, og = rng.choice([(1, 1), (1, 1), (1, 1), (1, 2), (1, 3), (2, 1), (2, 4), (4, 2)])
+    groups, larger = rng.choice([1, 3, 4, 8]), rng.choice([0, 4, 8, 15])
+    changes = {
+        "n": max(1, case.n), "c_in": groups * cg, "c_out": groups * og, "groups": groups,
+        "in_size": tuple(size + larger for size in case.in_size), "channels_last": channels_last,
+    }  # fmt: skip
+    return Case(**{**case.__dict__, **changes})
+
+
+def passes(case, x, w, b, dy):
+    """Return y, dx and dw."""
+    d, options = len(case.kernel), case.conv()
+    with gpuconv.config(algorithm="direct"):
+        y = getattr(gpuconv, f"conv{d}d")(x, w, b, **options)
+        dx = getattr(gpuconv, f"conv{d}d_input_grad")(dy, w, case.x_shape(), **options)
+        dw = getattr(gpuconv, f"conv{d}d_weight_grad")(dy, x, case.kernel, **options)
+    return y, dx, dw
+
+
+def defined(case, x, w, b, dy):
+    """Return y, dx and dw by the definition."""
+    x, dy = (define.first(a.astype(np.float64), case.channels_last) for a in (x, dy))
+    w, sliding = define.weights_first(w.astype(np.float64), case.channels_last), case.sliding()
+    return (
+        in_layout(case, define.conv(x, w, b, sliding, case.groups)),
+        in_layout(case, define.conv_input_grad(dy, w, sliding, case.groups)),
+        weights_in_layout(case, define.conv_weight_grad(dy, x, sliding, case.groups)),
+    )
+
+
+def arrays(case, dtype):
+    """Return x, w, b and dy of whole numbers, whose sums are exact."""
+    shapes = {"x": case.x_shape(), "w": case.w_shape(), "b": (case.c_out,), "dy": case.y_shape()}
+    return [case.array(name, shape, dtype, whole=True) for name, shape in shapes.items()]
+
+
+@pytest.fixture(scope="module")
+def gpu(backend):
+    """The backends with the CUDA kernels."""
+    if backend.is_numpy:
+        pytest.skip("for the CUDA kernels")
+    return backend
+
+
+@LAYOUTS
+@settings(max_examples=12)
+@given(rng=st.randoms(use_true_random=False))
+def test_small_groups_are_exactly_the_definition_on_whole_numbers(gpu, channels_last, rng):
+    case, dtype = drawn(rng, channels_last), rng.choice([np.float16, np.float32, np.float64])
+    given_arrays = arrays(case, dtype)
+    found = passes(case, *map(gpu.to_array, given_arrays))
+    for got, must in zip(found, defined(case, *given_arrays), strict=True):
+        np.testing.assert_array_equal(gpu.to_numpy(got), must.astype(dtype))
+
+
+@needs_kernels
+@LAYOUTS
+@settings(max_examples=8)
+@given(rng=st.randoms(use_true_random=False))
+def test_nothing_around_an_array_is_read(channels_last, rng):
+    case = drawn(rng, channels_last)
+    x, w, b, dy = arrays(case, np.float32)
+    dense_ones = passes(case, *map(host_runtime.to_device, (x, w, b, dy)))
+    within = [_within_nan(rng, a) for a in (x, w, b, dy)]
+    for got, must in zip(passes(case, *within), dense_ones, strict=True):
+        np.testing.assert_array_equal(host_runtime.to_host(got), host_runtime.to_host(must))
+
+
+def _within_nan(rng, array):
+    """Return equal values in a larger array of NaN on the GPU's stand-in, at an odd address or an even one."""
+    before, after = rng.choice([1, 4]), rng.choice([1, 4])
+    whole = np.full([before + n + after for n in array.shape], np.nan, array.dtype)
+    inside = tuple(slice(before, before + n) for n in array.shape)
+    whole[inside] = array
+    return host_runtime.to_device(whole)[inside]
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("kernel, stride, padding", [(3, 1, 1), ((3, 2), 2, (1, 2))])
+def test_tiles_whose_sizes_are_compiled_in_are_the_same(kernel, stride, padding, channels_last, monkeypatch):
+    window = {"stride": stride, "padding": padding, "channels_last": channels_last, "groups": 8}
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, (1, 15, 20, 8) if channels_last else (1, 8, 15, 20)).astype(np.float32)
+    size = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    w = rng.integers(-3, 4, (*size, 1, 8) if channels_last else (8, 1, *size)).astype(np.float32)
+    y = gpuconv.conv2d(x, w, **window)
+    want = y, *gpuconv.conv2d_backward(y, x, w, needs=("x", "w"), **window)
+    monkeypatch.setattr(host_runtime.host, "exact", True)
+    x, w, dy = map(host_runtime.to_device, (x, w, y))
+    got = gpuconv.conv2d(x, w, **window), *gpuconv.conv2d_backward(dy, x, w, needs=("x", "w"), **window)
+    for ours, must in zip(got, want, strict=True):
+        if must is not None:
+            np.testing.assert_array_equal(host_runtime.to_host(ours), must)
+
+
+@needs_kernels
+def test_a_transposed_convolution_adds_its_bias_where_no_window_is(monkeypatch):
+    x, w, b = np.ones((1, 4, 2, 2), np.float32), np.ones((4, 1, 1, 1), np.float32), np.arange(4, dtype="f")
+    y = gpuconv.conv_transpose2d(
+        *map(host_runtime.to_device, (x, w, b)), stride=3, output_padding=2, groups=4
+    )
+    want = np.broadcast_to(b.reshape(1, 4, 1, 1), y.shape).copy()
+    want[:, :, ::3, ::3] += 1
+    np.testing.assert_array_equal(host_runtime.to_host(y), want)
+
+
+@needs_kernels
+@LAYOUTS
+def test_an_image_alone_gives_the_bits_that_it_gives_in_a_batch(channels_last):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 15, 20, 4) if channels_last else (3, 4, 15, 20)).astype(np.float32)
+    w = rng.standard_normal((3, 3, 1, 4) if channels_last else (4, 1, 3, 3)).astype(np.float32)
+    x, w = map(host_runtime.to_device, (x, w))
+    options = {"padding": 1, "groups": 4, "channels_last": channels_last}
+    batch, alone = gpuconv.conv2d(x, w, **options), gpuconv.conv2d(x[1:2], w, **options)
+    np.testing.assert_array_equal(batch[1:2], alone)
+
+
+@needs_kernels
+@pytest.mark.parametrize("parts", [1, 33, 1000])
+def test_parts_are_added_up_by_one_thread_or_a_team(parts):
+    host, items = host_runtime.host, 37
+    sums = np.random.default_rng(0).integers(-3, 4, (parts, items)).astype(np.float32)
+    there, out = host_runtime.to_device(sums), host.empty((items,), np.float32)
+    step = sum_parts(At(0), At(1), items, parts, np.dtype(np.float32))
+    assert step.struct["team"] == {1: 1, 33: 2, 1000: TEAM}[parts]
+    step.run(host, [host.address(there), host.address(out)])
+    np.testing.assert_array_equal(out, sums.sum(axis=0))
+
+
+@needs_kernels
+@LAYOUTS
+def test_weight_gradients_keep_to_the_limit_in_fewer_parts(channels_last, monkeypatch):
+    device = host_runtime.host
+    shape = (4, 24, 24, 2) if channels_last else (4, 2, 24, 24)
+    x = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
+    monkeypatch.setattr(depthwise, "TILES", 1)
+    results = []
+    for limit in (200, 16 << 20):
+        monkeypatch.setattr(host_runtime, "DEFAULT_WORKSPACE", limit)
+        depthwise.plan_weight_grad.cache_clear()
+        device.reset()
+        there = host_runtime.to_device(x)
+        dw = gpuconv.conv2d_weight_grad(there, there, 3, padding=1, groups=2, channels_last=channels_last)
+        results.append((host_runtime.to_host(dw), device.peak_workspace))
+    depthwise.plan_weight_grad.cache_clear()
+    (small, little), (large, much) = results
+    np.testing.assert_array_equal(small, large)
+    assert 2 * 9 * 4 <= little <= 200 < much
+
+
+# What is chosen.
+
+
+def problem_of(shape, dtype, channels_last):
+    window = sliding_window(
+        "test", (shape.h, shape.w), (shape.kh, shape.kw), shape.stride, shape.padding, shape.dilation,
+        groups=shape.groups,
+    )  # fmt: skip
+    return Problem(window, shape.n, shape.c_in, shape.c_out, np.dtype(dtype), channels_last, "ieee")
+
+
+@LAYOUTS
+def test_the_benchmarks_algorithms_are_those_that_the_planner_has(channels_last):
+    for shape in conv_shapes():
+        problem = problem_of(shape, np.float32, channels_last)
+        direct = depthwise.chosen(problem)
+        with gpuconv.config(algorithm="direct"):
+            asked = depthwise.chosen(problem)
+        with gpuconv.config(algorithm="gemm"):
+            assert not depthwise.chosen(problem)
+        assert shape.algorithms[0] == ("direct" if direct else "gemm"), shape.name
+        assert ("direct" in shape.algorithms) == asked, shape.name
+
+
+@pytest.mark.parametrize(
+    "dtype, options",
+    [
+        (np.complex64, {}),
+        (np.float32, {"stride": 5}),
+        (np.float32, {"padding": 40, "dilation": 32}),
+        (np.float32, {"kernel": (9, 8)}),
+        (np.float64, {"kernel": (7, 7)}),
+        (np.float32, {"c_out": 36}),
+    ],
+)
+def test_what_the_kernels_have_no_registers_for_stays_with_columns(dtype, options):
+    options = {"kernel": (3, 3), "c_out": 4, "padding": 4, **options}
+    kernel, c_out = options.pop("kernel"), options.pop("c_out")
+    x, w = empty((2, 4, 30, 30), np.dtype(dtype)), empty((c_out, 1, *kernel), np.dtype(dtype))
+    with gpuconv.config(algorithm="direct"):
+        assert gpuconv.explain("conv2d", x, w, groups=4, device="cuda", **options).algorithm == "gemm"
+
+
+def test_a_plan_says_direct_and_takes_no_workspace_forward():
+    x, w = empty((8, 32, 56, 56), np.dtype("f4")), empty((32, 1, 3, 3), np.dtype("f4"))
+    plan = gpuconv.explain("conv2d", x, w, padding=1, groups=32, device="cuda")
+    assert (plan.algorithm, plan.workspace, plan.chunks) == ("direct", 0, 1)
+    assert [step.what for step in plan.steps] == ["depthwise"]
+    with gpuconv.config(algorithm="gemm"):
+        assert gpuconv.explain("conv2d", x, w, padding=1, groups=32, device="cuda").algorithm == "gemm"
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_depthwise_layers_of_known_networks_move_whole_vectors(dtype, channels_last):
+    for shape in conv_shapes():
+        if shape.kind != "depthwise":
+            continue
+        p = problem_of(shape, dtype, channels_last)
+        x, y = (
+            dense(c, s, channels_last) for c, s in ((p.c_in, p.window.in_size), (p.c_out, p.window.out_size))
+        )
+        plans = (
+            depthwise.plan_forward(p, x, 16, False),
+            depthwise.plan_input_grad(p, y, 16, False),
+            depthwise.plan_weight_grad(p, x, y, 16 << 20),
+        )
+        for plan in plans:
+            vector = int(dict(plan.steps[0].kernel.defines)["VECTOR"])
+            if channels_last:
+                assert vector * p.itemsize >= (8 if shape.kh < 7 else 4), (shape.name, plan.steps[0].name)
+            else:  # as wide as both widths allow
+                width = min(
+                    p.window.in_size[-1] & -p.window.in_size[-1],
+                    p.window.out_size[-1] & -p.window.out_size[-1],
+                )
+                assert vector >= min(width, 16 // p.itemsize, 4), (shape.name, plan.steps[0].name)
+
+
+@needs_kernels
+@LAYOUTS
+def test_a_draw_of_every_kind_reaches_the_kernels(channels_last):
+    rng, seen = random.Random(0), set()
+    for _ in range(60):
+        case = drawn(rng, channels_last)
+        window = sliding_window(
+            "test", case.in_size, case.kernel, case.stride, case.padding, case.dilation, groups=case.groups
+        )
+        p = Problem(window, case.n, case.c_in, case.c_out, np.dtype("f4"), channels_last, "ieee")
+        x = dense(p.c_in, window.in_size, channels_last)
+        for step in depthwise.plan_forward(p, x, 16, False).steps:
+            defines = dict(step.kernel.defines)
+            seen |= {(name, defines[name]) for name in ("VECTOR", "ROWS", "AXES", "IN", "OUT")}
+    assert {
+        ("ROWS", "1"),
+        ("ROWS", "2"),
+        ("VECTOR", "1"),
+        ("VECTOR", "4"),
+        ("AXES", "3"),
+        ("IN", "2"),
+    } <= seen
