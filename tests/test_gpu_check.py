@@ -16,7 +16,7 @@ import gpuconv
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "profiling"))
 
 import gpu_check
-from gpu import cases, children, determinism, outcomes, sanitizers, suite, timings, workspace
+from gpu import cases, children, determinism, outcomes, report, sanitizers, suite, timings, workspace
 from gpu.cases import Case
 from gpu.children import Deadline
 from gpu.results import PARTS, Results, faults

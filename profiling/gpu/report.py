@@ -36,7 +36,7 @@ def facts(data: dict[str, Any]) -> list[str]:
 
 
 def planner(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a line that says where another algorithm was faster than the planner's, of what both computed."""
+    """Return a line that says where another algorithm was faster than the one that the planner chose."""
     timed = [row for row in rows if row["us"]]
     chosen = {_call(row): row["us"] for row in timed if row["chosen"]}
     others = [row for row in timed if not row["chosen"] and _call(row) in chosen]

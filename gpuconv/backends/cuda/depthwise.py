@@ -249,16 +249,16 @@ class Registers(NamedTuple):
 
 
 def _weights(window: Window, rows: int) -> int:
-    """Return the weights that a tile of so many rows keeps: all, or of one row those of a row of taps."""
+    """Return the weights that a tile of so many rows (of one phase) keeps: all, or those of a row of taps."""
     return window.kernel[-1] * (window.kernel[-2] if rows > 1 else 1)
 
 
-FILTER = Registers(_weights, 96, (96, 51))
+FILTER = Registers(_weights, 96, (92, 51))
 WEIGHT_GRAD = Registers(lambda window, rows: window.taps, 100, (51,))
 # A double takes an aligned pair of registers, and some are lost between pairs.
 WORDS = {4: 1.0, 8: 2.5}
-# The loop over the channels of a group.
-LOOP = 16
+# What the loop over the channels of a group takes besides.
+LOOP = 48
 
 # Places of a tile at most, along the last two axes. Channels first, a row's 8 are one access of float16 or
 # two of float32; channels last, each place is an access of its own.
@@ -285,15 +285,16 @@ def _tile(p: Problem, reading: Reading, vector: int, registers: Registers) -> Ti
         rows = max(1, min(most, window.out_size[-2] // LEAST_TILES) // step) * step
 
     def kept() -> float:
-        of_channel = rows * columns + reading.columns(columns) + registers.beside(window, rows)
+        of_channel = rows * columns + reading.columns(columns) + registers.beside(window, rows // step)
         values = of_channel * (vector if p.channels_last else 1)
-        return WORDS[accumulator(p.dtype).itemsize] * values + LOOP * (reading.channels[0] > 1)
+        return WORDS[accumulator(p.dtype).itemsize] * values
 
     while rows > step and kept() > registers.most:
         rows = max(1, rows // 2 // step) * step
     while p.channels_last and vector > 1 and kept() > registers.most:
         vector //= 2
-    return Tile(rows, columns, vector, 1 + sum(kept() <= most for most in registers.resident))
+    in_use = kept() + LOOP * (reading.channels[0] > 1)
+    return Tile(rows, columns, vector, 1 + sum(in_use <= most for most in registers.resident))
 
 
 def _columns(p: Problem, reading: Reading) -> int:
