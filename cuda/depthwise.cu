@@ -63,7 +63,8 @@ __device__ __forceinline__ void add_row(int r, const ACC *values, const T *w, IN
                     if (at < 0) continue;
 #pragma unroll
                     for (int lane = 0; lane < LANES; ++lane)
-                        sum[(q * COLUMNS + t) * LANES + lane] += values[at * SOURCES + lane / SHARING] * weights[lane];
+                        sum[(q * COLUMNS + t) * LANES + lane] +=
+                            values[at * SOURCES + lane / SHARING] * weights[lane];
                 }
             }
         }
@@ -123,7 +124,8 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
                              (unsigned)(row + below) < (unsigned)p.window.in[1], column,
                              p.window.in[2], p.source.place[2], READ_COLUMNS, LEAD, SOURCES, ONE_TO_ONE,
                              IN * p.source.channel, values);
-                    add_row(r, values, w + (in * p.in + a * (K1 * K2) * (CHANNELS_LAST ? p.tap : 1)), channel, p, sum);
+                    add_row(r, values, w + (in * p.in + a * (K1 * K2) * (CHANNELS_LAST ? p.tap : 1)), channel, p,
+                            sum);
                 }
             }
         }

@@ -126,6 +126,26 @@ def test_tiles_whose_sizes_are_compiled_in_are_the_same(kernel, stride, padding,
 
 
 @needs_kernels
+@pytest.mark.parametrize(
+    "size, kernel, stride", [((9, 14), (5, 5), 2), ((6, 10), (3, 7), 1), ((3, 4, 6), 3, 1)]
+)
+def test_threads_share_the_taps_of_a_weight_gradient_that_are_too_many(size, kernel, stride):
+    op, rng = f"conv{len(size)}d_weight_grad", np.random.default_rng(0)
+    options = {"stride": stride, "padding": "same", "groups": 12, "channels_last": True}
+    x = rng.integers(-3, 4, (2, *size, 12)).astype(np.float32)
+    dy = rng.integers(-3, 4, (2, *(-(-n // stride) for n in size), 12)).astype(np.float32)
+    there = [host_runtime.to_device(a) for a in (dy, x)]
+    got = getattr(gpuconv, op)(*there, kernel, **options)
+    want = getattr(gpuconv, op)(dy.astype(np.float64), x.astype(np.float64), kernel, **options)
+    np.testing.assert_array_equal(host_runtime.to_host(got), want)
+    window = sliding_window("test", size, kernel, stride, "same", groups=12)
+    problem = Problem(window, 2, 12, 12, np.dtype("f4"), True, "ieee")
+    x_laid, dy_laid = dense(12, window.in_size, True), dense(12, window.out_size, True)
+    plan = depthwise.plan_weight_grad(problem, x_laid, dy_laid, 16 << 20)
+    assert ("SPLIT", "1") in plan.steps[0].kernel.defines
+
+
+@needs_kernels
 def test_a_transposed_convolution_adds_its_bias_where_no_window_is():
     x, w, b = np.ones((1, 4, 2, 2), np.float32), np.ones((4, 1, 1, 1), np.float32), np.arange(4, dtype="f")
     y = gpuconv.conv_transpose2d(
@@ -247,14 +267,11 @@ def test_depthwise_layers_of_known_networks_move_several_elements_at_once(dtype,
             "input_grad": depthwise.plan_input_grad(p, y, 16, False),
             "weight_grad": depthwise.plan_weight_grad(p, x, y, 16 << 20),
         }
-        if channels_last:  # a thread keeps the sums of all taps of its channels
-            least = {"weight_grad": 4 if shape.kh == 3 else 1}
-        else:  # as many as both widths are a multiple of
-            width = min(size[-1] & -size[-1] for size in (p.window.in_size, p.window.out_size))
-            least = dict.fromkeys(plans, min(width, 4))
+        # channels first, as many as both widths are a multiple of
+        width = min(size[-1] & -size[-1] for size in (p.window.in_size, p.window.out_size))
         for name, plan in plans.items():
             vector = int(dict(plan.steps[0].kernel.defines)["VECTOR"])
-            assert vector >= least.get(name, 4), (shape.name, name)
+            assert vector >= (4 if channels_last else min(width, 4)), (shape.name, name)
 
 
 @needs_kernels

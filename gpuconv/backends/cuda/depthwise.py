@@ -174,13 +174,18 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
             _places_at_once(p, reading, x, window.in_size), _places_at_once(p, reading, dy, window.out_size)
         )
         strides = {"in": window.taps, "out": p.rows, "tap": 1}
-    tile = _tile(p, reading, vector, WEIGHT_GRAD)
+    tap_rows = window.taps // window.kernel[-1]
+    tile, split = _tile(p, reading, vector, WEIGHT_GRAD), False
+    if p.channels_last and tile.vector < vector and tap_rows > 1:
+        tile, split = _tile(p, reading, vector, ROW_OF_WEIGHT_GRAD)._replace(rows=1), True
     tiles = _count(window, tile)
     vectors = p.c_out // tile.vector if p.channels_last else p.c_out
-    chunks = -(-vectors // ACROSS) if p.channels_last else vectors
+    apart = tap_rows if split else 1
+    chunks = -(-vectors // min(ACROSS, THREADS // apart)) if p.channels_last else vectors
     across = -(-vectors // chunks)
     blocks, total = chunks * p.cg, p.images * prod(tiles)
-    parts = min(-(-total // (THREADS // across * TILES)), BLOCKS // blocks, limit // (sums * itemsize))
+    per_block = THREADS // (across * apart) * TILES
+    parts = min(-(-total // per_block), BLOCKS // blocks, limit // (sums * itemsize))
     length = -(-total // max(1, parts))
     parts = -(-total // length)
     wide = needs_wide(
@@ -189,7 +194,7 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
         total + length,
         parts * sums,
     )
-    kernel = _kernel("depthwise_weight_grad", p, reading, tile, wide)
+    kernel = _kernel("depthwise_weight_grad", p, reading, tile, wide, SPLIT=int(split))
     struct = kernel.arguments(
         window=window_struct(window),
         x=x.struct(p.images, p.c_in, window.in_size),
@@ -255,6 +260,7 @@ def _weights(window: Window, rows: int) -> int:
 
 FILTER = Registers(_weights, 96, (92, 51))
 WEIGHT_GRAD = Registers(lambda window, rows: window.taps, 100, (51,))
+ROW_OF_WEIGHT_GRAD = Registers(lambda window, rows: window.kernel[-1], 100, (51,))
 # A double takes an aligned pair of registers, and some are lost between pairs.
 WORDS = {4: 1.0, 8: 2.5}
 # What the loop over the channels of a group takes besides.
