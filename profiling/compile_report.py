@@ -35,6 +35,7 @@ from gpuconv.backends import unmade  # noqa: E402
 from gpuconv.backends.cuda import adaptive, columns, convolution, planning, pooling, runtime  # noqa: E402
 from gpuconv.backends.cuda.kernels import C_TYPES, Kernel  # noqa: E402
 from gpuconv.backends.dispatch import real_dtype  # noqa: E402
+from gpuconv.config import config  # noqa: E402
 from gpuconv.geometry import Window, sliding_window  # noqa: E402
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -164,9 +165,12 @@ def call_everything() -> None:
                 window = sliding_window("pool", (s["h"], s["w"]), s["kernel"], s["stride"], s["padding"])
                 _pool(window, s["c"], dtype, channels_last)
             _convolve(TRANSPOSED, 16, 16, dtype, channels_last, transposed=True)
+            with config(algorithm="direct"):
+                _convolve(SMALL_GROUPS, 16, 16, dtype, channels_last, transposed=True)
         for window in OTHER_WINDOWS:  # float16 takes most registers: eight sums a thread
             _convolve(window, 16, 16, np.dtype(np.float16), channels_last)
             _pool(window, 16, np.dtype(np.float16), channels_last)
+            _convolve(replace(window, groups=16), 16, 16, np.dtype(np.float32), channels_last)
         window = sliding_window("small", (16, 16), 3, 1, 1)
         for dtype in map(np.dtype, (np.uint8, np.int64)):
             _columns(window, 16, dtype, channels_last)
@@ -197,6 +201,7 @@ OTHER_WINDOWS = (
 
 
 TRANSPOSED = sliding_window("transposed", (32, 32), 4, 2, 1)
+SMALL_GROUPS = sliding_window("4 groups", (32, 32), 3, 1, 1, groups=4)
 
 
 def _unmade(c: int, sizes: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> unmade.Unmade:

@@ -215,7 +215,7 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
 
 
 # Channels last, channels of a thread at most. With float16's 8 in 16 bytes, half as many places would fit the
-# registers, and more instructions read and convert: 31 a result instead of 26 (3x3, sm_90).
+# registers, for more instructions a result (docs/gpu.md).
 MOST_LANES = 4
 
 
@@ -263,7 +263,7 @@ WEIGHT_GRAD = Registers(lambda window, rows: window.taps, 100, (51,))
 ROW_OF_WEIGHT_GRAD = Registers(lambda window, rows: window.kernel[-1], 100, (51,))
 # A double takes an aligned pair of registers, and some are lost between pairs.
 WORDS = {4: 1.0, 8: 2.5}
-# What the loop over the channels of a group takes besides.
+# What the loop over the channels of a group, or over the slices of taps, takes besides.
 LOOP = 48
 
 # Places of a tile at most, along the last two axes. Channels first, a row's 8 are one access of float16 or
@@ -299,7 +299,7 @@ def _tile(p: Problem, reading: Reading, vector: int, registers: Registers) -> Ti
         rows = max(1, rows // 2 // step) * step
     while p.channels_last and vector > 1 and kept() > registers.most:
         vector //= 2
-    in_use = kept() + LOOP * (reading.channels[0] > 1)
+    in_use = kept() + LOOP * (reading.channels[0] > 1 or window.axes > 2)
     return Tile(rows, columns, vector, 1 + sum(in_use <= most for most in registers.resident))
 
 
