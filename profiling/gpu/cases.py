@@ -11,6 +11,7 @@ SMALL_CONVS = (
     ConvShape("small 3x3", 3, 8, 13, 11, 8, 3, 3, 1, 1, 1, 1),
     ConvShape("small 3x3 stride 2, 2 groups", 2, 6, 12, 15, 4, 3, 3, 2, 1, 1, 2),
     ConvShape("small depthwise 3x3 dilation 2", 2, 16, 9, 16, 16, 3, 3, 1, 2, 2, 16),
+    ConvShape("small depthwise 5x5 stride 2, 2 kernels a channel", 2, 8, 13, 16, 16, 5, 5, 2, 2, 1, 8),
     ConvShape("small 1x1", 2, 16, 7, 7, 24, 1, 1, 1, 0, 1, 1),
 )
 SMALL_POOLS = (
