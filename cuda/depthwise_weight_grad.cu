@@ -32,13 +32,16 @@ struct DepthwiseWeightGrad {
 #define TAP_ROWS (SPLIT ? K0 * K1 : 1)        // threads that share the taps
 #define SUMS ((SPLIT ? K2 : TAPS) * LANES)    // of a thread
 
-// Add to the sums of a row of taps what a row of dy gives with the row of x that they read.
-__device__ __forceinline__ void add_row(const ACC *values, const ACC *gradient, ACC *sum) {
+// Add to the sums of a row of taps what a row of dy gives, of so many places, with the row of x that they read. Places
+// beyond are left out: zeros in their stead would make NaN of an infinity in x.
+__device__ __forceinline__ void add_row(const ACC *values, const ACC *gradient, int places, ACC *sum) {
 #pragma unroll
-    for (int i = 0; i < K2 * COLUMNS * LANES; ++i) {
-        const int lane = i % LANES, t = i / LANES % COLUMNS, c = i / (LANES * COLUMNS);
-        sum[c * LANES + lane] += values[column_at(t, c) * SOURCES + lane / SHARING] * gradient[t * LANES + lane];
-    }
+    for (int t = 0; t < COLUMNS; ++t)
+        if (t / PLACES * PLACES < places)
+#pragma unroll
+            for (int i = 0; i < K2 * LANES; ++i)
+                sum[i] += values[column_at(t, i / LANES) * SOURCES + i % LANES / SHARING] *
+                          gradient[t * LANES + i % LANES];
 }
 
 // Read the row of x that is so many rows below a tile's first.
@@ -59,11 +62,12 @@ __device__ __forceinline__ void add_tile(const T *x, const T *dy, const Tile &ti
         read_row(dy + q * p.dy.place[1], tile.row + q < p.window.out[1], tile.column, p.window.out[2], p.dy.place[2],
                  COLUMNS, 0, LANES, true, 0, gradient + q * COLUMNS * LANES);
     const int row = first_at(tile.row, 1, p.window), column = first_at(tile.column, 2, p.window);
+    const int rows = p.window.out[1] - tile.row, places = p.window.out[2] - tile.column;
     int slice;
 #if SPLIT  // tiles have one row
     if (!slice_at(tile.slice, taps / K1, p.window, slice)) return;
     read_x(x, slice, row + row_at(0, taps % K1), column, p, values);
-    add_row(values, gradient, sum);
+    add_row(values, gradient, places, sum);
 #else
 #pragma unroll
     for (int a = 0; a < K0; ++a) {
@@ -75,8 +79,8 @@ __device__ __forceinline__ void add_tile(const T *x, const T *dy, const Tile &ti
             for (int q = 0; q < ROWS; ++q)
 #pragma unroll
                 for (int b = 0; b < K1; ++b)
-                    if (row_at(q, b) == r)
-                        add_row(values, gradient + q * COLUMNS * LANES, sum + (a * K1 + b) * K2 * LANES);
+                    if (row_at(q, b) == r && q < rows)
+                        add_row(values, gradient + q * COLUMNS * LANES, places, sum + (a * K1 + b) * K2 * LANES);
         }
     }
 #endif

@@ -108,6 +108,27 @@ def _within_nan(rng, array):
 
 @needs_kernels
 @LAYOUTS
+@settings(max_examples=8)
+@given(rng=st.randoms(use_true_random=False))
+def test_an_infinity_spoils_only_what_reads_it(channels_last, rng):
+    case = drawn(rng, channels_last)
+    x, w, b, dy = arrays(case, np.float32)
+    w = abs(w) + 1  # 0 times an infinity is NaN
+    x_marks, dy_marks = np.zeros_like(x), np.zeros_like(dy)
+    x_marks[tuple(rng.randrange(n) for n in x.shape)] = 1
+    dy_marks[tuple(rng.randrange(n) for n in dy.shape)] = 1
+    y_reads, _, dw_reads = defined(case, x_marks, w, 0 * b, np.ones_like(dy))
+    _, dx_reads, _ = defined(case, x, w, b, dy_marks)
+    with_inf = np.where(x_marks, np.inf, x), w, b, np.where(dy_marks, np.inf, dy)
+    there = [host_runtime.to_device(a.astype(np.float32)) for a in with_inf]
+    y, dx, _ = passes(case, *there)
+    _, _, dw = passes(case, *there[:3], host_runtime.to_device(np.ones_like(dy)))
+    for got, reads in ((y, y_reads), (dx, dx_reads), (dw, dw_reads)):
+        np.testing.assert_array_equal(np.isfinite(host_runtime.to_host(got)), reads == 0)
+
+
+@needs_kernels
+@LAYOUTS
 @pytest.mark.parametrize("kernel, stride, padding", [(3, 1, 1), ((3, 2), 2, (1, 2))])
 def test_tiles_whose_sizes_are_compiled_in_are_the_same(kernel, stride, padding, channels_last, monkeypatch):
     window = {"stride": stride, "padding": padding, "channels_last": channels_last, "groups": 8}

@@ -39,9 +39,8 @@ def chosen(problem: Problem) -> bool:
     There bytes decide, and columns are taps times as many. Groups of several channels compute more for each
     byte: which way is faster then waits for a measurement.
     """
-    if config.algorithm == "gemm" or not _computable(problem):
-        return False
-    return problem.cg == 1 or config.algorithm == "direct"
+    asked = config.algorithm
+    return asked != "gemm" and (problem.cg == 1 or asked == "direct") and _computable(problem)
 
 
 def _computable(problem: Problem) -> bool:
