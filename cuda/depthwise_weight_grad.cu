@@ -3,8 +3,8 @@
 //   partial[part, g, o, c, j] = sum over the images and places (n, p) of this part of
 //                               dy[n, g, o, p] * x[n, g, c, p*S - before + j*D]
 //
-// The second stage, sum_parts.cu, adds the parts. Neither has atomics; the cuts depend on the shape alone, so a sum
-// is the same every time.
+// The second stage, sum_parts.cu, adds the parts. Neither has atomics; the cuts depend on shape and workspace limit
+// alone, so a sum is the same every time.
 //
 // Who computes what: a block a part of one pair (o, c) of channels (channels first), or of up to 32 vectors of
 // o, side by side, with one c each (channels last). Its threads take tile after tile of dy, hold it in registers,
@@ -44,7 +44,7 @@ __device__ __forceinline__ void add_row(const ACC *values, const ACC *gradient, 
                           gradient[t * LANES + i % LANES];
 }
 
-// Read the row of x that is so many rows below a tile's first.
+// Read what a tile needs of a row of x, from this column on.
 __device__ __forceinline__ void read_x(const T *x, int slice, int row, int column, const DepthwiseWeightGrad &p,
                                        ACC *values) {
     read_row(x + (slice * p.x.place[0] + row * p.x.place[1] + column * p.x.place[2]),

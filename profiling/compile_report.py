@@ -1,6 +1,6 @@
 """Compile the CUDA kernels for every architecture and show what each takes of a multiprocessor. Needs no GPU.
 
-    python profiling/compile_report.py                     # a minute and a half on two cores
+    python profiling/compile_report.py                     # four minutes on two cores
     python profiling/compile_report.py --only col2im --all # one kernel, each specialisation in full
     python profiling/compile_report.py --arch sm_89 --out resources.txt
 
