@@ -2,12 +2,12 @@
 
     python profiling/naive_training.py --out profiling/results
 
-The networks are those that such codebases teach with: some convolutions, each with relu and a pooling of 2x2,
-then one or two dense layers; softmax, cross-entropy, gradient descent. The plain way is the one taught in
-courses: columns of the whole batch by fancy indexing and one matrix product, their gradient by `np.add.at`,
-pooling on a copy whose windows are rows, by argmax; every layer computes its input's gradient, which our first
-layer is told not to. Both begin with the same weights and are given the same batches. Losses are compared in
-both precisions; some steps of float32, one after the other, are timed in turns.
+The networks are those that such codebases teach with: some convolutions, each with relu and a pooling of
+2x2, then one or two dense layers; softmax, cross-entropy, gradient descent. The plain way is the one taught
+in courses: columns of the whole batch by fancy indexing and one matrix product, their gradient by
+`np.add.at`, pooling on a copy whose windows are rows, by argmax; every layer computes its input's gradient,
+which our first layer is told not to. Both begin with the same weights and are given the same batches.
+Losses are compared in both precisions; some steps of float32, one after the other, are timed in turns.
 """
 
 import argparse

@@ -101,8 +101,8 @@ LARGE = {
 ARRAYS = ("x", "w", "dy", "col", "argmax")
 
 
-# Python's own objects, of a call by C kernels, whose buffers are smaller still.
-OBJECTS = 16 << 10
+# Python's own objects, of a call by C kernels, whose buffers are smaller still: a row of numbers for each job.
+OBJECTS = 32 << 10
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["NumPy", "C kernels"])

@@ -14,6 +14,7 @@ an infinity spoils its whole tile: images with outputs that aren't finite are co
 
 import ctypes
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -68,22 +69,24 @@ class _Cut:
     is some kernels, whose U it makes for itself, and V is made first; in chunks, where it is large.
     """
 
-    def __init__(self, x: Array, og: int, cg: int, window: Window, y: Array) -> None:
-        item, groups = x.itemsize, window.groups
+    def __init__(
+        self, x: Shape, x_steps: Shape, y_steps: Shape, item: int, og: int, cg: int, window: Window
+    ) -> None:
+        groups = window.groups
         self.grid = grid(window)
-        last = strides(x)[1] == strides(y)[1] == 1 and strides(x)[3] != 1
-        narrow = self.grid[1] <= NARROW_TILES and strides(x)[3] == strides(y)[3] == 1
+        self.tiles = x[0] * prod(self.grid)
+        self.work = work(self.tiles, og, cg, groups)
+        share, subs = workers(self.work), max(1, -(-self.tiles // SUB))
+        last = x_steps[1] == y_steps[1] == 1 and x_steps[3] != 1
+        narrow = self.grid[1] <= NARROW_TILES and x_steps[3] == y_steps[3] == 1
         many, much = min(og, cg) * item >= LINE_BYTES, 36 * og * cg * item > SHARED_U_BYTES
         self.last = last or (narrow and many and not much)
-        self.tiles = x.shape[0] * prod(self.grid)
         self.width = WIDE_BYTES // item if self.last else NARROW
         self.u_size = 36 * (_up(cg * self.width, LINE_BYTES // item) + 16)
         self.blocks = -(-og // self.width)
         self.plane = SUB * (_up(cg, LINE_BYTES // item) if self.last else cg) + 16
         self.v_size = 36 * self.plane
         self.m_size = 36 * (SUB * WIDE_BYTES // item + 16)
-        self.work = work(self.tiles, og, cg, groups)
-        share, subs = workers(self.work), max(1, -(-self.tiles // SUB))
         self.by_tiles = (
             groups * subs >= 4 * share and groups * self.blocks * self.u_size * item <= SHARED_U_BYTES
         )
@@ -118,6 +121,25 @@ class _Cut:
         s.x, s.y, s.w = tuple(strides(x)), tuple(strides(y)), tuple(strides(w)[1:])
         s.plane = self.plane
         return s
+
+
+def _cut(x: Array, og: int, cg: int, window: Window, y: Array) -> _Cut:
+    limits = SHARED_U_BYTES, SHARED_V_BYTES, workers(float("inf"))
+    return _cut_once(x.shape, tuple(strides(x)), tuple(strides(y)), x.itemsize, og, cg, window, limits)
+
+
+@lru_cache(maxsize=256)
+def _cut_once(
+    x: Shape,
+    x_steps: Shape,
+    y_steps: Shape,
+    item: int,
+    og: int,
+    cg: int,
+    window: Window,
+    _limits: tuple[int, ...],  # what a cut depends on, too
+) -> _Cut:
+    return _Cut(x, x_steps, y_steps, item, og, cg, window)
 
 
 def fits(window: Window) -> bool:
@@ -203,7 +225,7 @@ def forward(x: Array, w: Array, b: Array | None, window: Window, y: Array, again
 def _plan_kernels(
     x: Array, og: int, cg: int, window: Window, y: Array, account: Account
 ) -> tuple[int, int, int]:
-    cut = _Cut(x, og, cg, window, y)
+    cut = _cut(x, og, cg, window, y)
     for (_, (k0, k1)), number in alike(cut.weights):
         account.step("weights", number, channels=cg, kernels=k1 - k0)
     shared = cut.u_bytes if cut.by_tiles else cut.v_bytes
@@ -225,7 +247,7 @@ def _by_kernels(
     c: Kernels, x: Array, w: Array, b: Array | None, window: Window, y: Array, spoiled: Array
 ) -> None:
     og, cg = w.shape[1:3]
-    cut = _Cut(x, og, cg, window, y)
+    cut = _cut(x, og, cg, window, y)
     s, item = cut.struct(x, w, window, y), x.itemsize
     here = ctypes.addressof(s)
     x_at, w_at, y_at = (address(array) for array in (x, w, y))
