@@ -101,7 +101,7 @@ LARGE = {
 ARRAYS = ("x", "w", "dy", "col", "argmax")
 
 
-# Python's own objects, of a call by C kernels, whose buffers are smaller still: a row of numbers for each job.
+# Python's own objects, of a call by C kernels, whose buffers are smaller still. Each job is a row of numbers.
 OBJECTS = 32 << 10
 
 
