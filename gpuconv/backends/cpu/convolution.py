@@ -196,12 +196,13 @@ def _by_columns(dy: Array, w: Array, b: Array | None, window: Window, dx: Array)
 
 def turned(w: Array, taps: tuple[slice, ...]) -> Array:
     """View these taps of weights as those of an input gradient: turned by 180 degrees, in and out swapped."""
-    return np.flip(w[:, :, :, *taps].swapaxes(1, 2), axis=tuple(range(3, w.ndim)))
+    back = (slice(None, None, -1),) * (w.ndim - 3)
+    return w[:, :, :, *taps].swapaxes(1, 2)[:, :, :, *back]
 
 
 def weights_by_group(w: Array, groups: int, channels_last: bool) -> Array:
     """View weights as [groups, C_out/groups, C_in/groups, *kernel]."""
-    canonical = np.moveaxis(w, (-1, -2), (0, 1)) if channels_last else w
+    canonical = w.transpose(w.ndim - 1, w.ndim - 2, *range(w.ndim - 2)) if channels_last else w
     return canonical.reshape(groups, canonical.shape[0] // groups, *canonical.shape[1:], copy=False)
 
 

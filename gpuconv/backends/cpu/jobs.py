@@ -6,7 +6,7 @@ long for 22 calls of 33 us as one.
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 from gpuconv.backends.cpu.compiled import Kernels
@@ -19,6 +19,9 @@ Own = dict[int, tuple[str, int]]
 
 # Work that a thread does before it looks whether Ctrl-C was pressed: some hundredths of a second.
 PATIENCE = 1e8
+
+# Rows up to which one thread calls from Python: a call takes 3 us, to tell C of all 8.
+FEW = 3
 
 WORD = "q" if ctypes.sizeof(ctypes.c_ssize_t) == 8 else "i"
 
@@ -46,10 +49,12 @@ def run(
         is a job.
     """
     jobs = len(rows) if begins is None else len(begins) - 1
-    if not rows:
+    own = own or {}
+    if len(rows) <= FEW and (len(rows) < 2 or used(jobs, work) == 1):
+        _one_by_one(getattr(kernels, name), rows, own)
         return
     table, bounds = array(WORD, chain.from_iterable(rows)), array(WORD, begins or ())
-    number, own = ctypes.c_ssize_t(0), own or {}
+    number = ctypes.c_ssize_t(0)
     most = max(1, int(jobs * PATIENCE / max(work, 1)))
     shared = (
         *(kernels.address(name), table.buffer_info()[0], len(rows[0])),
@@ -67,3 +72,12 @@ def run(
             raise
 
     parallel(one, range(used(jobs, work)), work)
+
+
+def _one_by_one(kernel: Callable[..., None], rows: Sequence[Row], own: Own) -> None:
+    mine = [(at, memory(*each)) for at, each in own.items()]
+    for row in rows:
+        arguments = list(row)
+        for at, each in mine:
+            arguments[at] = each.address
+        kernel(*arguments)
