@@ -1,5 +1,6 @@
 """C kernels' jobs, which C itself hands to the threads."""
 
+import re
 import threading
 
 import numpy as np
@@ -89,3 +90,13 @@ def test_an_interrupted_call_begins_no_more_jobs(kernels, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         jobs.run(kernels, "relu", [(1, address(x) + 4 * i, address(y) + 4 * i) for i in range(10)], 1e7)
     assert y.sum() == 3
+
+
+@pytest.mark.parametrize("part", compiled.PARTS)
+def test_every_kernel_takes_words_and_no_more_than_there_are(part):
+    functions = compiled._functions(part)
+    assert functions.pop("run_jobs")
+    words = int(re.search(r"#define WORDS (\d+)", compiled._sources(part)["jobs.h"])[1])
+    for name, parameters in functions.items():
+        assert len(parameters) <= words, name
+        assert all("*" in each or each.startswith("ptrdiff_t ") for each in parameters), name
