@@ -55,14 +55,15 @@ def on_page_markdown(markdown, page, **_):
     """Let links to files beside docs/, which lead there in the repository, lead to their pages or nowhere."""
 
     def link(match):
-        text, target = match.groups()
-        place = (DOCS / page.file.src_uri).parent / target
-        for beside, uri in ELSEWHERE.items():
-            if place.resolve() == (DOCS / beside).resolve():
-                return f"[{text}]({'../' * page.file.src_uri.count('/')}{uri})"
-        return match[0] if place.resolve().is_relative_to(DOCS) else text
+        text, target, section = match.groups(default="")
+        place = ((DOCS / page.file.src_uri).parent / target).resolve()
+        pages = {(DOCS / beside).resolve(): uri for beside, uri in ELSEWHERE.items()}
+        if place.is_relative_to(DOCS):
+            pages[place] = place.relative_to(DOCS).as_posix()
+        up = "../" * page.file.src_uri.count("/")
+        return f"[{text}]({up}{pages[place]}{section})" if place in pages else text
 
-    return re.sub(r"\[([^]]+)\]\((\.\./[^)#]+)\)", link, markdown)
+    return re.sub(r"\[([^]]+)\]\((\.\./[^)#]+)(#[^)]+)?\)", link, markdown)
 
 
 def reference():
