@@ -11,6 +11,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from gpuconv.backends.cuda import depthwise
+from gpuconv.backends.cuda.kernels import UNROLLED_TAPS
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 ITEM_BYTES = {"float16": 2, "float32": 4, "float64": 8}
@@ -60,7 +63,8 @@ class ConvShape:
     def algorithms(self) -> tuple[str, ...]:
         """What computes it on a GPU, as `gpuconv.config.algorithm` says it, the planner's choice first."""
         cg, og = self.c_in // self.groups, self.c_out // self.groups
-        if max(cg, og) > 8 or self.kh * self.kw > 64 or self.stride > 4:
+        taken = max(cg, og) <= depthwise.MOST_CHANNELS and self.stride <= depthwise.MOST_STRIDE
+        if not taken or self.kh * self.kw > UNROLLED_TAPS:
             return ("gemm",)
         return ("direct", "gemm") if cg == 1 else ("gemm", "direct")
 

@@ -35,7 +35,6 @@ SUFFIXES = {
     for dtype, suffix in ((np.dtype(np.float32), "f32"), (np.dtype(np.float64), "f64"))
     if dtype.alignment == dtype.itemsize
 }
-NUMBERS = {4: ctypes.c_float, 8: ctypes.c_double}
 
 
 class Kernels:
@@ -44,17 +43,14 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, part: str, dtype: np.dtype[Any], name: str) -> None:
         self.compiler = name
         self.path = library._name  # of its file, which is gone where it couldn't be kept
+        self.addresses: dict[str, int | None] = {}  # of the functions' code
         for function_name, parameters in _functions(part).items():
             function = getattr(library, f"{function_name}_{SUFFIXES[dtype]}")
-            function.argtypes = [_ctype(kind, NUMBERS[dtype.itemsize]) for kind in parameters]
+            # Addresses and numbers as wide: native/jobs.h takes no others.
+            function.argtypes = [ctypes.c_void_p if "*" in each else ctypes.c_ssize_t for each in parameters]
             function.restype = None
             setattr(self, function_name, function)
-
-    def address(self, name: str) -> int:
-        """Return where a kernel's code is."""
-        found: int | None = ctypes.cast(getattr(self, name), ctypes.c_void_p).value
-        assert found is not None
-        return found
+            self.addresses[function_name] = ctypes.cast(function, ctypes.c_void_p).value
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         raise AttributeError(f"no kernel is called {name!r}")
@@ -174,12 +170,6 @@ def _functions(part: str) -> dict[str, list[str]]:
     text = "".join(_sources(part).values())
     found = re.findall(r"EXPORT void NAME\((\w+)\)\(([^)]*)\)", text)
     return {name: [part.strip() for part in parameters.split(",")] for name, parameters in found}
-
-
-def _ctype(parameter: str, number: type) -> Any:
-    if "*" in parameter:
-        return ctypes.c_void_p
-    return {"ptrdiff_t": ctypes.c_ssize_t, "int": ctypes.c_int, "T": number}[parameter.split()[-2]]
 
 
 def fields(header: str, name: str) -> list[tuple[str, Any]]:

@@ -49,15 +49,15 @@ def run(
         is a job.
     """
     jobs = len(rows) if begins is None else len(begins) - 1
-    own = own or {}
-    if len(rows) <= FEW and (len(rows) < 2 or used(jobs, work) == 1):
+    own, threads = own or {}, used(jobs, work)
+    if len(rows) <= FEW and threads == 1:
         _one_by_one(getattr(kernels, name), rows, own)
         return
     table, bounds = array(WORD, chain.from_iterable(rows)), array(WORD, begins or ())
     number = ctypes.c_ssize_t(0)
     most = max(1, int(jobs * PATIENCE / max(work, 1)))
     shared = (
-        *(kernels.address(name), table.buffer_info()[0], len(rows[0])),
+        *(kernels.addresses[name], table.buffer_info()[0], len(rows[0])),
         *(bounds.buffer_info()[0] if begins else None, jobs, most, ctypes.addressof(number)),
     )
 
@@ -71,7 +71,7 @@ def run(
             number.value = jobs  # for the other threads
             raise
 
-    parallel(one, range(used(jobs, work)), work)
+    parallel(one, range(threads), work)
 
 
 def _one_by_one(kernel: Callable[..., None], rows: Sequence[Row], own: Own) -> None:

@@ -149,11 +149,10 @@ def _count_misses(image: Array, best: Array, taps: "Taps", mask: Array, differs:
 
 def max_pool_backward(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool) -> None:
     """Write dx: each dy goes to the place its window's argmax names; overlapping windows add up."""
-    mask, op = channels_first(argmax, channels_last), f"max_pool{window.axes}d_backward"
+    mask = channels_first(argmax, channels_last)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     p = pooling_compiled.pooling(target, source, mask, window, backward=True)
-    if p is None or not pooling_compiled.masks_name_places(p):
-        _check_offsets(op, mask, window)
+    _check_mask(f"max_pool{window.axes}d_backward", mask, window, p)
     if p is not None:
         pooling_compiled.max_pool_backward(p)
         return
@@ -173,11 +172,10 @@ def max_pool_backward(dy: Array, argmax: Array, dx: Array, window: Window, chann
 
 def max_unpool(x: Array, argmax: Array, y: Array, window: Window, channels_last: bool) -> None:
     """Write y: each x at the place its window's argmax names, of several the last; zeros elsewhere."""
-    mask, op = channels_first(argmax, channels_last), f"max_unpool{window.axes}d"
+    mask = channels_first(argmax, channels_last)
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     p = pooling_compiled.pooling(target, source, mask, window, unpool=True)
-    if p is None or not pooling_compiled.masks_name_places(p):
-        _check_offsets(op, mask, window)
+    _check_mask(f"max_unpool{window.axes}d", mask, window, p)
     if p is not None:
         pooling_compiled.max_unpool(p)
         return
@@ -196,11 +194,10 @@ def max_unpool(x: Array, argmax: Array, y: Array, window: Window, channels_last:
 
 def max_unpool_backward(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool) -> None:
     """Write dx: dy at the place where each window's x was written, or 0 where a later window wrote."""
-    mask, op = channels_first(argmax, channels_last), f"max_unpool{window.axes}d_backward"
+    mask = channels_first(argmax, channels_last)
     source, target = channels_first(dy, channels_last), channels_first(dx, channels_last)
     p = pooling_compiled.pooling(source, target, mask, window, backward=True, unpool=True)
-    if p is None or not pooling_compiled.masks_name_places(p):
-        _check_offsets(op, mask, window)
+    _check_mask(f"max_unpool{window.axes}d_backward", mask, window, p)
     if p is not None:
         pooling_compiled.max_unpool_backward(p)
         return
@@ -217,6 +214,12 @@ def max_unpool_backward(dy: Array, argmax: Array, dx: Array, window: Window, cha
             written[there] |= named
 
     parallel(one, plane_blocks(source, channels_last), dx.size * window.taps)
+
+
+def _check_mask(op: str, mask: Array, window: Window, p: pooling_compiled.Pooling | None) -> None:
+    """Raise ValueError for an offset that names no place; NumPy looks where C doesn't, or finds one."""
+    if p is None or not pooling_compiled.masks_name_places(p):
+        _check_offsets(op, mask, window)
 
 
 def _scatter(index: Array, values: Array, size: int, window: Window) -> Array:
