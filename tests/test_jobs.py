@@ -1,7 +1,13 @@
 """C kernels' jobs, which C itself hands to the threads."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +15,8 @@ import pytest
 import gpuconv
 from gpuconv.backends.cpu import compiled, jobs, threads
 from gpuconv.backends.cpu.compiled import address
+
+SIZE = 1 << 16  # of a job that takes as long as a thread to come
 
 
 @pytest.fixture
@@ -49,20 +57,21 @@ def test_a_jobs_rows_are_done_in_order_by_one_thread(kernels, monkeypatch):
 
 def test_each_thread_has_memory_of_its_own(kernels, monkeypatch):
     monkeypatch.setattr(threads, "count", lambda: 2)
-    given, together = [], threading.Barrier(2, timeout=30)
+    given = {}
 
     def memory(slot, size):
-        assert (slot, size) == ("own", 256)
-        given.append(np.zeros(64, np.float32))
-        together.wait()  # both are here before the first begins
-        return threads.Memory(given[-1], address(given[-1]))
+        assert size == 4 * SIZE
+        given[slot] = np.zeros(SIZE, np.float32)
+        return threads.Memory(given[slot], address(given[slot]))
 
     monkeypatch.setattr(jobs, "memory", memory)
-    x = np.ones((4000, 64), np.float32)
-    rows = [(64, address(x), 0)] * 4000
-    jobs.run(kernels, "relu", rows, 1e9, {2: ("own", 256)})
-    assert len(given) == 2
-    assert any(own.all() for own in given)
+    x = np.ones(SIZE, np.float32)
+    for _ in range(100):
+        jobs.run(kernels, "relu", [(SIZE, address(x), 0)] * 40, 1e9, {2: ("own", 4 * SIZE)})
+        assert list(given) == ["own 0", "own 1"]
+        if all(own.all() for own in given.values()):  # the second thread may come late
+            return
+    pytest.fail("a second thread never took part")
 
 
 def test_memory_too_large_to_be_kept_lives_until_the_jobs_are_done(kernels, monkeypatch):
@@ -90,6 +99,93 @@ def test_an_interrupted_call_begins_no_more_jobs(kernels, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         jobs.run(kernels, "relu", [(1, address(x) + 4 * i, address(y) + 4 * i) for i in range(10)], 1e7)
     assert y.sum() == 3
+
+
+@pytest.fixture
+def desks(kernels, monkeypatch):
+    """Desks of two helpers of this test's own, who wait for half a minute."""
+    monkeypatch.setattr(threads, "count", lambda: 3)
+    monkeypatch.setattr(threads, "_helpers", None)
+    monkeypatch.setattr(jobs, "LINGER", 1 << 30)
+    found = jobs.Desks.of(threads.helpers(), kernels)
+    while found.waiting() < 2:  # one may have done all before the other came
+        relu_of_each(kernels, np.ones(1000, np.float32))
+    yield found
+    time.sleep(0.01)  # until nobody is on the way to a desk
+    found.helpers.hurry(2)
+
+
+def relu_of_each(kernels, x, own=None):
+    """Return relu(x), each element as a job; written elsewhere where the threads' own memory is given."""
+    y = np.zeros_like(x)
+    rows = [(1, address(x) + 4 * i, address(y) + 4 * i) for i in range(x.size)]
+    jobs.run(kernels, "relu", rows, 1e9, own)
+    return y
+
+
+def wait_for(number, desks):
+    """Return when so many helpers wait."""
+    end = time.monotonic() + 20
+    while desks.waiting() != number:
+        assert time.monotonic() < end, f"{desks.waiting()} wait"
+
+
+def test_who_waits_helps_without_being_woken(kernels, desks, monkeypatch):
+    woken, seen = [], set()
+    given = {f"own {thread}": np.zeros(1, np.float32) for thread in range(3)}
+    monkeypatch.setattr(desks.helpers, "ask", lambda job, number: woken.append(number))
+    monkeypatch.setattr(jobs, "memory", lambda slot, size: threads.Memory(given[slot], address(given[slot])))
+    while len(seen) < 2:  # beside the caller one of two, where there are two cores
+        wait_for(2, desks)
+        relu_of_each(kernels, np.ones(5000, np.float32), {2: ("own", 4)})
+        seen |= {slot for slot, own in given.items() if own[0]}
+    assert set(woken) == {0}
+
+
+def test_who_waits_goes_where_python_needs_it(desks):
+    wait_for(2, desks)
+    together = threading.Barrier(3)
+    threads.parallel(lambda _: together.wait(timeout=10), range(3))
+
+
+def test_several_callers_share_those_who_wait(kernels, desks):
+    def call(seed):
+        for size in range(2, 300):
+            x = np.random.default_rng((seed, size)).standard_normal(size, np.float32)
+            assert (relu_of_each(kernels, x) == np.maximum(x, 0)).all()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(call, range(8)))
+
+
+def test_who_comes_when_all_is_done_does_nothing(kernels, monkeypatch):
+    calls, real = [], jobs._Call.__init__
+    monkeypatch.setattr(jobs._Call, "__init__", lambda self, *given: calls.append(self) or real(self, *given))
+    x = np.ones(5, np.float32)
+    y = relu_of_each(kernels, x)
+    y[...] = 7
+    calls[0].help()
+    assert (y == 7).all()
+
+
+@pytest.mark.parametrize("end", ["", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"])
+def test_a_program_ends_while_threads_wait(kernels, end):
+    program = (
+        "import numpy as np, gpuconv\n"
+        "from gpuconv.backends.cpu import compiled, jobs, threads\n"
+        "threads.count, jobs.LINGER = lambda: 3, 1 << 40\n"
+        "x, w = np.ones((8, 16, 64, 64), np.float32), np.ones((16, 16, 3, 3), np.float32)\n"
+        "kernels = compiled.kernels(x)\n"
+        f"while jobs.Desks.of(threads.helpers(), kernels).waiting() < 1: gpuconv.conv2d(x, w)\n{end}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM if end else 0, b"")
+
+
+def test_openmps_wait_policy_is_heeded():
+    program = "from gpuconv.backends.cpu import jobs; print(jobs.LINGER)"
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert subprocess.check_output([sys.executable, "-c", program], env=environment) == b"0\n"
 
 
 @pytest.mark.parametrize("part", compiled.PARTS)

@@ -24,7 +24,7 @@ threadpoolctl = pytest.importorskip("threadpoolctl", reason="asks BLAS for its n
 def four_threads(monkeypatch):
     """Four threads, whatever the machine has, in a pool of this test's own."""
     monkeypatch.setattr(threads, "count", lambda: 4)
-    monkeypatch.setattr(threads, "_waiting", None)
+    monkeypatch.setattr(threads, "_helpers", None)
 
 
 def blas_threads():

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from math import prod
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -95,10 +95,8 @@ class _Job:
 
     def done_by(self, threads: int) -> None:
         """Do it, the calling thread being one of so many."""
-        waiting = _helpers()
         self._all_out.acquire()
-        for _ in range(threads - 1):
-            waiting.put(self)
+        helpers().ask(self, threads - 1)
         try:
             self._drain()
         finally:
@@ -148,35 +146,61 @@ class _Job:
                 raise
 
 
-_lock = threading.Lock()
-_waiting: "SimpleQueue[_Job] | None" = None
+class Job(Protocol):
+    """What several threads can do together."""
+
+    def help(self) -> None:
+        """Do a part of it, if any is left."""
 
 
-def _helpers() -> "SimpleQueue[_Job]":
-    """Return where threads wait for jobs to help with.
+class Helpers:
+    """The threads beside the callers'.
 
     A queue that is C wakes one in 14 us, 65 us after a pause; a ThreadPoolExecutor takes 19 us and 89 us.
     """
-    global _waiting
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._asked: SimpleQueue[Job] = SimpleQueue()
+        # What each does, told its number, before it sleeps; and what ends that for so many (jobs.py).
+        self.linger: Callable[[int], None] | None = None
+        self.hurry: Callable[[int], None] | None = None
+        for number in range(count):
+            threading.Thread(target=self._help, args=(number,), name="gpuconv", daemon=True).start()
+
+    def ask(self, job: Job, number: int) -> None:
+        """Have so many help, as soon as they are free."""
+        for _ in range(number):
+            self._asked.put(job)
+        if self.hurry and number > 0:
+            self.hurry(number)
+
+    def _help(self, number: int) -> None:
+        while True:
+            self._asked.get().help()  # no name for it: it would keep the last job's arrays
+            if self.linger and self._asked.empty():
+                self.linger(number)
+
+
+_lock = threading.Lock()
+_helpers: Helpers | None = None
+
+
+def helpers() -> Helpers:
+    """Return the threads that help, of which there are as many as are to be used, but for the caller's."""
+    global _helpers
     with _lock:
-        if _waiting is None:
-            _waiting = SimpleQueue()
-            for _ in range(max(1, count() - 1)):
-                threading.Thread(target=_help, args=(_waiting,), name="gpuconv", daemon=True).start()
-        return _waiting
-
-
-def _help(waiting: "SimpleQueue[_Job]") -> None:
-    while True:
-        waiting.get().help()  # no name for it: it would keep the last job's arrays
+        if _helpers is None:
+            _helpers = Helpers(max(1, count() - 1))
+        return _helpers
 
 
 def _after_fork() -> None:
     # A child has none of its parent's threads, and perhaps a lock or a BLAS that nobody will free.
-    global _waiting, _lock, _blas
+    global _helpers, _lock, _blas
     if _blas.inside:
         _blas.give_back()
-    _waiting, _lock, _blas = None, threading.Lock(), _Blas()
+    _helpers, _lock, _blas = None, threading.Lock(), _Blas()
 
 
 class _Blas:
