@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu import compiled, depthwise, direct, filters, gemm, rows, winograd
-from gpuconv.backends.cpu.columns import channels_first, view_as
-from gpuconv.backends.cpu.threads import is_much, parallel, used
+from gpuconv.backends.cpu import bias, compiled, depthwise, direct, filters, gemm, rows, winograd
+from gpuconv.backends.cpu.columns import channels_first
 from gpuconv.backends.dispatch import accumulator
 from gpuconv.backends.plans import Account, Part
 from gpuconv.config import config
@@ -77,32 +76,7 @@ def weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_last: b
         gemm.weight_grad(gradient, source, window, target, channels_last)
 
 
-def bias_grad(dy: Array, db: Array, channels_last: bool) -> None:
-    """Write db: dy summed over images and places, first within an image, then over images."""
-    wide = accumulator(db.dtype)
-    source = channels_first(dy, channels_last)
-    partial = np.empty(source.shape[:2], wide)
-
-    def one(images: slice) -> None:
-        # NumPy sums an innermost axis pairwise but outer axes one by one; axis by axis, no sum gets long.
-        part = _places_as_one(source[images])
-        while part.ndim > 2:
-            part = part.sum(axis=-1, dtype=wide)
-        partial[images] = part
-
-    parallel(one, _cut_bias_grad(dy), dy.size)
-    db[...] = partial.sum(axis=0)
-
-
-def _places_as_one(x: Array) -> Array:
-    """View [N, C, *places] as [N, C, places] where these lie end to end; else return it as it is."""
-    planes = view_as(x, (*x.shape[:2], prod(x.shape[2:]))) if x.strides[-1] == x.itemsize else None
-    return x if planes is None else planes
-
-
-def _cut_bias_grad(dy: Array) -> list[slice]:
-    """Cut images into jobs: one of each, or, where it isn't worth waking threads for, of all."""
-    return [slice(n, n + 1) for n in range(len(dy))] if is_much(dy.size) else [slice(0, len(dy))]
+bias_grad = bias.grad
 
 
 def _convolve(x: Array, w: Array, b: Array | None, window: Window, y: Array, channels_last: bool) -> None:
@@ -267,16 +241,7 @@ def plan_weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_la
     return account.part("gemm", why, jobs, threads, shared)
 
 
-def plan_bias_grad(dy: Array, db: Array, channels_last: bool) -> Part:
-    """Return how `bias_grad` would compute."""
-    account, dtype = Account(), accumulator(db.dtype)
-    images, *sizes = _places_as_one(channels_first(dy, channels_last)).shape
-    jobs = _cut_bias_grad(dy)
-    each = len(range(images)[jobs[0]]) if jobs else 0
-    account.step("sum", len(jobs), images=each, places=prod(sizes[1:]), channels=sizes[0])
-    account.buffer("sums", each * prod(sizes[:-1]) * dtype.itemsize)
-    why = "axis by axis and image by image, so that no sum gets long"
-    return account.part("sum", why, len(jobs), used(len(jobs), dy.size), images * sizes[0] * dtype.itemsize)
+plan_bias_grad = bias.plan_grad
 
 
 def _plan(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 from gpuconv.backends.cpu.compiled import Kernels, fields
-from gpuconv.backends.cpu.threads import Helpers, helpers, memory, used
+from gpuconv.backends.cpu.threads import Helpers, count, helpers, memory, used
 
 Row = Sequence[int]  # a call's arguments: addresses and numbers
 
@@ -22,6 +22,9 @@ Own = dict[int, tuple[str, int]]
 
 # Work that a thread does before it looks whether Ctrl-C was pressed: some hundredths of a second.
 PATIENCE = 1e8
+
+# Work above which those who wait take part. Less than for waking them.
+EASY_WORK = 5e5
 
 # Rows up to which one thread calls from Python: a call takes 3 us, to tell C of all 8.
 FEW = 3
@@ -66,6 +69,8 @@ def run(
     """
     jobs = len(rows) if begins is None else len(begins) - 1
     own, most = own or {}, used(jobs, work)
+    if most == 1 < jobs and work > EASY_WORK and (desks := _desks.get(helpers())) and desks.waiting():
+        most = min(jobs, count())
     if len(rows) <= FEW and most == 1:
         _one_by_one(getattr(kernels, name), rows, own)
         return

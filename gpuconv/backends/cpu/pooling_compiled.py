@@ -13,8 +13,8 @@ import numpy as np
 
 from gpuconv.backends.cpu import compiled
 from gpuconv.backends.cpu.compiled import Kernels, address, five, strides, three
-from gpuconv.backends.cpu.jobs import run
-from gpuconv.backends.cpu.threads import VECTOR_BYTES, is_much, used, workers
+from gpuconv.backends.cpu.jobs import EASY_WORK, run
+from gpuconv.backends.cpu.threads import VECTOR_BYTES, count, used
 from gpuconv.backends.plans import Account, Part
 from gpuconv.geometry import Window
 
@@ -273,9 +273,9 @@ def _memory_bytes(window: Window, way: int, item: int, dense: bool, backward: bo
 def _cut(x: Array, together: bool, work: int) -> list[Planes]:
     """Cut a pooling into jobs: several small images, or some channels of one."""
     n, c = x.shape[:2]
-    if not is_much(work):  # one thread's: a call less for each block
+    if work <= EASY_WORK:  # one thread's: a call less for each block
         return [(slice(0, n), slice(0, c))]
-    threads, plane = workers(work), prod(x.shape[2:]) * x.itemsize
+    threads, plane = count(), prod(x.shape[2:]) * x.itemsize
     channels = max(1, min(c, BLOCK_BYTES // plane))
     if together:  # cut only to occupy all threads
         lanes = VECTOR_BYTES // x.itemsize

@@ -6,3 +6,4 @@
 #include "dots.c"
 #include "outer.c"
 #include "pack.c"
+#include "sums.c"
