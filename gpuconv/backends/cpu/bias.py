@@ -61,7 +61,7 @@ def plan_grad(dy: Array, db: Array, channels_last: bool) -> Part:
     return account.part("sum", WHY, len(jobs), used(len(jobs), dy.size), images * sizes[0] * dtype.itemsize)
 
 
-# Elements of a job by our C kernels: enough that a thread comes for it. And jobs at most, of an image or of all.
+# Elements of a C kernel's job: enough that a thread comes for it. And jobs at most, of an image or of all.
 BLOCK, MOST_JOBS = 1 << 16, 256
 
 WHY = "axis by axis and image by image, so that no sum gets long"
