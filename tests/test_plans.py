@@ -126,11 +126,11 @@ def run_by_numpy(monkeypatch):
         products.append((*sorted((a.shape[-2], b.shape[-1])), a.shape[-1], prod(out.shape[:-2])))
         return out
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith(cpu.__name__ + ".") and module not in (threads, cpu.jobs):
-            for function, noting in (("parallel", noting_parallel), ("run", noting_run)):
-                if hasattr(module, function):
-                    monkeypatch.setattr(module, function, noting)
+    for path, module in list(sys.modules.items()):
+        if path.startswith(cpu.__name__ + ".") and module not in (threads, cpu.jobs):
+            for name, real, noting in (("parallel", parallel, noting_parallel), ("run", run, noting_run)):
+                if getattr(module, name, None) is real:
+                    monkeypatch.setattr(module, name, noting)
     monkeypatch.setattr(np, "matmul", noting_matmul)
 
     def clear():

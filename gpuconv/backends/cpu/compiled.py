@@ -8,6 +8,7 @@ with which the kernels are compiled once, for this processor's own vectors, in s
 import ctypes
 import hashlib
 import os
+import platform
 import re
 import threading
 import time
@@ -75,8 +76,26 @@ def why_not() -> str:
 
 def address(x: Array) -> int:
     """Return where an array's first element lies."""
-    found: int = x.__array_interface__["data"][0]
-    return found
+    if not HEAD:
+        return int(x.__array_interface__["data"][0])
+    return _word.from_address(id(x) + HEAD).value or 0
+
+
+_word = ctypes.c_void_p
+
+
+def _head() -> int:
+    """Return how far into an array's object its address stands, as NumPy's C API has it; 0 where not there.
+
+    Read from there it takes 0.1 us. NumPy's own answers take 1 us, and a training step asks 50 times.
+    """
+    x, head = np.zeros(1), object.__basicsize__
+    if platform.python_implementation() != "CPython" or type(x).__basicsize__ < head + ctypes.sizeof(_word):
+        return 0
+    return head if _word.from_address(id(x) + head).value == x.__array_interface__["data"][0] else 0
+
+
+HEAD = _head()
 
 
 def three(values: Sequence[int], fill: int) -> tuple[int, int, int]:

@@ -23,8 +23,9 @@ Own = dict[int, tuple[str, int]]
 # Work that a thread does before it looks whether Ctrl-C was pressed: some hundredths of a second.
 PATIENCE = 1e8
 
-# Work above which those who wait take part. Less than for waking them.
-EASY_WORK = 5e5
+# Work above which other threads take part where calls follow one another within so many seconds: those are
+# waiting then. Waking one for a single call takes longer.
+EASY_WORK, SOON = 5e5, 1e-3
 
 # Rows up to which one thread calls from Python: a call takes 3 us, to tell C of all 8.
 FEW = 3
@@ -69,7 +70,7 @@ def run(
     """
     jobs = len(rows) if begins is None else len(begins) - 1
     own, most = own or {}, used(jobs, work)
-    if most == 1 < jobs and work > EASY_WORK and (desks := _desks.get(helpers())) and desks.waiting():
+    if most == 1 < jobs and work > EASY_WORK and _follows_another():
         most = min(jobs, count())
     if len(rows) <= FEW and most == 1:
         _one_by_one(getattr(kernels, name), rows, own)
@@ -79,6 +80,7 @@ def run(
         (at, memory(f"{slot} {thread}", size)) for thread in range(most) for at, (slot, size) in own.items()
     ]
     places = array(WORD, chain.from_iterable((at, each.address) for at, each in mine))
+    nexts = array(WORD, chain.from_iterable((jobs * share // most, *_REST) for share in range(most)))
     together = Together(
         kernel=kernels.addresses[name],
         rows=table.buffer_info()[0],
@@ -88,8 +90,11 @@ def run(
         own=places.buffer_info()[0],
         owned=len(own),
         threads=most,
+        next=nexts.buffer_info()[0],
     )
-    _Call(kernels, together, (table, bounds, places, mine)).done(max(1, int(jobs * PATIENCE / max(work, 1))))
+    _Call(kernels, together, (table, bounds, places, nexts, mine)).done(
+        max(1, int(jobs * PATIENCE / max(work, 1)))
+    )
 
 
 class _Call:
@@ -107,7 +112,7 @@ class _Call:
                 desks = Desks.of(helpers(), self._kernels)
                 desks.helpers.ask(self, together.threads - 1 - desks.waiting())
                 address, count = desks.address, desks.helpers.count
-            while together.next < together.jobs:
+            while not together.ended:
                 self._kernels.run_jobs(self._address, most, address, count, LAST)
         except BaseException:
             self._kernels.end_jobs(self._address)
@@ -115,9 +120,9 @@ class _Call:
             raise
         self._wait()
 
-    def help(self) -> None:
+    def help(self, number: int) -> None:
         """Do jobs on another thread than the caller's, if any are left."""
-        self._kernels.join_jobs(self._address)
+        self._kernels.join_jobs(self._address, number)
 
     def _wait(self) -> None:
         # Others write to the caller's arrays as long as they are inside: Ctrl-C waits, too.
@@ -136,11 +141,11 @@ class Desks:
 
     def __init__(self, helpers: Helpers, kernels: Kernels) -> None:
         self.helpers, self._kernels = helpers, kernels
-        self._words = array(WORD, [AWAY]) * (DESK * (helpers.count + 1))
+        self._words = array(WORD, [AWAY]) * (LINE * (helpers.count + 1))
         # When Python ends, a thread may be waiting still: its desk outlives what else Python takes apart.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._words))
         begin = self._words.buffer_info()[0]
-        self._first = -begin % (DESK * self._words.itemsize) // self._words.itemsize
+        self._first = -begin % (LINE * self._words.itemsize) // self._words.itemsize
         self.address = begin + self._first * self._words.itemsize
 
     @classmethod
@@ -154,10 +159,10 @@ class Desks:
 
     def waiting(self) -> int:
         """Return how many wait at the moment."""
-        return self._words[self._first :: DESK].count(WAITING)
+        return self._words[self._first :: LINE].count(WAITING)
 
     def _linger(self, number: int) -> None:
-        self._kernels.wait_at(self.address + number * DESK * self._words.itemsize, LINGER)
+        self._kernels.wait_at(self.address, number, LINGER)
 
     def _hurry(self, number: int) -> None:
         self._kernels.send_away(self.address, self.helpers.count, number)
@@ -166,7 +171,18 @@ class Desks:
 _desks: dict[Helpers, Desks] = {}
 
 # As in native/jobs.h.
-AWAY, WAITING, DESK = 0, 1, 16
+AWAY, WAITING, LINE = 0, 1, 16
+_REST = (0,) * (LINE - 1)
+
+
+_begun = 0.0
+
+
+def _follows_another() -> bool:
+    """Tell whether the last call that asked this began a short while ago."""
+    global _begun
+    before, _begun = _begun, time.perf_counter()
+    return _begun - before < SOON
 
 
 def _one_by_one(kernel: Callable[..., None], rows: Sequence[Row], own: Own) -> None:

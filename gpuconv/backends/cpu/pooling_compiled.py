@@ -5,7 +5,9 @@ planes; all arrays are canonical views, [N, C, *spatial].
 """
 
 import ctypes
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import repeat
 from math import prod
 from typing import Any, NamedTuple
 
@@ -59,6 +61,16 @@ class Told(NamedTuple):
     together: bool  # a place's channels lie side by side
     struct: Struct
     memory: int  # bytes that a thread takes beside arguments and results
+    cuts: "dict[tuple[int, int], Cut]"  # by images and threads, once made
+
+
+class Cut(NamedTuple):
+    """A pooling's jobs, and for each what C is told of it and how far into the arrays it begins."""
+
+    jobs: list[Planes]
+    structs: list[Struct]
+    addresses: list[int]  # of the structs
+    begins: dict[str, list[int]]  # bytes, by the array: x, y, mask
 
 
 class Pooling(NamedTuple):
@@ -70,7 +82,7 @@ class Pooling(NamedTuple):
     mask: Array | None
     told: Told
     takes_masks: bool  # and so checks them first
-    jobs: list[Planes]
+    cut: Cut
 
     @property
     def window(self) -> Window:
@@ -118,7 +130,16 @@ def pooling(
     steps = tuple(strides(x)), tuple(strides(y)), masks
     told = _told(window, x.shape[1], x.itemsize, *steps, bytes_each, backward, unpool)
     takes_masks = mask is not None and (backward or unpool)
-    return Pooling(kernels, x, y, mask, told, takes_masks, _cut(x, told.together, _work(x, y, window)))
+    key = x.shape[0], count()
+    if (cut := told.cuts.get(key)) is None:
+        if len(told.cuts) >= MOST_CUTS:
+            told.cuts.clear()
+        cut = told.cuts[key] = _cut(x, y, mask, told)
+    return Pooling(kernels, x, y, mask, told, takes_masks, cut)
+
+
+# Batches of different sizes whose cut is remembered.
+MOST_CUTS = 16
 
 
 def _many_sums(window: Window) -> bool:
@@ -168,7 +189,7 @@ def _told(
     s.x, s.y, s.way = five(x), five(y), way
     if mask is not None:
         s.mask, s.mask_bytes = five(mask), mask_bytes
-    return Told(window, way, dense, s, _memory_bytes(window, way, item, x[-1] == 1, backward))
+    return Told(window, way, dense, s, _memory_bytes(window, way, item, x[-1] == 1, backward), {})
 
 
 def _is_whole(window: Window, axis: int) -> bool:
@@ -270,7 +291,24 @@ def _memory_bytes(window: Window, way: int, item: int, dense: bool, backward: bo
     return kept * (24 + 2 * item * (reach + line)) + 2 * item * line
 
 
-def _cut(x: Array, together: bool, work: int) -> list[Planes]:
+def _cut(x: Array, y: Array, mask: Array | None, told: Told) -> Cut:
+    """Cut a pooling into jobs; those as large share a struct."""
+    jobs = _jobs(x, told.together, _work(x, y, told.window))
+    structs: dict[tuple[int, int], Struct] = {}
+    sizes = [(images.stop - images.start, channels.stop - channels.start) for images, channels in jobs]
+    for size in sizes:
+        if size not in structs:
+            structs[size] = Struct.from_buffer_copy(told.struct)
+            structs[size].images, structs[size].channels = size
+    begins = {
+        name: [n.start * array.strides[0] + c.start * array.strides[1] for n, c in jobs]
+        for name, array in (("x", x), ("y", y), ("mask", mask))
+        if array is not None
+    }
+    return Cut(jobs, list(structs.values()), [ctypes.addressof(structs[size]) for size in sizes], begins)
+
+
+def _jobs(x: Array, together: bool, work: int) -> list[Planes]:
     """Cut a pooling into jobs: several small images, or some channels of one."""
     n, c = x.shape[:2]
     if work <= EASY_WORK:  # one thread's: a call less for each block
@@ -295,7 +333,7 @@ def _cut(x: Array, together: bool, work: int) -> list[Planes]:
 
 def plan(p: Pooling) -> Part:
     """Return how a pooling would be computed."""
-    account, jobs = Account(), p.jobs
+    account, jobs = Account(), p.cut.jobs
     for images, channels in jobs:
         planes = (images.stop - images.start) * (channels.stop - channels.start)
         account.step("pool", planes=planes, places=p.window.places)
@@ -314,55 +352,51 @@ def _work(x: Array, y: Array, window: Window) -> int:
 
 def max_pool(p: Pooling) -> None:
     """Write each window's maximum to y, and to the mask the offset of the first place that holds it."""
-    _run(p, "max_pool", p.x, p.y, p.mask)
+    _run(p, "max_pool", "x", "y", 0 if p.mask is None else "mask")
 
 
 def avg_pool(p: Pooling, shares: Array) -> None:
     """Write each window's mean; `shares` are 1 / places, one axis after the other."""
-    _run(p, "avg_pool", p.x, address(shares), p.y)
+    _run(p, "avg_pool", "x", address(shares), "y")
 
 
 def masks_name_places(p: Pooling) -> bool:
     """Tell whether all offsets are those of places inside of x."""
     wrong = ctypes.c_ssize_t()  # any thread may write: all write the same
-    _run(p, "check_mask", p.mask, ctypes.addressof(wrong), work=p.y.size)
+    _run(p, "check_mask", "mask", ctypes.addressof(wrong), work=p.y.size)
     return not wrong.value
 
 
 def max_pool_backward(p: Pooling) -> None:
     """Write to x (dx) each y (dy) at the place that its window's mask names; several add up."""
-    _run(p, "max_pool_backward", p.y, p.mask, p.x)
+    _run(p, "max_pool_backward", "y", "mask", "x")
 
 
 def max_unpool(p: Pooling) -> None:
     """Write to x (an unpooling's y) each y at the place that its window's mask names, zeros elsewhere."""
-    _run(p, "max_unpool", p.y, p.mask, p.x)
+    _run(p, "max_unpool", "y", "mask", "x")
 
 
 def max_unpool_backward(p: Pooling) -> None:
     """Write to y (an unpooling's dx) what x has where each was written; 0 where another was, later."""
-    _run(p, "max_unpool_backward", p.x, p.mask, p.y)
+    _run(p, "max_unpool_backward", "x", "mask", "y")
 
 
 def avg_pool_backward(p: Pooling, shares: Array) -> None:
     """Write to x (dx) each y (dy), divided, on all places of its window; several add up."""
-    _run(p, "avg_pool_backward", p.y, address(shares), p.x)
+    _run(p, "avg_pool_backward", "y", address(shares), "x")
 
 
-def _run(p: Pooling, name: str, *given: Array | int | None, work: int | None = None) -> None:
-    """Call a kernel for each job's planes of arrays, or with what is the same for all; its last is memory."""
-    # Addresses, and bytes from image to image and channel to channel.
-    bases = [(address(x), *x.strides[:2]) if isinstance(x, np.ndarray) else (x or 0, 0, 0) for x in given]
-    structs: dict[tuple[int, int], Struct] = {}
-    rows = []
-    for images, channels in p.jobs:
-        n, c = images.start, channels.start
-        size = images.stop - n, channels.stop - c
-        if size not in structs:
-            structs[size] = Struct.from_buffer_copy(p.told.struct)
-            structs[size].images, structs[size].channels = size
-        starts = (begin + n * by_image + c * by_channel for begin, by_image, by_channel in bases)
-        rows.append((ctypes.addressof(structs[size]), *starts, 0))
+def _run(p: Pooling, name: str, *given: str | int, work: int | None = None) -> None:
+    """Call a kernel for each job with its planes of arrays, or with what is the same for all, and memory."""
+    columns: list[Iterable[int]] = []
+    for each in given:
+        if isinstance(each, int):
+            columns.append(repeat(each))
+        else:
+            base = address(getattr(p, each))
+            columns.append([base + begin for begin in p.cut.begins[each]])
     # None asked for, as where a window's offsets aren't worth working out beforehand: none given.
     own = {1 + len(given): ("pool", p.told.memory)} if p.told.memory else {}
+    rows = list(zip(p.cut.addresses, *columns, repeat(0), strict=False))
     run(p.kernels, name, rows, p.work if work is None else work, own)
