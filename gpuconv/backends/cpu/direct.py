@@ -8,6 +8,7 @@ them to threads; all arrays are canonical views.
 """
 
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, chain, product
@@ -608,8 +609,11 @@ def plan_weight_grad(
 ) -> tuple[int, int, int]:
     """Add what `weight_grad` would do to an account; return jobs, threads, and the bytes that they share."""
     (jobs, steps, terms, _), work = _cut_weight_grad(dy, x, window, dw)
-    for step in chain.from_iterable(steps):
+    alike = {id(step.call): step for step in chain.from_iterable(steps)}
+    number = Counter(id(step.call) for step in chain.from_iterable(steps))
+    for key, step in alike.items():
         s = step.call.alive[0]
-        account.step("direct", kernels=s.kernels, channels=s.channels, places=prod(s.box), images=s.images)
+        sizes = {"kernels": s.kernels, "channels": s.channels, "places": prod(s.box), "images": s.images}
+        account.step("direct", number[key], **sizes)
         account.buffer("flat", step.bytes + VECTOR_BYTES)
     return len(jobs), used(len(jobs), work), terms * dw.nbytes
