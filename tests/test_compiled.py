@@ -582,3 +582,16 @@ def test_zig_compiles_for_other_systems(target, platform, machine, begins, monke
     for part in compiled.PARTS:
         compiler.run(there, part, 4, tmp_path / part)
         assert (tmp_path / part).read_bytes().startswith(begins)
+
+
+@pytest.mark.parametrize("head", ["NumPy's", "asked of NumPy"])
+def test_an_arrays_address_is_where_numpy_says(head, monkeypatch):
+    if head == "NumPy's":
+        assert compiled.HEAD
+    else:
+        monkeypatch.setattr(compiled, "HEAD", 0)
+    x = np.arange(24.0).reshape(2, 3, 4)
+    read_only = x[1:]
+    read_only.flags.writeable = False
+    for view in (x, x[1], x[:, ::-1], x[..., 3], read_only, x[2:], np.array(1.0), np.zeros(0, np.float32)):
+        assert compiled.address(view) == view.__array_interface__["data"][0]

@@ -1,5 +1,6 @@
 """C kernels' jobs, which C itself hands to the threads."""
 
+import itertools
 import os
 import re
 import signal
@@ -196,3 +197,20 @@ def test_every_kernel_takes_words_and_no_more_than_there_are(part):
     for name, parameters in functions.items():
         assert len(parameters) <= words, name
         assert all("*" in each or each.startswith("ptrdiff_t ") for each in parameters), name
+
+
+@pytest.mark.parametrize("pause, most", [(0.0, 2), (1.0, 1)])
+def test_small_work_is_shared_where_calls_follow_one_another(kernels, monkeypatch, pause, most):
+    clock, threads_of = itertools.count(0, pause), []
+    monkeypatch.setattr(threads, "count", lambda: 2)
+    monkeypatch.setattr(jobs, "count", lambda: 2)
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: float(next(clock)))
+    real = jobs._Call.done
+    monkeypatch.setattr(
+        jobs._Call, "done", lambda self, n: threads_of.append(self._together.threads) or real(self, n)
+    )
+    x = np.arange(10, dtype=np.float32)
+    rows = [(1, address(x) + 4 * i, address(x) + 4 * i) for i in range(10)]
+    for work in (2 * jobs.EASY_WORK, 2 * jobs.EASY_WORK, 0.5 * jobs.EASY_WORK):
+        jobs.run(kernels, "relu", rows, work)
+    assert threads_of[1:] == [most, 1]

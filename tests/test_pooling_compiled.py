@@ -392,3 +392,35 @@ def test_large_windows_that_overlap_are_summed_axis_by_axis():
     y = np.zeros((1, 1, 70, 70), np.float32)
     assert pooling_compiled.pooling(x, y, None, window, mean=True) is None
     assert pooling_compiled.pooling(x, y, None, window) is not None
+
+
+@pytest.mark.parametrize("channels", [512, 600, 1030])
+@pytest.mark.parametrize(
+    "kernel, options",
+    [(4, {"stride": 1}), (5, {"padding": 2}), ((2, 9), {"dilation": (1, 3)}), ((1, 150), {"stride": 1})],
+)
+def test_many_channels_of_large_windows_channels_last(kernel, options, channels):
+    x = np.random.default_rng(0).standard_normal((1, 9, 155, channels)).astype(np.float32)
+    x[0, 3::4, ::7, ::5] = np.nan
+    found = []
+    for compiled_ in (True, False):
+        with gpuconv.config(compiled=compiled_):
+            y, mask = gpuconv.max_pool2d(x, kernel, channels_last=True, return_argmax=True, **options)
+            dx = gpuconv.max_pool2d_backward(
+                np.ones_like(y), mask, x.shape, kernel, channels_last=True, **options
+            )
+            value_only = gpuconv.max_pool2d(x, kernel, channels_last=True, **options)
+            mean = gpuconv.avg_pool2d(np.nan_to_num(x), kernel, channels_last=True, **options)
+        found.append((y, mask, dx, value_only, mean))
+    for ours, numpys in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, numpys, rtol=0, atol=1e-6)
+
+
+def test_a_cut_is_remembered_for_some_batches_only(monkeypatch):
+    monkeypatch.setattr(pooling_compiled, "MOST_CUTS", 2)
+    window = sliding_window("max_pool2d", (8, 8), 2, 2, 0, 1)
+    for images in (1, 2, 3, 1, 4):
+        x, y = np.zeros((images, 3, 8, 8), np.float32), np.zeros((images, 3, 4, 4), np.float32)
+        p = pooling_compiled.pooling(x, y, None, window)
+        assert sum(n.stop - n.start for n, c in p.cut.jobs if not c.start) == images
+        assert len(p.told.cuts) <= 2
