@@ -38,6 +38,19 @@ def test_every_job_is_done_once_whatever_the_number_of_threads(kernels, monkeypa
         assert (y == x).all()
 
 
+@pytest.mark.parametrize("patience", [1e8, 1.0])
+def test_the_caller_does_all_alone_where_nobody_comes(kernels, monkeypatch, patience):
+    monkeypatch.setattr(threads, "count", lambda: 3)
+    monkeypatch.setattr(threads, "_helpers", None)
+    monkeypatch.setattr(threads.Helpers, "ask", lambda self, job, number: None)
+    monkeypatch.setattr(jobs, "PATIENCE", patience)
+    for number in (2, 3, 10):
+        x, y = np.arange(1, number + 1, dtype=np.float32), np.zeros(number, np.float32)
+        rows = [(1, address(x) + 4 * i, address(y) + 4 * i) for i in range(number)]
+        jobs.run(kernels, "relu", rows, 1e7)
+        assert (y == x).all()
+
+
 def test_no_rows_are_no_job(kernels):
     jobs.run(kernels, "relu", [], 1e9)
 

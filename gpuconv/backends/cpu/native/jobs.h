@@ -23,7 +23,7 @@ typedef struct {
 
 static inline Word share_begin(const Together *t, Word share) { return t->jobs * share / t->threads; }
 
-// Do jobs, `most` of them, with the memory of a thread; first those of its share.
+// Do jobs, `most` of them and one at least, with the memory of a thread; first those of its share.
 static void do_jobs(Together *t, Word thread, Word share, Word most) {
   const Word *rows = (const Word *)t->rows, *begin = (const Word *)t->begin;
   const Word words = t->words, owned = t->owned, *own = (const Word *)t->own + 2 * owned * thread;
@@ -32,7 +32,6 @@ static void do_jobs(Together *t, Word thread, Word share, Word most) {
   for (Word tried = 0; tried < t->threads; ++tried, share = (share + 1) % t->threads) {
     Word *next = (Word *)t->next + share * LINE, end = share_begin(t, share + 1);
     for (;;) {
-      if (most-- <= 0) return;
       Word job = __atomic_fetch_add(next, 1, __ATOMIC_SEQ_CST);
       if (job >= end) break;
       for (Word row = begin ? begin[job] : job, stop = begin ? begin[job + 1] : job + 1; row < stop; ++row) {
@@ -42,6 +41,7 @@ static void do_jobs(Together *t, Word thread, Word share, Word most) {
         kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14],
                a[15]);
       }
+      if (--most <= 0) return;
     }
   }
   __atomic_store_n(&t->ended, 1, __ATOMIC_SEQ_CST);
