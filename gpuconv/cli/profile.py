@@ -79,7 +79,8 @@ def run_command(options: argparse.Namespace) -> int:
         found = _of_shapes(options, device) if of_shapes else _of_network(options, device)
     except (UserError, OSError):
         raise
-    except (TypeError, ValueError, NotImplementedError, MemoryError) as error:  # ours, told by their messages
+    # Ours, whose messages are enough: a layer without a backward pass raises NotImplementedError.
+    except (TypeError, ValueError, NotImplementedError, MemoryError) as error:
         raise UserError(f"{options.target}: {error or type(error).__name__}") from error
     except (Exception, SystemExit) as error:  # of the user's code, which the message alone needn't tell
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -42,47 +42,6 @@ INLINE void NAME(window_channels)(int op, int v, const Pooling *s, const ptrdiff
   }
 }
 
-// The same for up to WIDE vectors, place by place: where windows are large and channels many, so much of a place
-// is read at once that memory streams, while the sums and maxima stay in the L1.
-#define WIDE 64
-#define LARGE_WINDOW 16
-
-static void NAME(wide_channels)(int op, ptrdiff_t v, const Pooling *s, const ptrdiff_t *o, const Range *taps,
-                                const T *x, T share, T *y, char *mask) {
-  vec best[WIDE], sum[WIDE];
-  ivec at[WIDE];
-  ptrdiff_t first = (taps[0].begin * s->kernel[1] + taps[1].begin) * s->kernel[2] + taps[2].begin;
-  for (ptrdiff_t i = 0; i < v; ++i) {
-    best[i] = (vec){0} + (op == MEAN ? 0 : LOWEST);
-    at[i] = (ivec){0} + (INT)first;
-  }
-  for (ptrdiff_t jd = taps[0].begin; jd < taps[0].end; ++jd) {
-    for (ptrdiff_t jh = taps[1].begin; jh < taps[1].end; ++jh) {
-      ptrdiff_t tap = (jd * s->kernel[1] + jh) * s->kernel[2];
-      const T *row = x + place(s, 0, o[0], jd) * s->x[2] + place(s, 1, o[1], jh) * s->x[3];
-      for (ptrdiff_t j = taps[2].begin; j < taps[2].end; ++j) {
-        const T *from = row + place(s, 2, o[2], j) * s->x[4];
-        // A row's sums, or MANY places', are added up by themselves, so that no sum gets long.
-        ptrdiff_t number = (j - taps[2].begin) % MANY;
-        int opens = number == 0, ends = number + 1 == MANY || j + 1 == taps[2].end;
-        for (ptrdiff_t i = 0; i < v; ++i) {
-          vec here = load(from + i * VL);
-          if (op != MEAN) NAME(take)(op, here, (ivec){0} + (INT)(tap + j), best + i, at + i);
-          else if (opens && ends) best[i] += here;
-          else if (opens) sum[i] = here;
-          else if (ends) best[i] += sum[i] + here;
-          else sum[i] += here;
-        }
-      }
-    }
-  }
-  for (ptrdiff_t i = 0; i < v; ++i) {
-    if (op == MEAN) best[i] *= share;
-    store(y + i * VL, best[i]);
-    if (op == MAX_AND_MASK) NAME(store_mask)(s, at[i], mask + i * VL * s->mask_bytes);
-  }
-}
-
 // One window's channels: v vectors, or, where v is 0, eight at a time, then four, then single ones.
 INLINE void NAME(all_channels)(int op, int v, const Pooling *s, const ptrdiff_t *o, const Range *taps,
                                const T *x, T share, T *y, char *mask) {
@@ -91,9 +50,6 @@ INLINE void NAME(all_channels)(int op, int v, const Pooling *s, const ptrdiff_t 
     NAME(window_channels)(op, v, s, o, taps, x, share, y, mask);
     return;
   }
-  if (s->channels >= WIDE / 2 * VL && s->kernel[0] * s->kernel[1] * s->kernel[2] >= LARGE_WINDOW)
-    for (ptrdiff_t v; (v = least(WIDE, (s->channels - c) / VL)) > 0; c += v * VL)
-      NAME(wide_channels)(op, v, s, o, taps, x + c, share, y + c, mask + c * each);
   for (; c + 8 * VL <= s->channels; c += 8 * VL)
     NAME(window_channels)(op, 8, s, o, taps, x + c, share, y + c, mask + c * each);
   for (; c + 4 * VL <= s->channels; c += 4 * VL)

@@ -109,8 +109,7 @@ INLINE void NAME(channels_backward_by)(int op, int v, const Pooling *s, const T 
         windows[2] = along_w[i[2]];
         next = i[2] + 1;
         if (one && windows[2].end - ow == 1 && s->dilation[2] == 1) {
-          // Of many channels a place is written at once, so that memory streams.
-          while (s->channels < WIDE / 2 * VL && next < s->size[2] && along_w[next].begin == ow && along_w[next].end == ow + 1) ++next;
+          while (next < s->size[2] && along_w[next].begin == ow && along_w[next].end == ow + 1) ++next;
           run.count = next - i[2];
           run.tap = (jd * s->kernel[1] + jh) * s->kernel[2] + tap_at(s, 2, ow, i[2]);
           run.y = od * s->y[2] + oh * s->y[3] + ow * s->y[4];
