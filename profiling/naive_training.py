@@ -6,9 +6,7 @@ The networks are those that such codebases teach with: some convolutions, each w
 2x2, then one or two dense layers; softmax, cross-entropy, gradient descent. The plain way is the one taught
 in courses: columns of the whole batch by fancy indexing and one matrix product, their gradient by
 `np.add.at`, pooling on a copy whose windows are rows, by argmax; every layer computes its input's gradient,
-which our first layer is told not to. Ours is timed with its layers in that order, and once more with relu
-behind each max pooling: the same numbers, relu(max) being max(relu), from a quarter of the elements. All
-begin with the same weights and are given the same batches.
+which our first layer is told not to. Both begin with the same weights and are given the same batches.
 Losses are compared in both precisions; steps of float32, one after the other, are timed in turns.
 """
 
@@ -90,22 +88,16 @@ def main() -> None:
                 **{f"{name}_spread": t.spread for name, t in timings.items()},
                 "turns": timings["ours"].turns,
                 "times_as_fast": of_step["plain"] / of_step["ours"],
-                "relu_behind_times_as_fast": of_step["plain"] / of_step["relu_behind"],
                 "losses_differ_by": apart,
                 "losses": curves[0],
             }
         )
-    means = {
-        name: exp(fsum(log(row[name]) for row in rows) / len(rows))
-        for name in ("times_as_fast", "relu_behind_times_as_fast")
-    }
+    mean = exp(fsum(log(row["times_as_fast"]) for row in rows) / len(rows))
     titles = (
         "network",
         "plain NumPy ms",
         "gpuconv ms",
         "± %",
-        "times as fast",
-        "relu behind pooling ms",
         "times as fast",
         "losses differ by, float64, float32",
     )
@@ -114,25 +106,20 @@ def main() -> None:
             row["network"],
             f"{row['plain_us'] / 1e3:.1f}",
             f"{row['ours_us'] / 1e3:.2f}",
-            f"{100 * max(row['plain_spread'], row['ours_spread'], row['relu_behind_spread']):.0f}",
+            f"{100 * max(row['plain_spread'], row['ours_spread']):.0f}",
             f"{row['times_as_fast']:.1f}",
-            f"{row['relu_behind_us'] / 1e3:.2f}",
-            f"{row['relu_behind_times_as_fast']:.1f}",
             ", ".join(f"{apart:.0e}" for apart in row["losses_differ_by"].values()),
         )
         for row in rows
     ]
-    said = (
-        f"gpuconv takes a step {means['times_as_fast']:.1f} times as fast, "
-        f"{means['relu_behind_times_as_fast']:.1f} with relu behind pooling (geometric means)."
-    )
+    said = f"gpuconv takes a step {mean:.1f} times as fast (geometric mean)."
     if None not in shares:
         said += f" Other programs took {max(shares):.0%} of the cores meanwhile, at most."
     print("\n".join(tables.markdown(titles, cells)), said, sep="\n\n")
     if options.out:
         facts = device.facts() | {
             "commit": records.commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            **means, "others": shares, "rows": rows,
+            "times_as_fast": mean, "others": shares, "rows": rows,
         }  # fmt: skip
         stem = options.out / f"naive-training-{device.stem}"
         stem.with_suffix(".json").write_text(records.text(facts))
@@ -150,13 +137,12 @@ Learner = Callable[[Array, Array], Any]
 
 
 def ways(network: Network, dtype: Any) -> dict[str, Learner]:
-    """Return what takes a step and returns the loss: ours, in both orders, and the plain way's."""
-    ours, params = learner(network, dtype, relu_behind=False)
-    plain = Plain(network, [array.copy() for array in params])
-    return {"ours": ours, "relu_behind": learner(network, dtype, relu_behind=True)[0], "plain": plain.step}
+    """Return what takes a step and returns the loss: ours, and the plain way's."""
+    ours, params = learner(network, dtype)
+    return {"ours": ours, "plain": Plain(network, [array.copy() for array in params]).step}
 
 
-def learner(network: Network, dtype: Any, *, relu_behind: bool) -> tuple[Learner, list[Array]]:
+def learner(network: Network, dtype: Any) -> tuple[Learner, list[Array]]:
     """Return what takes a step of our training, and the parameters."""
     import gpuconv.nn as nn
 
@@ -164,8 +150,7 @@ def learner(network: Network, dtype: Any, *, relu_behind: bool) -> tuple[Learner
     channels, size, seeds = network.channels, network.size, count()
     for kernels, kernel, padding in network.convolutions:
         layers.append(nn.Conv2d(channels, kernels, kernel, padding=padding, dtype=dtype, rng=next(seeds)))
-        behind = [nn.ReLU(), nn.MaxPool2d(2)]
-        layers += reversed(behind) if relu_behind else behind
+        layers += [nn.ReLU(), nn.MaxPool2d(2)]
         channels, size = kernels, (size + 2 * padding - kernel + 1) // 2
     layers.append(nn.Flatten())
     width = channels * size * size

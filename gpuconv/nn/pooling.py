@@ -60,6 +60,7 @@ class _MaxPool(_Pool):
 
     _pool: ClassVar[Callable[..., Any]]
     _gradient: ClassVar[Callable[..., Array]]
+    undone = False  # whether a max unpooling reads what this layer keeps
 
     def __init__(
         self,
@@ -193,6 +194,7 @@ class _MaxUnpool(Layer):
                 f"{type(pool).__name__} {pool!r}"
             )
         self.pool = pool
+        pool.undone = True
 
     def forward(self, x: Array) -> Array:
         """Return an array like the pool's last x, with x's values where the maxima were, zero elsewhere."""

@@ -1,9 +1,10 @@
 """Layers one after another."""
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Self, overload
 
 from gpuconv.nn.layer import Array, Layer
+from gpuconv.nn.rectified_pooling import RectifiedPooling, pooling_behind
 from gpuconv.trace import AROUND_LAYER
 
 
@@ -12,6 +13,10 @@ class Sequential(Layer):
 
     With a(0) = x and a(l) = layer_l(a(l-1)), `backward` computes δ(l-1) = layer_l.backward(δ(l)), which is
     the recursion that gives back-propagation its name.
+
+    A `ReLU` right before a max pooling runs behind it: the maximum of rectified values is the rectified
+    maximum, and one value a window is less work than all of them. Results and gradients are the same to the
+    last bit, and the layers can be called one by one behind it.
 
     Parameters
     ----------
@@ -66,15 +71,15 @@ class Sequential(Layer):
                 )
         _check_distinct(layers)
         self._layers = layers
+        self._steps = _steps(layers)
         self.params = _Joined(layers, "params")
         self.grads = _Joined(layers, "grads")
         self.buffers = _Joined(layers, "buffers")
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's result."""
-        layers = self._layers if (around := AROUND_LAYER.get()) is None else _within(around, self._layers)
-        for layer in layers:
-            x = layer(x)
+        for step in self._passes():
+            x = step(x)
         return x
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
@@ -88,16 +93,16 @@ class Sequential(Layer):
             False ends the pass at the first layer that has parameters, which doesn't compute its dx; the
             result is None. For training, where nobody reads the gradient of the images.
         """
-        layers = self._layers if (around := AROUND_LAYER.get()) is None else _within(around, self._layers)
+        passes = self._passes()
         if needs_dx:
-            for layer in reversed(layers):
-                dy = layer.backward(dy)
+            for step in reversed(passes):
+                dy = step.backward(dy)
             return dy
-        first = next((i for i, layer in enumerate(self._layers) if layer.params), len(layers))
-        for layer in reversed(layers[first + 1 :]):
-            dy = layer.backward(dy)
-        for layer in layers[first : first + 1]:
-            layer.backward(dy, needs_dx=False)
+        first = next((i for i, step in enumerate(self._steps.values()) if step.params), len(passes))
+        for step in reversed(passes[first + 1 :]):
+            dy = step.backward(dy)
+        for step in passes[first : first + 1]:
+            step.backward(dy, needs_dx=False)
         return None
 
     def train(self, mode: bool = True) -> Self:
@@ -110,6 +115,7 @@ class Sequential(Layer):
         """Move all layers to "cpu" or "cuda" and return the network."""
         for layer in self._layers:
             layer.to(device)
+        self._steps = _steps(self._layers)
         return super().to(device)
 
     def state_dict(self) -> dict[str, Array]:
@@ -119,6 +125,11 @@ class Sequential(Layer):
             for i, layer in enumerate(self._layers)
             for name, array in layer.state_dict().items()
         }
+
+    def _passes(self) -> "tuple[Any, ...]":
+        """Return what to run, one after the other."""
+        around = AROUND_LAYER.get()
+        return tuple(self._steps.values()) if around is None else _within(around, self._steps)
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -153,8 +164,21 @@ class _Within:
         return self._around(self._layer.backward, self._i, self._layer, "backward", dy, **named)
 
 
-def _within(around: Callable[..., Any], layers: tuple[Layer, ...]) -> tuple[Any, ...]:
-    return tuple(_Within(around, i, layer) for i, layer in enumerate(layers))
+def _within(around: Callable[..., Any], steps: Mapping[int, Any]) -> tuple[Any, ...]:
+    return tuple(
+        step if isinstance(step, RectifiedPooling) else _Within(around, i, step) for i, step in steps.items()
+    )
+
+
+def _steps(layers: tuple[Layer, ...]) -> dict[int, Any]:
+    """Return what to run, by the number of its first layer: the layers, but a ReLU and max pooling as one."""
+    steps: dict[int, Any] = {}
+    for i, layer in enumerate(layers):
+        if i and steps.get(i - 1) is layers[i - 1] and pooling_behind(layers[i - 1], layer):
+            steps[i - 1] = RectifiedPooling(i - 1, layers[i - 1], layer)
+        else:
+            steps[i] = layer
+    return steps
 
 
 class _Joined(MutableMapping[str, Any]):
