@@ -33,8 +33,8 @@ BATCHES = 30  # whose losses are compared
 # Of a turn, whose steps follow each other as in training. Behind a pause, or work of one thread such as the
 # plain way's, the second core measured was slow for 0.1 s: in turns of 5 steps, ours took up to 1.5 times as
 # long.
-TURN_SECONDS = 0.6
-SECONDS = 25.0  # of timing, for each network
+TURN_SECONDS = 1.5
+SECONDS = 30.0  # of timing, for each network
 
 
 class Network(NamedTuple):

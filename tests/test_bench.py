@@ -74,7 +74,7 @@ def test_a_fast_call_is_repeated_until_a_turn_lasts_long_enough():
 
 def test_a_slow_call_is_called_once_a_turn():
     calls = []
-    sample = Cpu().sampler(lambda: (calls.append(1), time.sleep(2 * cpu.TURN_SECONDS)))
+    sample = Cpu().sampler(lambda: (calls.append(1), time.sleep(2 * cpu.LEAD_SECONDS)))
     begun = len(calls)
     sample()
     assert len(calls) == begun + 1

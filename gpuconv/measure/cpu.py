@@ -25,7 +25,10 @@ TURN_SECONDS = 0.01  # a sample repeats a faster call until it lasts this long
 # PyTorch's OpenMP threads spin for some 4 ms after a call, on the cores that the next one needs: without a
 # pause a rn50_c2_3x3 forward of ours takes 17.7 ms in place of 13.8.
 PAUSE_SECONDS = 0.01
-LEAD_SECONDS = 0.005  # a faster call is repeated so long, untimed, to wake its threads again
+# A faster call is repeated so long, untimed, to wake its threads again, and the cores: of a virtual machine's
+# two, one was slow for 0.1 s after a pause. After 5 ms of calls a 7x7 pooling took 171 us with a spread of
+# 20 %, and PyTorch's 52; after 60 ms 83 and 45, with a spread of 2 %; after 150 ms no less.
+LEAD_SECONDS = 0.06
 
 # Share of the cores above which a measurement isn't worth having; two idle cores show under 2 %.
 DISTURBED = 0.05
