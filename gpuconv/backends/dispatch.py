@@ -1,6 +1,7 @@
 """From an argument to an array that is safe to work on, and from its type to the backend that works on it."""
 
 import importlib
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -22,23 +23,28 @@ def backend_of(op: str, **arrays: Any) -> ModuleType:
     TypeError
         For anything that is not an array of a known kind, and for kinds mixed in one call.
     """
+    for value in arrays.values():
+        if type(value) is not np.ndarray:
+            break
+    else:  # the usual case of small arrays, which feel every microsecond
+        return _backend("cpu")
     kinds = {name: _kind(op, name, value) for name, value in arrays.items()}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{name} is a {kind} array" for name, kind in kinds.items())
         raise TypeError(f"{op}: arrays must all be NumPy's or all be CuPy's, but {listed}")
     kind = next(iter(kinds.values()))
     if kind == "NumPy":
-        from gpuconv.backends import cpu
-
-        return cpu
+        return _backend("cpu")
     if kind == UNMADE:
-        from gpuconv.backends import unmade
-
-        return unmade
-    from gpuconv.backends import cuda
-
+        return _backend("unmade")
+    cuda = _backend("cuda")
     cuda.check_device(op, arrays)
     return cuda
+
+
+@cache
+def _backend(name: str) -> ModuleType:
+    return importlib.import_module(f"gpuconv.backends.{name}")
 
 
 def given(**arrays: Any) -> dict[str, Any]:
