@@ -142,10 +142,11 @@ __device__ __forceinline__ void store(E *to, const S (&sums)[VECTOR]) {
     store(to, values);
 }
 
-// NaN is greater than any number.
+// NaN is greater than any number. So asked, it takes two comparisons, where value > best || value != value took three
+// and as many operations on predicates.
 template <typename R>
 __device__ __forceinline__ bool beats(R value, R best) {
-    return value > best || (value != value && best == best);
+    return !(value <= best) && best == best;
 }
 
 // A place of the output or input: one index per axis.

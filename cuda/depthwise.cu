@@ -32,9 +32,9 @@ struct Depthwise {
 __device__ __forceinline__ void read_weights(const T *w, INDEX channel, const Depthwise &p, ACC *weights) {
 #if CHANNELS_LAST
     if (!BACKWARD || ONE_TO_ONE) {  // they lie side by side
-        const Loaded some(true, w + channel);
+        const Loaded<T> some(true, w + channel);
 #pragma unroll
-        for (int lane = 0; lane < LANES; ++lane) weights[lane] = some[lane];
+        for (int lane = 0; lane < LANES; ++lane) weights[lane] = (ACC)some[lane];
         return;
     }
 #endif
@@ -70,39 +70,12 @@ __device__ __forceinline__ void add_row(int r, const ACC *values, const T *w, IN
         }
 }
 
-// Write a tile, or what of it lies in the result, plus the bias: added last, it takes no registers before.
-__device__ __forceinline__ void write_tile(const ACC *sum, const T *b, T *result, INDEX image, INDEX channel,
-                                           const Tile &tile, const Depthwise &p) {
-    const int *size = p.window.out;
-    const INDEX channels = p.channels.value * LANES;
-#pragma unroll
-    for (int q = 0; q < ROWS; ++q)
-#pragma unroll
-        for (int t = 0; t < COLUMNS; t += PLACES) {
-            const int row = tile.row + q, column = tile.column + t;
-            if (row >= size[1] || column >= size[2]) continue;
-            Vector<T> values;
-#pragma unroll
-            for (int v = 0; v < VECTOR; ++v) {
-                const ACC total = sum[(q * COLUMNS + t) * LANES + v];
-                values.lane[v] = (T)(WITH_BIAS ? total + (ACC)b[channel + v % LANES] : total);
-            }
-            const INDEX place = ((INDEX)tile.slice * size[1] + row) * size[2] + column;
-            const INDEX places = (INDEX)size[0] * size[1] * size[2];
-            store(result + (CHANNELS_LAST ? (image * places + place) * channels + channel
-                                          : (image * channels + channel) * places + place),
-                  values);
-        }
-}
-
 extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
     gpuconv_depthwise(const T *__restrict__ source, const T *__restrict__ w, const T *__restrict__ b,
                       T *__restrict__ result, const Depthwise p) {
     FOR_ITEMS(item, p.items) {
-        INDEX image = item, channel = 0;
-        if (CHANNELS_LAST) channel = take(image, p.channels) * LANES;
-        const Tile tile = take_tile(image, p.tiles);
-        if (!CHANNELS_LAST) channel = take(image, p.channels);
+        INDEX image = item, channel;
+        const Tile tile = take_item(image, p.channels, p.tiles, channel);
         ACC sum[ROWS * COLUMNS * LANES];
 #pragma unroll
         for (int i = 0; i < ROWS * COLUMNS * LANES; ++i) sum[i] = (ACC)0;
@@ -129,6 +102,14 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
                 }
             }
         }
-        write_tile(sum, b, result, image, channel, tile, p);
+#pragma unroll
+        for (int q = 0; q < ROWS; ++q)
+            for_results(q, image, channel, tile, p.channels, p.window.out, [&](int i, int, INDEX offset) {
+                Vector<T> values;
+#pragma unroll
+                for (int v = 0; v < VECTOR; ++v)
+                    values.lane[v] = (T)(WITH_BIAS ? sum[i + v] + (ACC)b[channel + v % LANES] : sum[i + v]);
+                store(result + offset, values);
+            });
     }
 }

@@ -75,68 +75,143 @@ __device__ __forceinline__ int first_at(int place, int axis, const Window &windo
     return (BACKWARD ? place / stride(axis) : place * stride(axis)) - window.before[axis];
 }
 
-// A vector, or zeros, as words: left to the compiler, float16 is merged with the zeros lane by lane.
-struct Loaded {
-    unsigned words[(sizeof(Vector<T>) + 3) / 4];
+// Take an item's tile and its first channel off its number, which leaves the image's; `channels` are counted in
+// tiles.
+__device__ __forceinline__ Tile take_item(INDEX &number, const Divisor &channels, const Tiles &tiles, INDEX &channel) {
+    if (CHANNELS_LAST) channel = take(number, channels) * LANES;
+    const Tile tile = take_tile(number, tiles);
+    if (!CHANNELS_LAST) channel = take(number, channels);
+    return tile;
+}
 
-    __device__ __forceinline__ Loaded(bool there, const T *from) {
-        typedef typename Words<alignof(Vector<T>)>::type Word;
+// Call visit(i, t, offset) for each vector of a tile's row q that lies in the result: its first number in the tile, its
+// column there, and where it lies in the result.
+template <typename F>
+__device__ __forceinline__ void for_results(int q, INDEX image, INDEX channel, const Tile &tile,
+                                            const Divisor &channels, const int *size, F visit) {
+    const INDEX all = channels.value * LANES, places = (INDEX)size[0] * size[1] * size[2];
+    const Place first = {{tile.slice, tile.row, tile.column}};
+    const INDEX begin = flat<INDEX>(first, size);
+    const INDEX corner = CHANNELS_LAST ? (image * places + begin) * all + channel
+                                       : (image * all + channel) * places + begin;
+#pragma unroll
+    for (int t = 0; t < COLUMNS; t += PLACES)
+        if (tile.row + q < size[1] && tile.column + t < size[2])
+            visit((q * COLUMNS + t) * LANES, t, corner + (q * size[2] + t) * (CHANNELS_LAST ? all : 1));
+}
+
+// What padding counts as: nothing, or (of floats) less than any number.
+enum Fill { ZERO, LOWEST };
+
+__device__ __forceinline__ float minus_infinity() {
+    const union {
+        unsigned bits;
+        float value;
+    } lowest = {0xff800000u};
+    return lowest.value;
+}
+
+// A vector, or one of padding, as words: left to the compiler, float16 is merged lane by lane.
+template <typename E>
+struct Loaded {
+    enum { WORDS = (sizeof(Vector<E>) + 3) / 4 };
+    unsigned words[WORDS];
+
+    __device__ __forceinline__ Loaded(bool there, const E *from, Fill fill = ZERO) {
+        typedef typename Words<alignof(Vector<E>)>::type Word;
         union {
-            unsigned words[(sizeof(Vector<T>) + 3) / 4];
-            Word loaded[sizeof(Vector<T>) / sizeof(Word)];
+            unsigned words[WORDS];
+            Word loaded[sizeof(Vector<E>) / sizeof(Word)];
         } bits = {};
+        if (fill == LOWEST)
+#pragma unroll
+            for (int i = 0; i < WORDS; ++i)
+                bits.words[i] = sizeof(E) == 2 ? 0xfc00fc00u : sizeof(E) == 4 ? 0xff800000u : i % 2 * 0xfff00000u;
         if (there)
 #pragma unroll
-            for (int i = 0; i < (int)(sizeof(Vector<T>) / sizeof(Word)); ++i)
+            for (int i = 0; i < (int)(sizeof(Vector<E>) / sizeof(Word)); ++i)
                 bits.loaded[i] = reinterpret_cast<const Word *>(from)[i];
 #pragma unroll
-        for (int i = 0; i < (int)(sizeof(Vector<T>) + 3) / 4; ++i) words[i] = bits.words[i];
+        for (int i = 0; i < WORDS; ++i) words[i] = bits.words[i];
     }
 
-    __device__ __forceinline__ ACC operator[](int lane) const {
+    __device__ __forceinline__ E operator[](int lane) const {
         union {
             unsigned words[2];
             unsigned short half;
-            T value;
+            unsigned char byte;
+            E value;
         } bits = {};
-        if (sizeof(T) == 2)
+        if (sizeof(E) == 1)
+            bits.byte = (unsigned char)(words[lane / 4] >> lane % 4 * 8);
+        else if (sizeof(E) == 2)
             bits.half = (unsigned short)(words[lane / 2] >> lane % 2 * 16);
         else
 #pragma unroll
-            for (int i = 0; i < (int)sizeof(T) / 4; ++i) bits.words[i] = words[lane * ((int)sizeof(T) / 4) + i];
-        return (ACC)bits.value;
+            for (int i = 0; i < (int)sizeof(E) / 4; ++i) bits.words[i] = words[lane * ((int)sizeof(E) / 4) + i];
+        return bits.value;
     }
 };
 
-// Read `count` places of a row of `size` places, the first one at `from` and number `first`; zeros where there
+// Read `count` places of a row of `size` places, the first one at `from` and number `first`; padding where there
 // are none.
 //
 // Channels first, `lead` places before the first begins a vector, and each vector lies in the row or beyond its
 // end as a whole. Channels last, `sources` channels of each place, side by side or `apart` from each other.
-__device__ __forceinline__ void read_row(const T *from, bool there, int first, int size, INDEX step, int count,
-                                         int lead, int sources, bool together, INDEX apart, ACC *values) {
+template <typename E, typename R>
+__device__ __forceinline__ void read_row(const E *from, bool there, int first, int size, INDEX step, int count,
+                                         int lead, int sources, bool together, INDEX apart, R *values,
+                                         Fill fill = ZERO) {
 #if CHANNELS_LAST
 #pragma unroll
     for (int i = 0; i < count; ++i) {
         const bool inside = there && (unsigned)(first + i) < (unsigned)size;
-        const T *place = from + i * step;
+        const E *place = from + i * step;
         if (together) {
-            const Loaded some(inside, place);
+            const Loaded<E> some(inside, place, fill);
 #pragma unroll
-            for (int s = 0; s < VECTOR; ++s) values[i * VECTOR + s] = some[s];
+            for (int s = 0; s < VECTOR; ++s) values[i * VECTOR + s] = (R)some[s];
         } else {
 #pragma unroll
-            for (int s = 0; s < sources; ++s) values[i * sources + s] = inside ? (ACC)place[s * apart] : (ACC)0;
+            for (int s = 0; s < sources; ++s)
+                values[i * sources + s] = inside ? (R)place[s * apart] : (R)0;
         }
     }
 #else
 #pragma unroll
     for (int v = -lead; v < count; v += VECTOR) {
         const bool inside = there && (unsigned)(first + v) < (unsigned)size;
-        const Loaded some(inside, from + v * (VECTOR > 1 ? 1 : step));
+        const Loaded<E> some(inside, from + v * (VECTOR > 1 ? 1 : step), fill);
 #pragma unroll
         for (int lane = 0; lane < VECTOR; ++lane)
-            if (v + lane >= 0 && v + lane < count) values[v + lane] = some[lane];
+            if (v + lane >= 0 && v + lane < count) values[v + lane] = (R)some[lane];
     }
 #endif
+}
+
+// Call visit(a, slice, r, below) for each row that a tile reads: slice of taps and of the source, number of the row
+// in the tile, and in the source.
+template <typename F>
+__device__ __forceinline__ void for_rows(const Tile &tile, const Window &window, F visit) {
+    const int row = first_at(tile.row, 1, window);
+#pragma unroll
+    for (int a = 0; a < K0; ++a) {
+        int slice;
+        if (!slice_at(tile.slice, a, window, slice)) continue;
+#pragma unroll
+        for (int r = 0; r < READ_ROWS; ++r) visit(a, slice, r, row + r);
+    }
+}
+
+// Tell whether all taps count in the divisors of all windows that a tile reads or is read by, the first of which begins
+// at `start`.
+__device__ __forceinline__ bool counts_all(const Place &start, const Counted &counted) {
+    const int last[3] = {(K0 - 1) * D0, (BACKWARD ? (READ_ROWS - 1) * S1 + (K1 - 1) * D1 : READ_ROWS - 1),
+                         (BACKWARD ? (READ_COLUMNS - 1) * S2 + (K2 - 1) * D2 : READ_COLUMNS - 1)};
+    if (counted.divisor) return true;
+    bool all = true;
+#pragma unroll
+    for (int axis = FIRST_AXIS; axis < 3; ++axis)
+        all = all && start.at[axis] >= counted.low[axis] && start.at[axis] + last[axis] < counted.high[axis];
+    return all;
 }

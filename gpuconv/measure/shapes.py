@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from gpuconv.backends.cuda import depthwise
+from gpuconv.backends.cuda import depthwise, tiles
 from gpuconv.backends.cuda.kernels import UNROLLED_TAPS
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ class ConvShape:
     def algorithms(self) -> tuple[str, ...]:
         """What computes it on a GPU, as `gpuconv.config.algorithm` says it, the planner's choice first."""
         cg, og = self.c_in // self.groups, self.c_out // self.groups
-        taken = max(cg, og) <= depthwise.MOST_CHANNELS and self.stride <= depthwise.MOST_STRIDE
+        taken = max(cg, og) <= depthwise.MOST_CHANNELS and self.stride <= tiles.MOST_STRIDE
         if not taken or self.kh * self.kw > UNROLLED_TAPS:
             return ("gemm",)
         return ("direct", "gemm") if cg == 1 else ("gemm", "direct")

@@ -1,4 +1,7 @@
-"""Max and average pooling and their gradients: one kernel each, one thread a few outputs side by side."""
+"""Max and average pooling and their gradients, one kernel each.
+
+Where windows are small, a thread computes a tile in registers (cuda/tile.cuh); else a few results of a row.
+"""
 
 from math import prod
 from typing import Any
@@ -6,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.cuda import runtime as runtimes
+from gpuconv.backends.cuda import tiles
 from gpuconv.backends.cuda.columns import Laid, laid, order_lanes, order_struct, three, window_struct
 from gpuconv.backends.cuda.kernels import C_TYPES, needs_wide, specialise
 from gpuconv.backends.cuda.program import At, Program, kernel_launch, planned, run
+from gpuconv.backends.cuda.tiles import Numbers, Reading, Registers
 from gpuconv.backends.dispatch import accumulator, real_dtype
 from gpuconv.geometry import Window
 
@@ -30,6 +35,18 @@ def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_
 def _max_pool(
     window: Window, n: int, c: int, x: Laid, dtype: np.dtype[Any], channels_last: bool, return_argmax: bool
 ) -> Program:
+    if _fits(window, dtype):
+        return _tiled(
+            "max_pool_tile",
+            tiles.forward(window),
+            (n, c),
+            {"x": x},
+            Numbers(dtype, channels_last),
+            MAX_POOL[channels_last],
+            written=2,
+            MASK=C_TYPES[window.mask],
+            WITH_MASK=int(return_argmax),
+        )
     return _program(
         "max_pool",
         window,
@@ -88,6 +105,16 @@ def _max_pool_backward(
     last_only: bool,
 ) -> Program:
     dtype, mask = dtypes
+    if _fits(window, dtype) and mask.itemsize <= 4 and not last_only:
+        return _tiled(
+            "max_pool_backward_tile",
+            tiles.backward(window),
+            (n, c),
+            {"dy": dy, "argmax": argmax},
+            Numbers(dtype, channels_last),
+            MAX_POOL_BACKWARD,
+            MASK=C_TYPES[mask.name],
+        )
     return _program(
         "max_pool_backward",
         window,
@@ -187,6 +214,17 @@ def _avg_pool(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Program:
+    counted = _counted(window, count_include_pad, divisor_override)
+    if _fits(window, dtype):
+        return _tiled(
+            "avg_pool_tile",
+            tiles.forward(window),
+            (n, c),
+            {"x": x},
+            Numbers(dtype, channels_last),
+            AVG_POOL,
+            values={"counted": counted},
+        )
     return _program(
         "avg_pool",
         window,
@@ -196,7 +234,7 @@ def _avg_pool(
         {"x": (x, window.in_size)},
         dtype,
         channels_last,
-        values={"counted": _counted(window, count_include_pad, divisor_override)},
+        values={"counted": counted},
     )
 
 
@@ -229,6 +267,17 @@ def _avg_pool_backward(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Program:
+    if _fits(window, dtype):
+        return _tiled(
+            "avg_pool_backward_tile",
+            tiles.backward(window),
+            (n, c),
+            {"dy": dy},
+            Numbers(dtype, channels_last),
+            AVG_POOL_BACKWARD,
+            values={"counted": _counted(window, count_include_pad, divisor_override, from_first=True)},
+        )
+    counted = _counted(window, count_include_pad, divisor_override)
     return _program(
         "avg_pool_backward",
         window,
@@ -238,7 +287,7 @@ def _avg_pool_backward(
         {"dy": (dy, window.out_size)},
         dtype,
         channels_last,
-        values={"counted": _counted(window, count_include_pad, divisor_override)},
+        values={"counted": counted},
     )
 
 
@@ -356,12 +405,71 @@ def _program(
     return Program((launch,))
 
 
-def _counted(window: Window, count_include_pad: bool, divisor_override: int | None) -> dict[str, Any]:
-    """Return the kernels' struct Counted: the ends of the places that a divisor counts, or the divisor."""
+# Of larger windows, tiles of one row are left, and the compiler reads too many rows of them ahead.
+MOST_TAPS = 32
+
+
+def _fits(window: Window, dtype: np.dtype[Any]) -> bool:
+    """Tell whether a thread computes a tile."""
+    return window.taps <= MOST_TAPS and tiles.fits(window, dtype)
+
+
+# Of a place, its maximum and where that is. The compiler reads some of the rows ahead: 4 values of each, say.
+MAX_POOL = {
+    False: Registers(lambda window, rows: 4 * rows, 62, (62, 30), each=2, done=True),
+    True: Registers(lambda window, rows: 4 * rows, 90, (90, 50), each=2, done=True),
+}
+MAX_POOL_BACKWARD = Registers(lambda window, rows: 0, 84, (84, 51))
+AVG_POOL = Registers(lambda window, rows: 4 * rows, 90, (90, 50), done=True)
+AVG_POOL_BACKWARD = MAX_POOL_BACKWARD
+
+
+def _tiled(
+    name: str,
+    reading: Reading,
+    sizes: tuple[int, int],
+    read: dict[str, Laid],
+    numbers: Numbers,
+    registers: Registers,
+    *,
+    written: int = 1,
+    values: dict[str, Any] | None = None,
+    **constants: Any,
+) -> Program:
+    """Return one launch: a thread a tile. `sizes` are images and channels; `read` is the reading's source."""
+    (n, c), window, last = sizes, reading.window, numbers.channels_last
+    if last:
+        vector = min(tiles.channels_at_once(numbers, reading, array, c) for array in read.values())
+    else:
+        vector = min(tiles.places_at_once(numbers, reading, array, window.in_size) for array in read.values())
+    tile = tiles.tile(numbers, reading, vector, registers)
+    items = tiles.items(reading, tile, n, c, numbers)
+    extents = (array.extent(n, c, window.in_size) for array in read.values())
+    wide = needs_wide(items, n * c * prod(window.out_size), *extents)
+    launch = kernel_launch(
+        tiles.kernel(name, numbers, reading, tile, wide, **constants),
+        items,
+        tuple(At(slot) for slot in range(len(read) + written)),
+        **tiles.fields(reading, tile, c, numbers, wide),
+        **{name: array.struct(n, c, window.in_size) for name, array in read.items()},
+        **(values or {}),
+    )
+    return Program((launch,))
+
+
+def _counted(
+    window: Window, count_include_pad: bool, divisor_override: int | None, *, from_first: bool = False
+) -> dict[str, Any]:
+    """Return the kernels' struct Counted: the ends of the places that a divisor counts, or the divisor.
+
+    Places are counted from x's first, or from where the first window begins.
+    """
     none = (0,) * window.axes
     before, after = (window.before, window.after) if count_include_pad else (none, none)
-    high = tuple(n + a for n, a in zip(window.in_size, after, strict=True))
-    return {"low": three([-b for b in before], 0), "high": three(high, 1), "divisor": divisor_override or 0}
+    zero = window.before if from_first else none
+    low = [z - b for z, b in zip(zero, before, strict=True)]
+    high = tuple(z + n + a for z, n, a in zip(zero, window.in_size, after, strict=True))
+    return {"low": three(low, 0), "high": three(high, 1), "divisor": divisor_override or 0}
 
 
 def described(runtime: runtimes.Runtime, x: Array, channels_last: bool) -> tuple[int, int, Laid]:
