@@ -1,4 +1,4 @@
-"""Poolings of small windows by the CUDA kernels, a tile of results a thread: borders, ties, what is chosen."""
+"""Poolings of small windows by the CUDA kernels, a tile of results a thread: borders, ties, what is used."""
 
 from dataclasses import replace
 
