@@ -92,18 +92,9 @@ def test_nothing_around_an_array_is_read(channels_last, rng):
     case = drawn(rng, channels_last)
     x, w, b, dy = arrays(case, np.float32)
     dense_ones = passes(case, *map(host_runtime.to_device, (x, w, b, dy)))
-    within = [_within_nan(rng, a) for a in (x, w, b, dy)]
+    within = [host_runtime.within_nan(rng, a) for a in (x, w, b, dy)]
     for got, must in zip(passes(case, *within), dense_ones, strict=True):
         np.testing.assert_array_equal(host_runtime.to_host(got), host_runtime.to_host(must))
-
-
-def _within_nan(rng, array):
-    """Return equal values within a larger array of NaN on the GPU's stand-in, aligned or not."""
-    before, after = rng.choice([1, 4]), rng.choice([1, 4])
-    whole = np.full([before + n + after for n in array.shape], np.nan, array.dtype)
-    inside = tuple(slice(before, before + n) for n in array.shape)
-    whole[inside] = array
-    return host_runtime.to_device(whole)[inside]
 
 
 @needs_kernels

@@ -105,17 +105,10 @@ def test_nothing_around_an_array_is_read(channels_last, rng):
     x = case.array("x", case.x_shape(), np.float32, whole=True)
     dy = case.array("dy", case.y_shape(pool=True), np.float32, whole=True)
     alone = passes(case, *map(host_runtime.to_device, (x, dy)))
-    for got, want in zip(passes(case, _within_nan(rng, x), _within_nan(rng, dy)), alone, strict=True):
+    for got, want in zip(
+        passes(case, host_runtime.within_nan(rng, x), host_runtime.within_nan(rng, dy)), alone, strict=True
+    ):
         np.testing.assert_array_equal(host_runtime.to_host(got), host_runtime.to_host(want))
-
-
-def _within_nan(rng, array):
-    """Return equal values within a larger array of NaN on the GPU's stand-in, aligned or not."""
-    before, after = rng.choice([1, 4]), rng.choice([1, 4])
-    whole = np.full([before + n + after for n in array.shape], np.nan, array.dtype)
-    inside = tuple(slice(before, before + n) for n in array.shape)
-    whole[inside] = array
-    return host_runtime.to_device(whole)[inside]
 
 
 @needs_kernels

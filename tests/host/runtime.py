@@ -127,3 +127,12 @@ def to_device(x):
 def to_host(x):
     """Return a copy as a plain NumPy array."""
     return np.array(x, subok=False)
+
+
+def within_nan(rng, array):
+    """Return equal values within a larger array of NaN on this device, aligned or not."""
+    before, after = rng.choice([1, 4]), rng.choice([1, 4])
+    whole = np.full([before + n + after for n in array.shape], np.nan, array.dtype)
+    inside = tuple(slice(before, before + n) for n in array.shape)
+    whole[inside] = array
+    return to_device(whole)[inside]
