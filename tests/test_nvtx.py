@@ -242,7 +242,7 @@ conv2d_backward dy[2,2,3,3] x[2,2,5,5] w[2,2,3,3]
   bias_grad
   sum_parts
 max_pool2d x[2,2,5,5]
-  max_pool
+  max_pool_tile
 0.linear
   gemm a[20,5] b[5,3]
 """.strip()
@@ -264,7 +264,7 @@ def test_kernels_and_matrix_products_are_ranges_within_their_operation(record):
     assert told.tree == OPERATIONS_ON_KERNELS
     stages = {each.name.partition(" ")[0]: each.category for outer in told.threads[0] for each in outer.inner}
     conv = dict.fromkeys(("bias", "im2col", "col2im", "bias_grad", "sum_parts"), "conv")
-    assert stages == {**conv, "gemm": "gemm", "max_pool": "pool"}
+    assert stages == {**conv, "gemm": "gemm", "max_pool_tile": "pool"}
 
 
 @needs_kernels
@@ -343,7 +343,7 @@ def test_config_ranges_is_heeded_within_a_block_and_an_open_range_still_ends(rec
         nn.Sequential(nn.MaxPool2d(2))(x)
     """)
     operation = "max_pool2d x[1,1,4,4]"
-    names = [operation, "0.maxpool2d", operation, "max_pool", "1.quiet", "0.maxpool2d"]
+    names = [operation, "0.maxpool2d", operation, "max_pool_tile", "1.quiet", "0.maxpool2d"]
     assert [each.name for each in told.ranges] == names
 
 
