@@ -40,17 +40,19 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
         for_rows(tile, p.window, [&](int a, int slice, int r, int row) {
             const bool there = (unsigned)row < (unsigned)p.window.in[1];
             ACC terms[READ_COLUMNS * LANES];
-            read_row(gradient + (slice * p.dy.place[0] + row * p.dy.place[1] + column * p.dy.place[2]), there, column,
+            read_row(gradient + step_to(slice, row, column, p.dy), there, column,
                      p.window.in[2], p.dy.place[2], READ_COLUMNS, LEAD, LANES, true, 0, terms);
-            if (!whole)
 #pragma unroll
-                for (int t = 0; t < READ_COLUMNS; ++t) {
+            for (int t = 0; t < READ_COLUMNS; ++t) {  // before they are added up: a sum might be too large
+                ACC own = share;
+                if (!whole) {
                     const Place begin = {{slice * S0, row * S1, (column + t) * S2}};
                     const bool counts = there && (unsigned)(column + t) < (unsigned)p.window.in[2];
-                    const ACC own = counts ? (ACC)1 / (ACC)divisor_of(begin, p.counted) : (ACC)0;
-#pragma unroll
-                    for (int lane = 0; lane < LANES; ++lane) terms[t * LANES + lane] *= own;
+                    own = counts ? (ACC)1 / (ACC)divisor_of(begin, p.counted) : (ACC)0;
                 }
+#pragma unroll
+                for (int lane = 0; lane < LANES; ++lane) terms[t * LANES + lane] *= own;
+            }
 #pragma unroll
             for (int q = 0; q < ROWS; ++q)
 #pragma unroll
@@ -69,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
             for_results(q, image, channel, tile, p.channels, p.window.out, [&](int i, int, INDEX offset) {
                 Vector<T> values;
 #pragma unroll
-                for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)(whole ? sum[i + v] * share : sum[i + v]);
+                for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[i + v];
                 store(dx + offset, values);
             });
     }

@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
         };
         for_rows(tile, p.window, [&](int a, int slice, int r, int row) {
             ACC values[READ_COLUMNS * LANES];
-            read_row(plane + (slice * p.x.place[0] + row * p.x.place[1] + start.at[2] * p.x.place[2]),
+            read_row(plane + step_to(slice, row, start.at[2], p.x),
                      (unsigned)row < (unsigned)p.window.in[1], start.at[2], p.window.in[2], p.x.place[2], READ_COLUMNS,
                      LEAD, LANES, true, 0, values);
 #pragma unroll

@@ -39,9 +39,9 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
             const bool there = (unsigned)row < (unsigned)p.window.in[1];
             ACC terms[READ_COLUMNS * LANES];
             int winners[READ_COLUMNS * LANES];
-            read_row(gradient + (slice * p.dy.place[0] + row * p.dy.place[1] + column * p.dy.place[2]), there, column,
+            read_row(gradient + step_to(slice, row, column, p.dy), there, column,
                      p.window.in[2], p.dy.place[2], READ_COLUMNS, LEAD, LANES, true, 0, terms);
-            read_row(mask + (slice * p.argmax.place[0] + row * p.argmax.place[1] + column * p.argmax.place[2]), there,
+            read_row(mask + step_to(slice, row, column, p.argmax), there,
                      column, p.window.in[2], p.argmax.place[2], READ_COLUMNS, LEAD, LANES, true, 0, winners);
 #pragma unroll
             for (int q = 0; q < ROWS; ++q)

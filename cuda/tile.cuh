@@ -75,6 +75,22 @@ __device__ __forceinline__ int first_at(int place, int axis, const Window &windo
     return (BACKWARD ? place / stride(axis) : place * stride(axis)) - window.before[axis];
 }
 
+// Offsets of places that may lie outside of the array, where nothing is read: they wrap around.
+template <typename I>
+struct Wrapping {
+    typedef unsigned type;
+};
+template <>
+struct Wrapping<long long> {
+    typedef unsigned long long type;
+};
+typedef typename Wrapping<INDEX>::type Wrapped;
+
+__device__ __forceinline__ INDEX step_to(int slice, int row, int column, const Strides &strides) {
+    return (INDEX)((Wrapped)slice * (Wrapped)strides.place[0] + (Wrapped)row * (Wrapped)strides.place[1] +
+                   (Wrapped)column * (Wrapped)strides.place[2]);
+}
+
 // Take an item's tile and its first channel off its number, which leaves the image's; `channels` are counted in
 // tiles.
 __device__ __forceinline__ Tile take_item(INDEX &number, const Divisor &channels, const Tiles &tiles, INDEX &channel) {
@@ -166,7 +182,7 @@ __device__ __forceinline__ void read_row(const E *from, bool there, int first, i
 #pragma unroll
     for (int i = 0; i < count; ++i) {
         const bool inside = there && (unsigned)(first + i) < (unsigned)size;
-        const E *place = from + i * step;
+        const E *place = from + (INDEX)((Wrapped)i * (Wrapped)step);
         if (together) {
             const Loaded<E> some(inside, place, fill);
 #pragma unroll
@@ -181,7 +197,7 @@ __device__ __forceinline__ void read_row(const E *from, bool there, int first, i
 #pragma unroll
     for (int v = -lead; v < count; v += VECTOR) {
         const bool inside = there && (unsigned)(first + v) < (unsigned)size;
-        const Loaded<E> some(inside, from + v * (VECTOR > 1 ? 1 : step), fill);
+        const Loaded<E> some(inside, from + (INDEX)((Wrapped)v * (Wrapped)(VECTOR > 1 ? 1 : step)), fill);
 #pragma unroll
         for (int lane = 0; lane < VECTOR; ++lane)
             if (v + lane >= 0 && v + lane < count) values[v + lane] = (R)some[lane];

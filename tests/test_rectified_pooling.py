@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ def taught(relu, pool, x):
 
 
 def equal(a, b):
-    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    """Compare values, and the signs of zeros."""
+    same = a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return same and np.array_equal(np.signbit(a[a == 0]), np.signbit(b[b == 0]))
 
 
 @st.composite
@@ -171,3 +174,36 @@ def test_what_was_kept_goes_when_the_network_is_moved():
     network(np.ones((1, 1, 4, 4)))
     with pytest.raises(RuntimeError, match="call forward first"):
         network.to("cpu").backward(np.ones((1, 1, 2, 2)))
+
+
+def test_an_unpooling_made_afterwards_finds_the_places_of_rectified_values():
+    x = np.full((1, 1, 2, 2), -1.0)
+    x[..., 1, 1] = -0.5
+    network = nn.Sequential(*pair())
+    y = network(x)
+    assert nn.MaxUnpool2d(network[1])(y + 7).ravel().tolist() == [7, 0, 0, 0]
+    assert network.backward(np.ones_like(y)).sum() == 0
+    network(x)  # and from now on
+    assert nn.MaxUnpool2d(network[1])(y + 7).ravel().tolist() == [7, 0, 0, 0]
+
+
+@pytest.mark.parametrize("wrong", [np.ones((1, 1, 4, 4), int), np.ones((1, 1, 4, 4), complex), [1.0], None])
+def test_a_forward_that_fails_leaves_the_last_one_as_it_was(wrong):
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 1, 1, 4, 4))
+    network, dy = nn.Sequential(*pair()), dy[..., :2, :2]
+    network(x)
+    expected = network.backward(dy)
+    with pytest.raises(TypeError, match="ReLU: "):
+        network(wrong)
+    assert equal(network.backward(dy), expected)
+
+
+def test_what_was_kept_goes_with_the_next_forward_of_another_network_of_the_layers():
+    network = nn.Sequential(*pair())
+    part, x = network[:2], np.ones((1, 1, 4, 4))
+    part(x)
+    kept = weakref.ref(x)
+    network(np.ones((1, 1, 2, 2)))
+    del x
+    assert kept() is None

@@ -1,6 +1,7 @@
 """Activation functions as layers. Each backward holds the derivative of its function and nothing else."""
 
 from types import ModuleType
+from typing import Any, NamedTuple
 
 from gpuconv.backends.dispatch import array_module, backend_of, float_result
 from gpuconv.nn.layer import Array, Layer
@@ -23,15 +24,45 @@ class ReLU(Layer):
 
     def forward(self, x: Array) -> Array:
         """Return max(x, 0)."""
-        backend = _check(self, x)
+        backend = check_floats(self, x)
         y = backend.activations.relu(x)
         return self._keep(y, y)
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Return dx = dy where x > 0, else 0."""
-        y = self._recall(dy)
+        kept = self._recall(dy)
+        return self._gradient(dy, kept.x if isinstance(kept, _Behind) else kept)
+
+    def _gradient(self, dy: Array, y: Array) -> Array:
         backend = backend_of("ReLU", dy=dy, y=y)
         return backend.activations.relu_input_grad(dy, y)
+
+    # As `gpuconv.nn.rectified_pooling` runs it: on the y of a max pooling that is behind it in the network, and
+    # as if on its x.
+
+    def keep_behind(self, x: Array, pooled: Any, y: Array) -> None:
+        """Keep the pooling's x, of which this layer's gradient could ask the signs, what it kept, and y."""
+        self._keep(x, _Behind(x, pooled, y))
+
+    def ran_behind(self, pool: Layer) -> bool:
+        """Tell whether both last ran together so."""
+        return isinstance(self._kept, _Behind) and self._kept.pooled is pool._kept
+
+    def backward_behind(self, dy: Array) -> Array:
+        """Return dy, but 0 where y is."""
+        return self._gradient(dy, self._kept.y)
+
+    def run_before(self, pool: Layer) -> None:
+        """Let both keep what they keep where the pooling runs last."""
+        pool.forward(self.forward(self._kept.x))
+
+
+class _Behind(NamedTuple):
+    """What a ReLU keeps that ran behind a max pooling."""
+
+    x: Array
+    pooled: Any
+    y: Array
 
 
 class Sigmoid(Layer):
@@ -51,7 +82,7 @@ class Sigmoid(Layer):
 
     def forward(self, x: Array) -> Array:
         """Return 1 / (1 + exp(-x))."""
-        _check(self, x)
+        check_floats(self, x)
         xp = array_module(x)
         e = xp.exp(-abs(x))
         y = xp.where(x >= 0, 1, e) / (1 + e)
@@ -78,7 +109,7 @@ class Tanh(Layer):
 
     def forward(self, x: Array) -> Array:
         """Return tanh(x)."""
-        _check(self, x)
+        check_floats(self, x)
         y = array_module(x).tanh(x)
         return self._keep(y, y)
 
@@ -88,7 +119,7 @@ class Tanh(Layer):
         return dy * (1 - y * y)
 
 
-def _check(layer: Layer, x: Array) -> ModuleType:
+def check_floats(layer: Layer, x: Array) -> ModuleType:
     """Return the backend of an array of floats."""
     backend = backend_of(type(layer).__name__, x=x)
     float_result(type(layer).__name__, x=x)

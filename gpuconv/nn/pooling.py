@@ -61,6 +61,7 @@ class _MaxPool(_Pool):
     _pool: ClassVar[Callable[..., Any]]
     _gradient: ClassVar[Callable[..., Array]]
     undone = False  # whether a max unpooling reads what this layer keeps
+    rectifier: Any = None  # a ReLU that ran behind it, though it is before it in the network
 
     def __init__(
         self,
@@ -195,6 +196,8 @@ class _MaxUnpool(Layer):
             )
         self.pool = pool
         pool.undone = True
+        if pool.rectifier is not None and pool.rectifier.ran_behind(pool):
+            pool.rectifier.run_before(pool)
 
     def forward(self, x: Array) -> Array:
         """Return an array like the pool's last x, with x's values where the maxima were, zero elsewhere."""

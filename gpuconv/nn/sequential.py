@@ -15,8 +15,9 @@ class Sequential(Layer):
     the recursion that gives back-propagation its name.
 
     A `ReLU` right before a max pooling runs behind it: the maximum of rectified values is the rectified
-    maximum, and one value a window is less work than all of them. Results and gradients are the same to the
-    last bit, and the layers can be called one by one behind it.
+    maximum, and one value a window is less work than all of them. Results and gradients of the network are
+    the same bits, and the layers can be called one by one behind it; only the gradient between these two, of
+    windows that hold no positive number, is found at another place.
 
     Parameters
     ----------
@@ -71,7 +72,6 @@ class Sequential(Layer):
                 )
         _check_distinct(layers)
         self._layers = layers
-        self._steps = _steps(layers)
         self.params = _Joined(layers, "params")
         self.grads = _Joined(layers, "grads")
         self.buffers = _Joined(layers, "buffers")
@@ -98,7 +98,7 @@ class Sequential(Layer):
             for step in reversed(passes):
                 dy = step.backward(dy)
             return dy
-        first = next((i for i, step in enumerate(self._steps.values()) if step.params), len(passes))
+        first = next((i for i, step in enumerate(_steps(self._layers).values()) if step.params), len(passes))
         for step in reversed(passes[first + 1 :]):
             dy = step.backward(dy)
         for step in passes[first : first + 1]:
@@ -115,7 +115,6 @@ class Sequential(Layer):
         """Move all layers to "cpu" or "cuda" and return the network."""
         for layer in self._layers:
             layer.to(device)
-        self._steps = _steps(self._layers)
         return super().to(device)
 
     def state_dict(self) -> dict[str, Array]:
@@ -128,8 +127,8 @@ class Sequential(Layer):
 
     def _passes(self) -> "tuple[Any, ...]":
         """Return what to run, one after the other."""
-        around = AROUND_LAYER.get()
-        return tuple(self._steps.values()) if around is None else _within(around, self._steps)
+        steps, around = _steps(self._layers), AROUND_LAYER.get()
+        return tuple(steps.values()) if around is None else _within(around, steps)
 
     def __len__(self) -> int:
         return len(self._layers)

@@ -21,6 +21,7 @@ def relu(x: Array) -> Array:
         _blocks(kernels, "relu", x, y)
     else:
         np.maximum(x, 0, out=y)
+        y += 0  # of float16's -0 and 0, NumPy takes -0
     return y
 
 

@@ -405,23 +405,24 @@ def _program(
     return Program((launch,))
 
 
-# Of larger windows, tiles of one row are left, and the compiler reads too many rows of them ahead.
-MOST_TAPS = 32
+# Of larger windows, the compiler reads so many values ahead that it spills some.
+MOST_KERNEL, MOST_STRIDE = 3, 3
 
 
 def _fits(window: Window, dtype: np.dtype[Any]) -> bool:
     """Tell whether a thread computes a tile."""
-    return window.taps <= MOST_TAPS and tiles.fits(window, dtype)
+    small = max(window.span) <= MOST_KERNEL and max(window.stride) <= MOST_STRIDE
+    return small and tiles.fits(window, dtype)
 
 
 # Of a place, its maximum and where that is. The compiler reads some of the rows ahead: 4 values of each, say.
 MAX_POOL = {
-    False: Registers(lambda window, rows: 4 * rows, 62, (62, 30), each=2, done=True),
+    False: Registers(lambda window, rows: 4 * rows, 62, (44, 30), each=2, done=True),
     True: Registers(lambda window, rows: 4 * rows, 90, (90, 50), each=2, done=True),
 }
-MAX_POOL_BACKWARD = Registers(lambda window, rows: 0, 84, (84, 51))
+MAX_POOL_BACKWARD = Registers(lambda window, rows: 0, 84, (48, 40), read=2)  # dy and mask
 AVG_POOL = Registers(lambda window, rows: 4 * rows, 90, (90, 50), done=True)
-AVG_POOL_BACKWARD = MAX_POOL_BACKWARD
+AVG_POOL_BACKWARD = Registers(lambda window, rows: 0, 84, (84, 51))
 
 
 def _tiled(

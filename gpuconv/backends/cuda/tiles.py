@@ -127,6 +127,7 @@ class Registers(NamedTuple):
     most: int
     resident: tuple[int, ...]  # up to so many, one more block is resident
     each: int = 1  # of each place of the tile
+    read: int = 1  # of each place of a row that is read
     done: bool = False  # whether rows of the tile are written as soon as they are done, and not kept
 
 
@@ -161,7 +162,7 @@ def tile(numbers: Numbers, reading: Reading, vector: int, registers: Registers) 
         live = rows
         if registers.done and window.axes < 3:
             live = min(rows, -(-window.span[-2] // window.stride[-2]) if window.axes > 1 else 1)
-        of_channel = registers.each * live * columns + reading.columns(columns)
+        of_channel = registers.each * live * columns + registers.read * reading.columns(columns)
         of_channel += registers.beside(window, rows // step)
         return numbers.words * of_channel * (vector if numbers.channels_last else 1)
 
