@@ -37,7 +37,7 @@ class ReLU(Layer):
         backend = backend_of("ReLU", dy=dy, y=y)
         return backend.activations.relu_input_grad(dy, y)
 
-    # As `gpuconv.nn.rectified_pooling` runs it: on the y of a max pooling that is behind it in the network, and
+    # As `gpuconv.nn.rectified_pooling` runs it: on the y of a max pooling that is behind it in the network,
     # as if on its x.
 
     def keep_behind(self, x: Array, pooled: Any, y: Array) -> None:
