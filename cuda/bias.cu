@@ -5,8 +5,7 @@
 
 struct Bias {
     INDEX items;
-    INDEX stride;  // of b
-    Order order;   // of y
+    Order order;  // of y
 };
 
 extern "C" __global__ void gpuconv_bias(const T *__restrict__ b, T *__restrict__ y, const Bias p) {
@@ -14,7 +13,7 @@ extern "C" __global__ void gpuconv_bias(const T *__restrict__ b, T *__restrict__
         const Item item = item_at(number, p.order);
         Vector<T> values;
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) values.lane[v] = b[(item.channel + (CHANNELS_LAST ? v : 0)) * p.stride];
+        for (int v = 0; v < VECTOR; ++v) values.lane[v] = b[item.channel + (CHANNELS_LAST ? v : 0)];
         store(y + number * VECTOR, values);
     }
 }

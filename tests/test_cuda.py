@@ -23,14 +23,12 @@ from hypothesis import strategies as st
 import gpuconv
 from gpuconv import reference as define
 from gpuconv.backends import cpu, cuda
-from gpuconv.backends.cuda import columns, convolution, kernels, pooling, program, runtime
+from gpuconv.backends.cuda import columns, gemm, kernels, pooling, program, runtime
 from gpuconv.backends.cuda import problem as problem_module
 from gpuconv.backends.cuda.columns import dense
-from gpuconv.backends.cuda.input_grad import plan_input_grad
 from gpuconv.backends.cuda.parts import sum_parts
-from gpuconv.backends.cuda.problem import Problem
+from gpuconv.backends.cuda.problem import Epilogue, Problem
 from gpuconv.backends.cuda.program import At, Gemm, LimitTooSmall, Matrix
-from gpuconv.backends.cuda.weight_grad import plan_weight_grad
 from gpuconv.geometry import sliding_window
 
 needs_kernels = pytest.mark.skipif(bool(compiler.missing()), reason=compiler.missing())
@@ -55,10 +53,11 @@ def _on_device(*arrays):
 def _plans(problem, limit):
     """Return the programs of an operation's three passes, for dense arrays."""
     x = dense(problem.c_in, problem.window.in_size, problem.channels_last)
+    dy = dense(problem.c_out, problem.window.out_size, problem.channels_last)
     return {
-        "forward": convolution._plan_forward.__wrapped__(problem, x, False, limit),
-        "input_grad": plan_input_grad.__wrapped__(problem, 16, False, limit),
-        "weight_grad": plan_weight_grad.__wrapped__(problem, x, limit),
+        "forward": gemm.plan_forward.__wrapped__(problem, x, 16, Epilogue(False), limit),
+        "input_grad": gemm.plan_input_grad.__wrapped__(problem, dy, 16, Epilogue(False), limit),
+        "weight_grad": gemm.plan_weight_grad.__wrapped__(problem, x, dy, limit),
     }
 
 
@@ -182,10 +181,11 @@ def test_memory_that_is_full_altogether_is_an_error_with_the_bytes_asked_for(hos
 
 def test_a_limit_below_the_smallest_piece_names_both():
     problem = _problem(1, 4096, (64, 64), 8, 9)
+    x, dy = dense(4096, (64, 64), False), dense(8, problem.window.out_size, False)
     with pytest.raises(LimitTooSmall) as caught:
-        plan_weight_grad.__wrapped__(problem, dense(4096, (64, 64), False), MB)
+        gemm.plan_weight_grad.__wrapped__(problem, x, dy, MB)
     assert caught.value.least > MB
-    plan_weight_grad.__wrapped__(problem, dense(4096, (64, 64), False), caught.value.least)
+    gemm.plan_weight_grad.__wrapped__(problem, x, dy, caught.value.least)
 
 
 @needs_kernels
@@ -439,7 +439,7 @@ def test_a_second_call_plans_nothing_and_allocates_only_its_result(host, monkeyp
     made = []
     empty = host.empty
     monkeypatch.setattr(host, "empty", lambda shape, dtype: made.append(shape) or empty(shape, dtype))
-    for module in (columns, convolution):
+    for module in (columns, gemm):
         for name in ("specialise", "cut"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, planned_again)

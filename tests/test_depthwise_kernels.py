@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 import gpuconv
 from gpuconv import reference as define
-from gpuconv.backends.cuda import depthwise
+from gpuconv.backends.cuda import choice, depthwise
 from gpuconv.backends.cuda.columns import dense
 from gpuconv.backends.cuda.parts import TEAM, sum_parts
-from gpuconv.backends.cuda.problem import Problem
+from gpuconv.backends.cuda.problem import Epilogue, Problem
 from gpuconv.backends.cuda.program import At
-from gpuconv.backends.unmade import empty
 from gpuconv.geometry import sliding_window
 from gpuconv.measure.shapes import conv_shapes
 
@@ -219,44 +218,15 @@ def problem_of(shape, dtype, channels_last):
 
 
 @LAYOUTS
-def test_the_benchmarks_algorithms_are_those_that_the_planner_has(channels_last):
+def test_groups_of_one_input_channel_are_computed_directly_unless_columns_are_asked_for(channels_last):
     for shape in conv_shapes():
         problem = problem_of(shape, np.float32, channels_last)
-        direct = depthwise.chosen(problem)
+        small = max(problem.cg, problem.og) <= depthwise.MOST_CHANNELS and problem.window.taps <= 64
+        assert (choice.choose(problem, "forward").name == "direct") == (small and problem.cg == 1), shape.name
         with gpuconv.config(algorithm="direct"):
-            asked = depthwise.chosen(problem)
+            assert (choice.choose(problem, "forward").name == "direct") == small, shape.name
         with gpuconv.config(algorithm="gemm"):
-            assert not depthwise.chosen(problem)
-        assert shape.algorithms[0] == ("direct" if direct else "gemm"), shape.name
-        assert ("direct" in shape.algorithms) == asked, shape.name
-
-
-@pytest.mark.parametrize(
-    "dtype, options",
-    [
-        (np.complex64, {}),
-        (np.float32, {"stride": 5}),
-        (np.float32, {"padding": 40, "dilation": 32}),
-        (np.float32, {"kernel": (9, 8)}),
-        (np.float64, {"kernel": (7, 7)}),
-        (np.float32, {"c_out": 36}),
-    ],
-)
-def test_what_the_kernels_have_no_registers_for_stays_with_columns(dtype, options):
-    options = {"kernel": (3, 3), "c_out": 4, "padding": 4, **options}
-    kernel, c_out = options.pop("kernel"), options.pop("c_out")
-    x, w = empty((2, 4, 30, 30), np.dtype(dtype)), empty((c_out, 1, *kernel), np.dtype(dtype))
-    with gpuconv.config(algorithm="direct"):
-        assert gpuconv.explain("conv2d", x, w, groups=4, device="cuda", **options).algorithm == "gemm"
-
-
-def test_a_plan_says_direct_and_takes_no_workspace_forward():
-    x, w = empty((8, 32, 56, 56), np.dtype("f4")), empty((32, 1, 3, 3), np.dtype("f4"))
-    plan = gpuconv.explain("conv2d", x, w, padding=1, groups=32, device="cuda")
-    assert (plan.algorithm, plan.workspace, plan.chunks) == ("direct", 0, 1)
-    assert [step.what for step in plan.steps] == ["depthwise"]
-    with gpuconv.config(algorithm="gemm"):
-        assert gpuconv.explain("conv2d", x, w, padding=1, groups=32, device="cuda").algorithm == "gemm"
+            assert choice.choose(problem, "forward").name == "gemm"
 
 
 @LAYOUTS
@@ -269,8 +239,8 @@ def test_depthwise_layers_of_known_networks_move_several_elements_at_once(dtype,
         x = dense(p.c_in, p.window.in_size, channels_last)
         y = dense(p.c_out, p.window.out_size, channels_last)
         plans = {
-            "forward": depthwise.plan_forward(p, x, 16, False),
-            "input_grad": depthwise.plan_input_grad(p, y, 16, False),
+            "forward": depthwise.plan_forward(p, x, 16, Epilogue(False), 0),
+            "input_grad": depthwise.plan_input_grad(p, y, 16, Epilogue(False), 0),
             "weight_grad": depthwise.plan_weight_grad(p, x, y, 16 << 20),
         }
         # channels first, as many as both widths are a multiple of
@@ -291,7 +261,7 @@ def test_a_draw_of_every_kind_reaches_the_kernels(channels_last):
         )
         p = Problem(window, case.n, case.c_in, case.c_out, np.dtype("f4"), channels_last, "ieee")
         x = dense(p.c_in, window.in_size, channels_last)
-        for step in depthwise.plan_forward(p, x, 16, False).steps:
+        for step in depthwise.plan_forward(p, x, 16, Epilogue(False), 0).steps:
             defines = dict(step.kernel.defines)
             seen |= {(name, defines[name]) for name in ("VECTOR", "ROWS", "AXES", "IN", "OUT")}
     assert {

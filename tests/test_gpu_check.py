@@ -107,10 +107,21 @@ def test_rows_come_in_order_of_priority_and_once():
             ("float32", "tf32", "gemm"), ("float32", "tf32", "direct"),
         )
     ]  # fmt: skip
-    several = 2 * 3 * len([shape for shape in shapes.conv_shapes() if len(shape.algorithms) > 1])
     distinct = {tuple(key.values()) for key in keys}
-    assert len(keys) == len(distinct) == 2 * (3 * 42 * 3 + several + 2 * 6 * 4 + 15)
+    others = sum(not row.chosen for row in shapes.rows())
+    assert len(keys) == len(distinct) == 2 * (3 * 42 * 3 + 2 * 6 * 4 + 15) + others
     assert [key["pass"] for key in keys[:3]] == ["forward", "input_grad", "weight_grad"]
+
+
+def test_every_algorithm_that_can_compute_a_row_is_a_row():
+    for row in shapes.rows():
+        if isinstance(row.shape, shapes.ConvShape) and row.op in shapes.CONV_PASSES:
+            names = shapes.candidates(row)
+            assert row.chosen == (row.algorithm == names[0]) and row.algorithm in names
+            small = max(row.shape.c_in, row.shape.c_out) <= 8 * row.shape.groups
+            assert ("direct" in names) == (small and row.shape.kh * row.shape.kw <= 64)
+            with gpuconv.config(algorithm=row.algorithm):
+                assert shapes.candidates(row)[0] == row.algorithm
 
 
 @pytest.mark.parametrize("case", list(cases.small_cases()), ids=str)

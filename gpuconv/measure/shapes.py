@@ -11,8 +11,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from gpuconv.backends.cuda import depthwise, tiles
-from gpuconv.backends.cuda.kernels import UNROLLED_TAPS
+from gpuconv.backends.cuda import choice
+from gpuconv.backends.cuda.problem import Problem
+from gpuconv.config import PRECISIONS
+from gpuconv.geometry import Window, sliding_window
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -59,14 +61,10 @@ class ConvShape:
         """How the channels are connected."""
         return "dense" if self.groups == 1 else "depthwise" if self.groups == self.c_in else "grouped"
 
-    @property
-    def algorithms(self) -> tuple[str, ...]:
-        """What computes it on a GPU, as `gpuconv.config.algorithm` says it, the planner's choice first."""
-        cg, og = self.c_in // self.groups, self.c_out // self.groups
-        taken = max(cg, og) <= depthwise.MOST_CHANNELS and self.stride <= tiles.MOST_STRIDE
-        if not taken or self.kh * self.kw > UNROLLED_TAPS:
-            return ("gemm",)
-        return ("direct", "gemm") if cg == 1 else ("gemm", "direct")
+    def window(self) -> Window:
+        """Return the sliding window."""
+        options = (self.stride, self.padding, self.dilation)
+        return sliding_window(self.name, (self.h, self.w), (self.kh, self.kw), *options, groups=self.groups)
 
     def x_shape(self, channels_last: bool) -> tuple[int, ...]:
         """Shape of x."""
@@ -256,21 +254,26 @@ LAYOUTS = (False, True)  # channels_last
 
 def rows() -> Iterator[Row]:
     """Yield what is to be timed of the shared shapes on a GPU, what matters most first."""
-    for row in rows_of([*conv_shapes(), *pool_shapes()], NUMBERS, LAYOUTS):
-        yield _computed_by(row, 0)
-    several = [shape for shape in conv_shapes() if len(shape.algorithms) > 1]
-    for row in rows_of(several, NUMBERS[:2], LAYOUTS):
-        yield _computed_by(row, 1)
+    every = [(row, candidates(row)) for row in rows_of([*conv_shapes(), *pool_shapes()], NUMBERS, LAYOUTS)]
+    for row, names in every:
+        yield replace(row, algorithm=names[0]) if names else row
+    for row, names in every:
+        for name in names[1:]:
+            yield replace(row, algorithm=name, chosen=False)
     for channels_last in LAYOUTS:
         for op, name in ON_ONE_SHAPE.items():
             yield Row(op, shared(name)[0], "float32", "ieee", channels_last)
 
 
-def _computed_by(row: Row, choice: int) -> Row:
-    """Return the row with one of its shape's algorithms."""
-    if not isinstance(row.shape, ConvShape):
-        return row
-    return replace(row, algorithm=row.shape.algorithms[choice], chosen=choice == 0)
+def candidates(row: Row) -> tuple[str, ...]:
+    """Return what can compute a row on a GPU, in `config.algorithm`'s words, the planner's choice first."""
+    shape = row.shape
+    if not isinstance(shape, ConvShape):
+        return ()
+    precision = row.precision if row.precision in PRECISIONS else "ieee"
+    sizes = (shape.n, shape.c_in, shape.c_out, np.dtype(row.dtype))
+    problem = Problem(shape.window(), *sizes, row.channels_last, precision)
+    return choice.candidates(problem, CONV_PASSES[row.op])
 
 
 def rows_of(

@@ -17,6 +17,7 @@ from gpuconv.backends.cuda.columns import (
 )
 from gpuconv.backends.cuda.kernels import THREADS, divisor, needs_wide, specialise
 from gpuconv.backends.cuda.parts import sum_parts
+from gpuconv.backends.cuda.problem import BIAS, RESULT
 from gpuconv.backends.cuda.program import (
     At,
     Launch,
@@ -24,7 +25,6 @@ from gpuconv.backends.cuda.program import (
     Program,
     kernel_launch,
     planned,
-    run,
     run_within_limit,
 )
 from gpuconv.backends.dispatch import accumulator
@@ -32,31 +32,17 @@ from gpuconv.backends.dispatch import accumulator
 Array = Any
 
 
-def fill(y: Array, b: Array, channels_last: bool) -> None:
-    """Write y = b, broadcast over images and places."""
-    runtime = runtimes.of(y)
-    n, *sizes = y.shape
-    c = sizes.pop(-1 if channels_last else 0)
-    program = _fill(n, c, tuple(sizes), b.strides[0] // b.itemsize, y.dtype, channels_last)
-    run(runtime, program, [runtime.address(b), runtime.address(y)])
-
-
-@planned
-def _fill(
-    n: int, c: int, sizes: tuple[int, ...], stride: int, dtype: np.dtype[Any], channels_last: bool
-) -> Program:
+def fill(n: int, c: int, sizes: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> Launch:
+    """Return the launch that writes b (BIAS), broadcast over n images and places, to the result."""
     vector = order_lanes(dtype.itemsize, c, sizes, channels_last)
     items = n * c * prod(sizes)
-    wide = needs_wide(items, c * abs(stride))
-    kernel = specialise("bias", None, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last))
-    launch = kernel_launch(
-        kernel,
+    wide = needs_wide(items)
+    return kernel_launch(
+        specialise("bias", None, dtype, vector=vector, wide=wide, CHANNELS_LAST=int(channels_last)),
         items // vector,
-        (At(0), At(1)),
-        stride=stride,
+        (At(BIAS), At(RESULT)),
         order=order_struct(c, sizes, vector, channels_last, wide),
     )
-    return Program((launch,))
 
 
 @runtimes.on_device("db")

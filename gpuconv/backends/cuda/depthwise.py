@@ -11,31 +11,19 @@ from gpuconv.backends.cuda import tiles
 from gpuconv.backends.cuda.columns import Laid, channel_lanes, window_struct
 from gpuconv.backends.cuda.kernels import THREADS, needs_wide
 from gpuconv.backends.cuda.parts import sum_parts
-from gpuconv.backends.cuda.problem import BIAS, LEFT, RESULT, RIGHT, WORK, Problem
+from gpuconv.backends.cuda.problem import BIAS, LEFT, RESULT, RIGHT, WORK, Epilogue, Problem
 from gpuconv.backends.cuda.program import At, Launch, LimitTooSmall, Program, kernel_launch, lanes, planned
 from gpuconv.backends.cuda.tiles import Numbers, Reading, Registers
 from gpuconv.backends.dispatch import accumulator
-from gpuconv.config import config
 from gpuconv.geometry import Window
 
 # Channels of a group at most, read or written: the products of more are matrix products.
 MOST_CHANNELS = 8
 
 
-def chosen(problem: Problem) -> bool:
-    """Tell whether these kernels take it: by themselves where a group has one input channel, else when asked.
-
-    There bytes decide, and columns are taps times as many. Groups of several channels compute more for each
-    byte: which way is faster then waits for a measurement.
-    """
-    asked = config.algorithm
-    few = max(problem.cg, problem.og) <= MOST_CHANNELS
-    return (
-        asked != "gemm"
-        and (problem.cg == 1 or asked == "direct")
-        and few
-        and tiles.fits(problem.window, problem.dtype)
-    )
+def takes(problem: Problem, which: str) -> bool:
+    """Tell whether it can compute this."""
+    return max(problem.cg, problem.og) <= MOST_CHANNELS and tiles.fits(problem.window, problem.dtype)
 
 
 def _weights(window: Window, rows: int) -> int:
@@ -50,29 +38,29 @@ ROW_OF_WEIGHT_GRAD = Registers(lambda window, rows: window.kernel[-1], 100, (51,
 
 
 @planned
-def plan_forward(problem: Problem, x: Laid, alignment: int, with_bias: bool) -> Program:
+def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
     """Return the program for x (LEFT), w (RIGHT, at a multiple of `alignment` elements), b (BIAS) and y."""
     p = problem
     if p.channels_last:
         strides = {"group": p.og, "in": p.c_out, "out": 1, "tap": p.cg * p.c_out}
     else:
         strides = {"group": p.og * p.rows, "in": p.window.taps, "out": p.rows, "tap": 1}
-    return _filter(p, tiles.forward(p.window, p.cg, p.og), x, strides, alignment, with_bias)
+    return _filter(p, tiles.forward(p.window, p.cg, p.og), x, strides, alignment, epilogue)
 
 
 @planned
-def plan_input_grad(problem: Problem, dy: Laid, alignment: int, with_bias: bool) -> Program:
+def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
     """Return the program for dy (LEFT), w (RIGHT, at a multiple of `alignment` elements), b (BIAS) and dx."""
     p = problem
     if p.channels_last:
         strides = {"group": p.og, "in": 1, "out": p.c_out, "tap": p.cg * p.c_out}
     else:
         strides = {"group": p.og * p.rows, "in": p.rows, "out": p.window.taps, "tap": 1}
-    return _filter(p, tiles.backward(p.window, p.og, p.cg), dy, strides, alignment, with_bias)
+    return _filter(p, tiles.backward(p.window, p.og, p.cg), dy, strides, alignment, epilogue)
 
 
 def _filter(
-    p: Problem, reading: Reading, source: Laid, strides: dict[str, int], alignment: int, with_bias: bool
+    p: Problem, reading: Reading, source: Laid, strides: dict[str, int], alignment: int, epilogue: Epilogue
 ) -> Program:
     """Return the launch of depthwise.cu, with these strides of w."""
     window, (read, written) = reading.window, reading.channels
@@ -93,9 +81,9 @@ def _filter(
         p.c_out * p.rows,
     )
     launch = kernel_launch(
-        tiles.kernel("depthwise", numbers, reading, tile, wide, WITH_BIAS=int(with_bias)),
+        tiles.kernel("depthwise", numbers, reading, tile, wide, WITH_BIAS=int(epilogue.bias)),
         items,
-        (At(LEFT), At(RIGHT), At(BIAS if with_bias else RIGHT), At(RESULT)),
+        (At(LEFT), At(RIGHT), At(BIAS if epilogue.bias else RIGHT), At(RESULT)),
         source=source.struct(p.images, read_channels, window.in_size),
         **tiles.fields(reading, tile, channels, numbers, wide),
         **strides,

@@ -9,7 +9,8 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from gpuconv.backends.cuda.columns import ColumnStrides, col2im_launch, dense
+from gpuconv.backends.cuda import bias
+from gpuconv.backends.cuda.columns import ColumnStrides, Laid, col2im_launch, dense
 from gpuconv.backends.cuda.problem import (
     BIAS,
     LEFT,
@@ -18,6 +19,7 @@ from gpuconv.backends.cuda.problem import (
     RIGHT,
     WORK,
     Chunk,
+    Epilogue,
     Problem,
     Steps,
     batches,
@@ -64,15 +66,15 @@ ENOUGH_ROWS = 64
 
 
 @planned
-def plan_input_grad(problem: Problem, alignment: int, with_bias: bool, limit: int) -> Program:
-    """Return the program for dy (LEFT, at a multiple of `alignment` elements), w (RIGHT), b (BIAS), dx."""
+def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
+    """Return the program for dy (LEFT, in row-major order), w (RIGHT), b (BIAS) and dx."""
     if problem.window.is_pointwise:
-        return Program(tuple(_pointwise_input_grad(problem, with_bias)))
+        return Program(tuple(_pointwise_input_grad(problem, epilogue.bias)))
     images, groups, channels, size = _piece_sizes(problem, limit)
     steps = [
         step
         for piece in _pieces(problem, images, groups, channels, size)
-        for step in _collect(problem, piece, alignment, with_bias)
+        for step in _collect(problem, piece, dy.alignment, epilogue.bias)
     ]
     return Program(tuple(steps), _piece_bytes(problem, images, groups, channels, size))
 
@@ -81,6 +83,8 @@ def _pointwise_input_grad(p: Problem, accumulate: bool) -> Steps:
     """With a 1x1 kernel the columns are dX itself; added to what it holds where `accumulate` (the bias)."""
     cg, og, places = p.cg, p.og, p.window.places
     steps: Steps = []
+    if accumulate:
+        steps.append(bias.fill(p.images, p.c_in, p.window.in_size, p.dtype, p.channels_last))
     if p.channels_last:
         for chunk in whole_rows(p):
             a = Matrix(p.at(LEFT, chunk.o0 * p.c_out), p.c_out, og)

@@ -11,10 +11,19 @@ import numpy as np
 
 from gpuconv.backends import cuda, unmade
 from gpuconv.backends.cuda import runtime as runtimes
+from gpuconv.backends.cuda.choice import choose
+from gpuconv.backends.cuda.convolution import describe
 from gpuconv.backends.cuda.kernels import Kernel
 from gpuconv.backends.plans import Account, Part
 from gpuconv.backends.unmade import Note, Unmade
 from gpuconv.config import config
+
+# The primitives that several algorithms can compute, and which arguments are result, image and output.
+PASSES = {
+    "convolution.forward": ("y", "x", "y"),
+    "convolution.input_grad": ("dx", "dx", "dy"),
+    "convolution.weight_grad": ("dw", "x", "dy"),
+}
 
 # Where the workspace lies; any place but where arrays do.
 WORKSPACE = 1 << 40
@@ -92,7 +101,7 @@ def plan(primitive: Note, default_workspace: int) -> Part:
         else:
             account.step(what, **arguments)
     steps = account.steps
-    algorithm, why = _algorithm(primitive.what, {step.what for step in steps})
+    algorithm, why = _algorithm(primitive, {step.what for step in steps})
     return Part(algorithm, why, steps, _chunks(notes), 1, workspace)
 
 
@@ -112,20 +121,15 @@ def _chunks(notes: list[Note]) -> int:
     return max(1, collected or laid_out)
 
 
-def _algorithm(primitive: str, steps: set[str]) -> tuple[str, str]:
-    if steps & {"depthwise", "depthwise_weight_grad"}:
-        return "direct", (
-            "groups are so small that columns would be most of what is moved: a kernel of our own reads the "
-            "image itself, each thread a tile of places"
-        )
-    if "gemm" in steps:
-        if "col2im" in steps:
-            return "gemm", "cuBLAS multiplies w and dy to columns in the workspace, which col2im gathers"
-        if "im2col" in steps:
-            return "gemm", "im2col lays out columns in the workspace, which cuBLAS multiplies"
-        return "gemm", "a 1x1 kernel's columns are the image itself, so cuBLAS multiplies what is there"
-    if primitive == "convolution.bias_grad":
+def _algorithm(primitive: Note, steps: set[str]) -> tuple[str, str]:
+    what, arguments = primitive
+    if not steps - {"copy", "fill"}:
+        return "none", "an array is empty: there is nothing to compute"
+    if what in PASSES:
+        result, x, y = (arguments[name] for name in PASSES[what])
+        problem = describe(arguments["window"], x, y, result.dtype, arguments["channels_last"])
+        name, why = choose(problem, what.partition(".")[2])
+        return name, why
+    if what == "convolution.bias_grad":
         return "kernel", "one kernel adds up parts of the batch, another the parts, always in the same order"
-    if steps - {"copy", "fill"}:
-        return "kernel", "one kernel of our own computes each place of the result once"
-    return "none", "an array is empty: there is nothing to compute"
+    return "kernel", "one kernel of our own computes each place of the result once"

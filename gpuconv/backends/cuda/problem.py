@@ -65,6 +65,12 @@ class Problem(NamedTuple):
         return Gemm(c, a, b, sizes, batch, (self.dtype, dtype or self.dtype), accumulate, self.precision)
 
 
+class Epilogue(NamedTuple):
+    """What is done to sums before they are written: b is added."""
+
+    bias: bool
+
+
 class Chunk(NamedTuple):
     """Columns that are in the workspace at once: of images n0..n1, groups g0..g1, places o0..o1."""
 

@@ -50,8 +50,8 @@ class Part(NamedTuple):
 
 
 @planned
-def plan_weight_grad(problem: Problem, x: Laid, limit: int) -> Program:
-    """Return the program for dy (LEFT), x (RIGHT) and dw (RESULT)."""
+def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program:
+    """Return the program for dy (LEFT, in row-major order), x (RIGHT) and dw (RESULT)."""
     p, wide = problem, accumulator(problem.dtype)
     terms = _rows_of_places if p.channels_last else _rows_of_channels
     whole = Part(0, p.window.groups, 0, p.rows if p.channels_last else p.og, At(RESULT), p.dtype)

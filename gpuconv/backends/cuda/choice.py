@@ -1,0 +1,78 @@
+"""Which algorithm computes a convolution: rules with their reasons, from its geometry alone.
+
+Two equal calls are computed by the same algorithm, so that their results are the same to the last bit.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+from gpuconv.backends.cuda import depthwise, gemm
+from gpuconv.backends.cuda.problem import Problem
+from gpuconv.config import config
+
+# By the names that `config.algorithm` has for them.
+ALGORITHMS: dict[str, ModuleType] = {"direct": depthwise, "gemm": gemm}
+
+
+class Choice(NamedTuple):
+    """An algorithm, its name, and why it is taken."""
+
+    name: str
+    why: str
+
+    @property
+    def algorithm(self) -> ModuleType:
+        """The module."""
+        return ALGORITHMS[self.name]
+
+
+class Rule(NamedTuple):
+    """Which algorithm is taken where `holds` says so of a problem; only what it can compute is asked."""
+
+    name: str
+    why: str
+    holds: Callable[[Problem], bool]
+
+
+# The first that holds is taken. What no measurement has shown to be the faster one isn't here: it is taken
+# where `config.algorithm` asks for it.
+RULES = (
+    Rule(
+        "direct",
+        "groups are so small that columns would be most of what is moved: a kernel of our own reads the "
+        "image itself, each thread a tile of places",
+        # Bytes decide there, and columns are taps times as many. Groups of several channels compute more for
+        # each byte: which way is faster then waits for a measurement.
+        lambda problem: problem.cg == 1,
+    ),
+    Rule(
+        "gemm",
+        "a 1x1 kernel's columns are the image itself, so cuBLAS multiplies what is there",
+        lambda problem: problem.window.is_pointwise,
+    ),
+    Rule(
+        "gemm",
+        "columns are laid out in the workspace, multiplied by cuBLAS, and collected for the input gradient",
+        lambda problem: True,
+    ),
+)
+
+
+def candidates(problem: Problem, which: str) -> tuple[str, ...]:
+    """Return the names of all that can compute it, the one that is taken first."""
+    taken = choose(problem, which).name
+    others = (name for name, algorithm in ALGORITHMS.items() if algorithm.takes(problem, which))
+    return tuple(dict.fromkeys((taken, *others)))
+
+
+def choose(problem: Problem, which: str) -> Choice:
+    """Choose the algorithm for "forward", "input_grad" or "weight_grad"."""
+    asked = config.algorithm
+    if asked in ALGORITHMS and ALGORITHMS[asked].takes(problem, which):
+        return Choice(asked, f'config.algorithm is "{asked}"')
+    return next(
+        Choice(rule.name, rule.why)
+        for rule in RULES
+        if rule.holds(problem) and ALGORITHMS[rule.name].takes(problem, which)
+    )
