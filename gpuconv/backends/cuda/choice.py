@@ -53,7 +53,7 @@ RULES = (
     ),
     Rule(
         "gemm",
-        "columns are laid out in the workspace, multiplied by cuBLAS, and collected for the input gradient",
+        "cuBLAS multiplies columns in the workspace, which our kernels lay out, or collect for the input gradient",
         lambda problem: True,
     ),
 )
