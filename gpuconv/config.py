@@ -23,7 +23,7 @@ from typing import Any
 
 LEAST_WORKSPACE = 1 << 20
 PRECISIONS = ("ieee", "tf32")
-ALGORITHMS = ("auto", "gemm", "direct", "winograd")
+ALGORITHMS = ("auto", "gemm", "direct", "implicit", "winograd")
 RANGES = ("none", "layers", "operations", "stages")  # each with those before it
 
 
@@ -171,7 +171,9 @@ def _ranges(value: Any) -> str:
 
 def _algorithm(value: Any) -> str:
     if not isinstance(value, str) or value not in ALGORITHMS:
-        raise ValueError(f'config: algorithm must be "auto", "gemm", "direct" or "winograd", not {value!r}')
+        raise ValueError(
+            f'config: algorithm must be "auto", "gemm", "direct", "implicit" or "winograd", not {value!r}'
+        )
     return str(value)
 
 

@@ -33,8 +33,12 @@ def read(name: str) -> str:
 
     CuPy's disk cache goes by the text that is compiled, and doesn't see a header change.
     """
-    text = (folder() / f"{name}.cu").read_text(encoding="utf-8")
-    return _INCLUDE.sub(lambda match: (folder() / match[1]).read_text(encoding="utf-8"), text)
+    return _with_headers(f"{name}.cu")
+
+
+def _with_headers(file: str) -> str:
+    text = (folder() / file).read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda match: _with_headers(match[1]), text)
 
 
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)

@@ -1,0 +1,259 @@
+// Convolution, and its input gradient, as a matrix product whose columns are never written: implicit GEMM.
+//
+//   y[n, g, o, p] = b[g, o] + sum over c < C/G and taps j of w[g, o, c, j] * x[n, g, c, p*S - before + j*D]
+//   dx[n, g, c, i] = b[g, c] + sum over o < K/G and taps j of w[g, o, c, j] * dy[n, g, o, (i + before - j*D) / S],
+//                    where that is a whole number
+//
+// Below, "source" is what is read (x, or dy) and "result" what is written (y, or dx). S. Chetlur et al., "cuDNN:
+// Efficient Primitives for Deep Learning", 2014.
+//
+// Places of dx fall into phases, by the remainders of i by S: of one phase all read with the same taps, so that nothing
+// is multiplied by zero. Forward, and with stride 1, there is one phase.
+//
+// Who computes what: a block a tile of places (of one phase, of all images, one after another) and of a group's channels.
+// In slices of DEPTH terms, (c, j) pairs, it copies weights and places to shared memory, padding as zeros, and multiplies
+// them (product.cuh). For 256 terms at a time, what a term adds to an address stands in a table in shared memory, and
+// which tap it is; a thread knows where each of its places begins, and which taps read within the source.
+//
+// Bytes: the result once; the source once for each FILTERS channels of the result and K1 * K2 / (S1 * S2) times, and the
+// weights once for each PLACED places, both mostly from the L2.
+//
+// Fixed when compiled, besides: BACKWARD; WITH_BIAS; RELU; WEIGHTS, elements of a copy of weights; and what
+// product.cuh names.
+
+#include "product.cuh"
+
+#define PLACED (CHANNELS_LAST ? ROWS : COLUMNS)    // places of a block
+#define FILTERS (CHANNELS_LAST ? COLUMNS : ROWS)   // channels of a block
+#define STEP(axis) (BACKWARD ? stride(axis) : 1)   // from a place of a phase to the next
+
+// The taps of a phase along an axis: `count` of them from `first` on, `apart`; tap j reads at the place's number + shift.
+struct Along {
+    int first, count, apart, shift;
+};
+
+// A place of a phase: its image, and its numbers along the axes.
+struct Numbered {
+    INDEX image;
+    int at[3];
+};
+
+struct ImplicitGemm {
+    Window window;  // from source (in) to result (out)
+    Strides source;
+    Divisor grid[3];    // places of a phase along each axis; of some phases, the last lies outside of the result
+    INDEX places;       // of a phase, of all images
+    int read, written;  // channels of a group
+    Divisor depth;      // those that are read, to divide by
+    int place_tiles, channel_tiles, groups;
+    INDEX group, in, out, tap;  // strides of w: by group, channel of the source in it, of the result in it, tap
+};
+
+// What a term of the sums adds to the addresses of source and weights, and its tap; none behind the last one.
+struct alignas(16) Term {
+    INDEX source, weights;
+    Taps tap;
+};
+
+__device__ __forceinline__ Along taps_along(int axis, int phase, const Window &window) {
+    if (!BACKWARD) return {0, kernel(axis), 1, -window.before[axis]};
+    int divisor = stride(axis), rest = dilation(axis) % divisor;
+    while (rest) {  // the greatest common one of stride and dilation
+        const int last = divisor % rest;
+        divisor = rest;
+        rest = last;
+    }
+    Along along = {0, 0, stride(axis) / divisor, phase + window.before[axis]};
+    while (along.first < along.apart && (along.shift - along.first * dilation(axis)) % stride(axis)) ++along.first;
+    if (along.first < along.apart && along.first < kernel(axis))
+        along.count = (kernel(axis) - 1 - along.first) / along.apart + 1;
+    return along;
+}
+
+// How far from a place's own number its tap j reads, along an axis.
+__device__ __forceinline__ int shifted(int tap, int axis, const Along &along) {
+    return BACKWARD ? (along.shift - tap * dilation(axis)) / stride(axis) : along.shift + tap * dilation(axis);
+}
+
+// Term k: channels first, the taps of a channel follow each other; channels last, the channels of a tap.
+__device__ __forceinline__ Term term_at(INDEX k, const Along (&along)[3], const ImplicitGemm &p) {
+    const int count = along[0].count * along[1].count * along[2].count;
+    Term term = {0, 0, 0};
+    if (k >= (INDEX)count * p.read) return term;
+    INDEX channel, number;
+    if (CHANNELS_LAST) {
+        number = k;
+        channel = take(number, p.depth);
+    } else {
+        channel = k / count;
+        number = k - channel * count;
+    }
+    int flat = 0, rest = (int)number, tap[3];
+#pragma unroll
+    for (int axis = 2; axis >= FIRST_AXIS; --axis) {
+        tap[axis] = along[axis].first + rest % along[axis].count * along[axis].apart;
+        rest /= along[axis].count;
+    }
+    term.source = channel * p.source.channel;
+#pragma unroll
+    for (int axis = FIRST_AXIS; axis < 3; ++axis) {
+        flat = flat * kernel(axis) + tap[axis];
+        term.source += shifted(tap[axis], axis, along[axis]) * p.source.place[axis];
+    }
+    term.weights = channel * p.in + flat * p.tap;
+    term.tap = (Taps)1 << flat;
+    return term;
+}
+
+__device__ __forceinline__ Numbered numbered(INDEX flat, const ImplicitGemm &p) {
+    Numbered place = {0, {0, 0, 0}};
+#pragma unroll
+    for (int axis = 2; axis >= FIRST_AXIS; --axis) place.at[axis] = (int)take(flat, p.grid[axis]);
+    place.image = flat;
+    return place;
+}
+
+// Where a place of the phase begins to read, and which of its taps read within the source.
+struct Reader {
+    INDEX source;
+    Taps taps;
+};
+
+__device__ __forceinline__ Reader reader_at(INDEX flat, const Along (&along)[3], const ImplicitGemm &p) {
+    Reader reader = {0, 0};
+    if (flat >= p.places) return reader;
+    const Numbered place = numbered(flat, p);
+    Taps inside[3] = {1, 1, 1};
+    reader.source = place.image * p.source.image;
+#pragma unroll
+    for (int axis = FIRST_AXIS; axis < 3; ++axis) {
+        const int number = BACKWARD ? place.at[axis] : place.at[axis] * stride(axis);
+        reader.source += number * p.source.place[axis];
+        inside[axis] = 0;
+#pragma unroll
+        for (int tap = 0; tap < kernel(axis); ++tap) {
+            const int at = number + shifted(tap, axis, along[axis]);  // of another phase's tap any, as nobody asks
+            if ((unsigned)at < (unsigned)p.window.in[axis]) inside[axis] |= (Taps)1 << tap;
+        }
+    }
+    reader.taps = combined(inside);
+    return reader;
+}
+
+// Where a place lies in the result, in places from its begin; negative where it lies outside.
+__device__ __forceinline__ INDEX written_at(INDEX flat, const int (&phase)[3], const ImplicitGemm &p, INDEX &image) {
+    image = 0;
+    if (flat >= p.places) return -1;
+    const Numbered place = numbered(flat, p);
+    INDEX at = 0;
+    bool inside = true;
+#pragma unroll
+    for (int axis = FIRST_AXIS; axis < 3; ++axis) {
+        const int i = place.at[axis] * STEP(axis) + phase[axis];
+        inside = inside && i < p.window.out[axis];
+        at = at * p.window.out[axis] + i;
+    }
+    image = place.image;
+    return inside ? at : -1;
+}
+
+__device__ __forceinline__ ACC finished(ACC sum, const T *b, int channel) {
+    if (WITH_BIAS) sum += (ACC)b[channel];
+    return RELU && sum <= 0 ? 0 : sum;  // NaN stays
+}
+
+// Write a block's sums: VECTOR places (channels first) or channels (channels last) at a time.
+__device__ __forceinline__ void write(const Sums &sum, const T *b, T *result, INDEX first_place, int first_channel,
+                                      int group, const int (&phase)[3], const ImplicitGemm &p) {
+    const INDEX plane = (INDEX)p.window.out[0] * p.window.out[1] * p.window.out[2];
+    const INDEX channels = (INDEX)p.groups * p.written;
+#if CHANNELS_LAST
+#pragma unroll
+    for (int i = 0; i < MY_ROWS; ++i) {
+        INDEX image;
+        const INDEX at = written_at(first_place + row_of(i), phase, p, image);
+        if (at < 0) continue;
+        T *const place = result + ((image * plane + at) * channels + group * p.written);
+#pragma unroll
+        for (int j = 0; j < MY_COLUMNS; j += VECTOR) {
+            const int channel = first_channel + column_of(j);
+            if (channel >= p.written) continue;
+            ACC values[VECTOR];
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v)
+                values[v] = finished(sum[i][j + v], b + group * p.written, channel + v);
+            store(place + channel, values);
+        }
+    }
+#else
+#pragma unroll
+    for (int j = 0; j < MY_COLUMNS; j += VECTOR) {
+        INDEX image;
+        const INDEX at = written_at(first_place + column_of(j), phase, p, image);
+        if (at < 0) continue;
+        T *const place = result + ((image * channels + group * p.written) * plane + at);
+#pragma unroll
+        for (int i = 0; i < MY_ROWS; ++i) {
+            const int channel = first_channel + row_of(i);
+            if (channel >= p.written) continue;
+            ACC values[VECTOR];
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v)
+                values[v] = finished(sum[i][j + v], b + group * p.written, channel);
+            store(place + channel * plane, values);
+        }
+    }
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    gpuconv_implicit_gemm(const T *__restrict__ source, const T *__restrict__ w, const T *__restrict__ b,
+                          T *__restrict__ result, const ImplicitGemm p) {
+    typedef Share<PLACED, 1, CHANNELS_LAST> Gather;                     // channels lie side by side, or places
+    typedef Share<FILTERS, WEIGHTS, !(CHANNELS_LAST && !BACKWARD)> Filter;  // and of weights terms, or channels
+    SHARED(T, shared);
+    Term *const terms = reinterpret_cast<Term *>(shared + STAGES * STAGE);
+
+    int rest = (int)blockIdx.x, phase[3] = {0, 0, 0};
+    const int first_channel = rest % p.channel_tiles * FILTERS;
+    rest /= p.channel_tiles;
+    const INDEX first_place = (INDEX)(rest % p.place_tiles) * PLACED;
+    rest /= p.place_tiles;
+    const int group = rest % p.groups;
+    rest /= p.groups;
+    Along along[3] = {{0, 1, 1, 0}, {0, 1, 1, 0}, {0, 1, 1, 0}};
+#pragma unroll
+    for (int axis = 2; axis >= FIRST_AXIS; --axis) {
+        phase[axis] = rest % STEP(axis);
+        rest /= STEP(axis);
+        along[axis] = taps_along(axis, phase[axis], p.window);
+    }
+
+    source += group * p.read * p.source.channel;
+    w += group * p.group + first_channel * p.out;
+    Reader readers[Gather::SEEN];
+#pragma unroll
+    for (int i = 0; i < Gather::SEEN; ++i) readers[i] = reader_at(first_place + Gather::place(i), along, p);
+
+    const auto list = [&](int slice) {
+        terms[threadIdx.x] = term_at((INDEX)slice * DEPTH + (INDEX)threadIdx.x, along, p);
+    };
+    const auto load = [&](int slice, T *to) {
+        const Term *listed = terms + slice * DEPTH % THREADS;
+        const auto term = [&](int k) { return listed[k]; };
+        T *const places = CHANNELS_LAST ? to : to + LEFT_SIZE, *const filters = CHANNELS_LAST ? to + LEFT_SIZE : to;
+        Gather::for_each(term, [&](int k, int i, const Term &term) {
+            copy<1>(places + k * (CHANNELS_LAST ? LEFT_PITCH : RIGHT_PITCH) + Gather::place(i),
+                    source + (readers[i].source + term.source), (readers[i].taps & term.tap) != 0);
+        });
+        Filter::for_each(term, [&](int k, int i, const Term &term) {
+            const int channel = Filter::place(i);
+            copy<WEIGHTS>(filters + k * (CHANNELS_LAST ? RIGHT_PITCH : LEFT_PITCH) + channel,
+                        w + (channel * p.out + term.weights), term.tap && first_channel + channel < p.written);
+        });
+    };
+    const INDEX depth = (INDEX)along[0].count * along[1].count * along[2].count * p.read;
+    Sums sum;
+    add_slices<THREADS / DEPTH>((int)((depth + DEPTH - 1) / DEPTH), shared, sum, list, load);
+    write(sum, b, result, first_place, first_channel, group, phase, p);
+}

@@ -1,0 +1,150 @@
+// What implicit matrix products share: a block's tile of the result, the slices of both factors in shared memory, and
+// the sums that its threads keep.
+//
+//   sum[i][j] = sum over k of left[k][row_of(i)] * right[k][column_of(j)]
+//
+// Fixed when compiled, besides:
+//   ROWS, COLUMNS         of a block's tile, which 256 threads share
+//   MY_ROWS, MY_COLUMNS   of a thread: multiples of 4
+//   DEPTH                 terms of the sums that are in shared memory as one slice
+//   STAGES                slices that are there at once: one is multiplied while the others arrive
+//   RESIDENT              blocks that are to share the registers of a multiprocessor
+//   MASK                  an unsigned type with a bit for each tap
+
+#include "async.cuh"
+
+#define THREADS 256
+#define LANES 4  // rows, and columns, of a thread that lie side by side: one access
+// A row of four words more than needed: eight threads that write one column of a slice write to eight banks, four apart,
+// and the four of a warp that lie behind each other fill the gaps.
+#define LEFT_PITCH (ROWS + 4)
+#define RIGHT_PITCH (COLUMNS + 4)
+#define LEFT_SIZE (DEPTH * LEFT_PITCH)
+#define STAGE (LEFT_SIZE + DEPTH * RIGHT_PITCH)
+// Threads along the rows and columns of the tile; a warp takes a patch that is as square as accesses allow.
+#if ROWS % MY_ROWS || COLUMNS % MY_COLUMNS || ROWS / MY_ROWS * (COLUMNS / MY_COLUMNS) != THREADS
+#error "256 threads must share a tile evenly"
+#elif STAGES < 2
+#error "one slice is multiplied while another arrives"
+#endif
+#define DOWN (ROWS / MY_ROWS)
+#define ACROSS (COLUMNS / MY_COLUMNS)
+#define WARP_ACROSS (ACROSS < 8 ? ACROSS : 8)
+#define WARP_DOWN (32 / WARP_ACROSS)
+
+__device__ __forceinline__ int thread_row() {
+    return (int)threadIdx.x / 32 / (ACROSS / WARP_ACROSS) * WARP_DOWN + (int)threadIdx.x % 32 / WARP_ACROSS;
+}
+
+__device__ __forceinline__ int thread_column() {
+    return (int)threadIdx.x / 32 % (ACROSS / WARP_ACROSS) * WARP_ACROSS + (int)threadIdx.x % WARP_ACROSS;
+}
+
+// The tile's row of a thread's i-th, and column of its j-th: LANES side by side, the next ones a stride behind, so that
+// a warp reads what lies side by side.
+__device__ __forceinline__ int row_of(int i) { return (i / LANES * DOWN + thread_row()) * LANES + i % LANES; }
+__device__ __forceinline__ int column_of(int j) {
+    return (j / LANES * ACROSS + thread_column()) * LANES + j % LANES;
+}
+
+// How threads share the elements of a slice of SIZE rows, or columns: WIDTH elements at a time, neighbours along the
+// depth (ALONG_DEPTH), or along the rows. A thread has SEEN different rows, the i-th of them at place(i).
+template <int SIZE, int WIDTH, bool ALONG_DEPTH>
+struct Share {
+    enum {
+        SIDE = ALONG_DEPTH ? (SIZE < 32 ? THREADS / SIZE : 8) : SIZE / WIDTH,  // neighbours
+        BEHIND = THREADS / SIDE,
+        SEEN = ALONG_DEPTH ? SIZE / BEHIND : 1,
+        STEPS = ALONG_DEPTH ? DEPTH / SIDE : (DEPTH + BEHIND - 1) / BEHIND,
+    };
+
+    static __device__ __forceinline__ int place(int i) {
+        const int thread = (int)threadIdx.x;
+        return ALONG_DEPTH ? thread / SIDE + i * BEHIND : thread % SIDE * WIDTH;
+    }
+
+    // Call visit(k, i) for what the thread copies of a slice, or term(k) before all of one k.
+    template <typename Term, typename Visit>
+    static __device__ __forceinline__ void for_each(Term term, Visit visit) {
+        const int thread = (int)threadIdx.x;
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+            const int k = ALONG_DEPTH ? thread % SIDE + step * SIDE : thread / SIDE + step * BEHIND;
+            if (DEPTH % BEHIND && !ALONG_DEPTH && k >= DEPTH) break;
+            const auto found = term(k);
+#pragma unroll
+            for (int i = 0; i < SEEN; ++i) visit(k, i, found);
+        }
+    }
+};
+
+typedef ACC Sums[MY_ROWS][MY_COLUMNS];
+
+template <int COUNT, int APART>
+__device__ __forceinline__ void read_factors(const T *from, ACC (&values)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += LANES) {
+        const Vector<T, LANES> some = load<LANES>(from + i / LANES * APART);
+#pragma unroll
+        for (int lane = 0; lane < LANES; ++lane) values[i + lane] = (ACC)some.lane[lane];
+    }
+}
+
+// Add what a slice gives to a thread's sums.
+__device__ __forceinline__ void multiply(const T *slice, Sums &sum) {
+    const T *left = slice + row_of(0), *right = slice + LEFT_SIZE + column_of(0);
+#pragma unroll
+    for (int k = 0; k < DEPTH; ++k) {
+        ACC a[MY_ROWS], b[MY_COLUMNS];
+        read_factors<MY_ROWS, DOWN * LANES>(left + k * LEFT_PITCH, a);
+        read_factors<MY_COLUMNS, ACROSS * LANES>(right + k * RIGHT_PITCH, b);
+#pragma unroll
+        for (int i = 0; i < MY_ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < MY_COLUMNS; ++j) sum[i][j] += a[i] * b[j];
+    }
+}
+
+// Add up the products of so many slices: list(s) makes ready what load needs for slice s and those behind it, LISTED
+// slices at a time; load(s, to) asks for slice s.
+template <int LISTED, typename List, typename Load>
+__device__ __forceinline__ void add_slices(int slices, T *shared, Sums &sum, List list, Load load) {
+#pragma unroll
+    for (int i = 0; i < MY_ROWS; ++i)
+#pragma unroll
+        for (int j = 0; j < MY_COLUMNS; ++j) sum[i][j] = (ACC)0;
+    list(0);
+    __syncthreads();
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s) {
+        if (s < slices) load(s, shared + s * STAGE);
+        end_of_slice();
+    }
+    for (int s = 0; s < slices; ++s) {
+        await_slices<STAGES - 2>();
+        __syncthreads();  // slice s is there, and nobody reads the one before it any more, nor its list
+        const int next = s + STAGES - 1;
+        if (next < slices) {
+            if (next % LISTED == 0) {
+                list(next);
+                __syncthreads();
+            }
+            load(next, shared + next % STAGES * STAGE);
+        }
+        end_of_slice();
+        multiply(shared + s % STAGES * STAGE, sum);
+    }
+}
+
+typedef MASK Taps;  // which taps, as bits
+
+// The bits of all taps, of those along each axis.
+__device__ __forceinline__ Taps combined(const Taps (&along)[3]) {
+    Taps taps = 0;
+#pragma unroll
+    for (int a = 0; a < K0; ++a)
+#pragma unroll
+        for (int b = 0; b < K1; ++b)
+            if (along[0] >> a & along[1] >> b & 1) taps |= along[2] << ((a * K1 + b) * K2);
+    return taps;
+}
