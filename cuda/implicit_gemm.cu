@@ -51,8 +51,9 @@ struct ImplicitGemm {
 
 // What a term of the sums adds to the addresses of source and weights, and its tap; none behind the last one.
 struct alignas(16) Term {
-    INDEX source, weights;
+    INDEX source;
     Taps tap;
+    INDEX weights;
 };
 
 __device__ __forceinline__ Along taps_along(int axis, int phase, const Window &window) {
@@ -78,7 +79,7 @@ __device__ __forceinline__ int shifted(int tap, int axis, const Along &along) {
 // Term k: channels first, the taps of a channel follow each other; channels last, the channels of a tap.
 __device__ __forceinline__ Term term_at(INDEX k, const Along (&along)[3], const ImplicitGemm &p) {
     const int count = along[0].count * along[1].count * along[2].count;
-    Term term = {0, 0, 0};
+    Term term = {};
     if (k >= (INDEX)count * p.read) return term;
     INDEX channel, number;
     if (CHANNELS_LAST) {
@@ -115,20 +116,21 @@ __device__ __forceinline__ Numbered numbered(INDEX flat, const ImplicitGemm &p) 
 
 // Where a place of the phase begins to read, and which of its taps read within the source.
 struct Reader {
-    INDEX source;
+    const T *source;
     Taps taps;
 };
 
-__device__ __forceinline__ Reader reader_at(INDEX flat, const Along (&along)[3], const ImplicitGemm &p) {
-    Reader reader = {0, 0};
+__device__ __forceinline__ Reader reader_at(const T *source, INDEX flat, const Along (&along)[3],
+                                            const ImplicitGemm &p) {
+    Reader reader = {source, 0};
     if (flat >= p.places) return reader;
     const Numbered place = numbered(flat, p);
     Taps inside[3] = {1, 1, 1};
-    reader.source = place.image * p.source.image;
+    INDEX begin = place.image * p.source.image;
 #pragma unroll
     for (int axis = FIRST_AXIS; axis < 3; ++axis) {
         const int number = BACKWARD ? place.at[axis] : place.at[axis] * stride(axis);
-        reader.source += number * p.source.place[axis];
+        begin += number * p.source.place[axis];
         inside[axis] = 0;
 #pragma unroll
         for (int tap = 0; tap < kernel(axis); ++tap) {
@@ -136,6 +138,7 @@ __device__ __forceinline__ Reader reader_at(INDEX flat, const Along (&along)[3],
             if ((unsigned)at < (unsigned)p.window.in[axis]) inside[axis] |= (Taps)1 << tap;
         }
     }
+    reader.source += begin;
     reader.taps = combined(inside);
     return reader;
 }
@@ -230,26 +233,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     }
 
     source += group * p.read * p.source.channel;
-    w += group * p.group + first_channel * p.out;
+    w += group * p.group;
     Reader readers[Gather::SEEN];
 #pragma unroll
-    for (int i = 0; i < Gather::SEEN; ++i) readers[i] = reader_at(first_place + Gather::place(i), along, p);
+    for (int i = 0; i < Gather::SEEN; ++i) readers[i] = reader_at(source, first_place + Gather::place(i), along, p);
+    INDEX filters[Filter::SEEN];
+#pragma unroll
+    for (int i = 0; i < Filter::SEEN; ++i) {  // beyond the last channel the last again, for sums that nobody writes
+        const int channel = first_channel + Filter::place(i), last = p.written - WEIGHTS;
+        filters[i] = (channel < last ? channel : last) * p.out;
+    }
 
     const auto list = [&](int slice) {
         terms[threadIdx.x] = term_at((INDEX)slice * DEPTH + (INDEX)threadIdx.x, along, p);
     };
     const auto load = [&](int slice, T *to) {
         const Term *listed = terms + slice * DEPTH % THREADS;
-        const auto term = [&](int k) { return listed[k]; };
-        T *const places = CHANNELS_LAST ? to : to + LEFT_SIZE, *const filters = CHANNELS_LAST ? to + LEFT_SIZE : to;
-        Gather::for_each(term, [&](int k, int i, const Term &term) {
+        T *const places = CHANNELS_LAST ? to : to + LEFT_SIZE, *const channels = CHANNELS_LAST ? to + LEFT_SIZE : to;
+        Gather::for_each(listed, [&](int k, int i, const Term &term) {
             copy<1>(places + k * (CHANNELS_LAST ? LEFT_PITCH : RIGHT_PITCH) + Gather::place(i),
-                    source + (readers[i].source + term.source), (readers[i].taps & term.tap) != 0);
+                    readers[i].source + term.source, (readers[i].taps & term.tap) != 0);
         });
-        Filter::for_each(term, [&](int k, int i, const Term &term) {
-            const int channel = Filter::place(i);
-            copy<WEIGHTS>(filters + k * (CHANNELS_LAST ? RIGHT_PITCH : LEFT_PITCH) + channel,
-                        w + (channel * p.out + term.weights), term.tap && first_channel + channel < p.written);
+        Filter::for_each(listed, [&](int k, int i, const Term &term) {
+            copy<WEIGHTS>(channels + k * (CHANNELS_LAST ? RIGHT_PITCH : LEFT_PITCH) + Filter::place(i),
+                          (w + term.weights) + filters[i], term.tap != 0);
         });
     };
     const INDEX depth = (INDEX)along[0].count * along[1].count * along[2].count * p.read;

@@ -55,7 +55,9 @@ struct Share {
         SIDE = ALONG_DEPTH ? (SIZE < 32 ? THREADS / SIZE : 8) : SIZE / WIDTH,  // neighbours
         BEHIND = THREADS / SIDE,
         SEEN = ALONG_DEPTH ? SIZE / BEHIND : 1,
-        STEPS = ALONG_DEPTH ? DEPTH / SIDE : (DEPTH + BEHIND - 1) / BEHIND,
+        TOGETHER = ALONG_DEPTH ? SIDE : BEHIND,
+        STEPS = (DEPTH + TOGETHER - 1) / TOGETHER,
+        EVEN = DEPTH % TOGETHER == 0,  // every thread takes part in every step
     };
 
     static __device__ __forceinline__ int place(int i) {
@@ -63,18 +65,23 @@ struct Share {
         return ALONG_DEPTH ? thread / SIDE + i * BEHIND : thread % SIDE * WIDTH;
     }
 
-    // Call visit(k, i) for what the thread copies of a slice, or term(k) before all of one k.
-    template <typename Term, typename Visit>
-    static __device__ __forceinline__ void for_each(Term term, Visit visit) {
+    static __device__ __forceinline__ int depth(int step) {
         const int thread = (int)threadIdx.x;
+        return ALONG_DEPTH ? thread % SIDE + step * SIDE : thread / SIDE + step * BEHIND;
+    }
+
+    // Call visit(k, i, term) for what the thread copies of a slice; the terms are read first, since nothing is read
+    // from shared memory between copies without three instructions that do nothing (sm_90).
+    template <typename Term, typename Visit>
+    static __device__ __forceinline__ void for_each(const Term *terms, Visit visit) {
+        Term found[STEPS];
 #pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            const int k = ALONG_DEPTH ? thread % SIDE + step * SIDE : thread / SIDE + step * BEHIND;
-            if (DEPTH % BEHIND && !ALONG_DEPTH && k >= DEPTH) break;
-            const auto found = term(k);
+        for (int step = 0; step < STEPS; ++step) found[step] = terms[EVEN ? depth(step) : depth(step) % DEPTH];
 #pragma unroll
-            for (int i = 0; i < SEEN; ++i) visit(k, i, found);
-        }
+        for (int step = 0; step < STEPS; ++step)
+            if (EVEN || depth(step) < DEPTH)
+#pragma unroll
+                for (int i = 0; i < SEEN; ++i) visit(depth(step), i, found[step]);
     }
 };
 
@@ -120,7 +127,7 @@ __device__ __forceinline__ void add_slices(int slices, T *shared, Sums &sum, Lis
         if (s < slices) load(s, shared + s * STAGE);
         end_of_slice();
     }
-    for (int s = 0; s < slices; ++s) {
+    for (int s = 0, stage = 0, free = STAGES - 1; s < slices; ++s) {
         await_slices<STAGES - 2>();
         __syncthreads();  // slice s is there, and nobody reads the one before it any more, nor its list
         const int next = s + STAGES - 1;
@@ -129,10 +136,12 @@ __device__ __forceinline__ void add_slices(int slices, T *shared, Sums &sum, Lis
                 list(next);
                 __syncthreads();
             }
-            load(next, shared + next % STAGES * STAGE);
+            load(next, shared + free * STAGE);
         }
         end_of_slice();
-        multiply(shared + s % STAGES * STAGE, sum);
+        multiply(shared + stage * STAGE, sum);
+        free = stage;
+        stage = stage == STAGES - 1 ? 0 : stage + 1;
     }
 }
 

@@ -53,7 +53,7 @@ RULES = (
     ),
     Rule(
         "gemm",
-        "cuBLAS multiplies columns in the workspace, which our kernels lay out, or collect for the input gradient",
+        "cuBLAS multiplies columns in the workspace, laid out or collected by our kernels",
         lambda problem: True,
     ),
 )

@@ -1,16 +1,18 @@
-"""Convolution as matrix products whose columns are never written (cuda/implicit_gemm.cu): no workspace.
+"""Convolution as matrix products whose columns are never written: implicit GEMM.
 
-A block of threads computes a tile of the result, places by channels of a group, from slices of both factors in
-shared memory; columns exist there alone. The input gradient is computed in phases of the stride.
+A block of threads computes a tile of the result from slices of both factors in shared memory; columns exist
+there alone. y and dx, the latter in phases of the stride, take no workspace (cuda/implicit_gemm.cu); dw is
+summed in parts of the batch (cuda/implicit_weight_grad.cu).
 """
 
 from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
-from gpuconv.backends.cuda.columns import Laid, three, window_struct
+from gpuconv.backends.cuda.columns import Laid, channel_lanes, inner_divisors, three, window_struct
 from gpuconv.backends.cuda.kernels import THREADS, divisor, needs_wide, specialise
-from gpuconv.backends.cuda.problem import BIAS, LEFT, RESULT, RIGHT, Epilogue, Problem, round_up
+from gpuconv.backends.cuda.parts import sum_parts
+from gpuconv.backends.cuda.problem import BIAS, LEFT, RESULT, RIGHT, WORK, Epilogue, Problem, round_up
 from gpuconv.backends.cuda.program import At, Launch, Program, lanes, planned
 from gpuconv.geometry import Window
 
@@ -21,8 +23,7 @@ DTYPES = ("float32", "float64")
 
 def takes(problem: Problem, which: str) -> bool:
     """Tell whether it can compute this."""
-    fits = problem.window.taps <= MOST_TAPS and problem.dtype.name in DTYPES
-    return fits and which != "weight_grad"
+    return problem.window.taps <= MOST_TAPS and problem.dtype.name in DTYPES
 
 
 class Tile(NamedTuple):
@@ -95,6 +96,75 @@ def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilog
     return _product(p, turned, (p.og, p.cg), dy, strides, 1, epilogue, backward=True)
 
 
+# Of the weight gradient. Places that a part sums at least, so that writing and adding up its sums stays a
+# small part of the work; blocks are as many as multiprocessors can take at once, twice over.
+LEAST_LENGTH, BLOCKS = 512, 2 * ENOUGH_BLOCKS
+
+
+@planned
+def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program:
+    """Return the program for dy (LEFT), x (RIGHT), dw (RESULT), and the sums of parts (WORK)."""
+    p, window, pairs, size = problem, problem.window, problem.rows, problem.c_out * problem.rows
+    total = p.images * window.places
+    chosen = tile(p.dtype, p.og, pairs * window.groups * (total // LEAST_LENGTH))
+    tiles = -(-pairs // chosen.places), -(-p.og // chosen.channels)
+    together = prod(tiles) * window.groups
+    parts = max(1, min(-(-total // LEAST_LENGTH), -(-BLOCKS // together), limit // (size * p.itemsize)))
+    length = round_up(-(-total // parts), chosen.depth)
+    parts = -(-total // length)
+    vector = lanes(p.itemsize, p.og if p.channels_last else pairs)
+    weights = channel_lanes(p.itemsize, p.og, dy) if p.channels_last else 1
+    wide = needs_wide(
+        total + length,
+        parts * size,
+        x.extent(p.images, p.c_in, _padded(window)),
+        dy.extent(p.images, p.c_out, window.out_size),
+    )
+    kernel = specialise(
+        "implicit_weight_grad",
+        window,
+        p.dtype,
+        vector=vector,
+        wide=wide,
+        CHANNELS_LAST=int(p.channels_last),
+        WEIGHTS=weights,
+        MASK=_mask(window),
+        **chosen.defines(p.channels_last),
+    )
+    struct = kernel.arguments(
+        window=window_struct(window),
+        x=x.struct(p.images, p.c_in, window.in_size),
+        dy=dy.struct(p.images, p.c_out, window.out_size),
+        inner=inner_divisors(window.out_size, wide),
+        plane=divisor(window.places, wide),
+        total=total,
+        length=length,
+        read=p.cg,
+        written=p.og,
+        pair_tiles=tiles[0],
+        filter_tiles=tiles[1],
+        groups=window.groups,
+        size=size,
+    )
+    sums = At(RESULT) if parts == 1 else At(WORK)
+    shared = chosen.shared(p.itemsize, wide)
+    first = Launch(kernel, together * parts, (At(LEFT), At(RIGHT), sums), struct, shared)
+    if parts == 1:
+        return Program((first,))
+    return Program((first, sum_parts(sums, At(RESULT), size, parts, p.dtype)), parts * size * p.itemsize)
+
+
+def _padded(window: Window) -> tuple[int, ...]:
+    """Return sizes that no place of a window lies beyond, in the padding neither."""
+    each = zip(window.in_size, window.before, window.after, window.span, strict=True)
+    return tuple(sum(numbers) for numbers in each)
+
+
+def _mask(window: Window) -> str:
+    """Return a type with a bit for each tap."""
+    return "unsigned" if window.taps <= 32 else "unsigned long long"
+
+
 def _product(
     p: Problem,
     window: Window,
@@ -116,16 +186,10 @@ def _product(
         vector = lanes(p.itemsize, written)
     else:
         vector = lanes(p.itemsize, prod(window.out_size)) if phases == 1 else 1
-    padded = tuple(
-        size + before + after + span
-        for size, before, after, span in zip(
-            window.in_size, window.before, window.after, window.span, strict=True
-        )
-    )
     wide = needs_wide(
         places + chosen.places,
         p.images * groups * written * prod(window.out_size),
-        source.extent(p.images, groups * read, padded),
+        source.extent(p.images, groups * read, _padded(window)),
         p.c_out * p.rows,
     )
     kernel = specialise(
@@ -139,7 +203,7 @@ def _product(
         WITH_BIAS=int(epilogue.bias),
         RELU=0,
         WEIGHTS=weights,
-        MASK="unsigned" if window.taps <= 32 else "unsigned long long",
+        MASK=_mask(window),
         **chosen.defines(p.channels_last),
     )
     tiles = -(-places // chosen.places), -(-written // chosen.channels)
