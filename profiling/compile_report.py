@@ -161,12 +161,16 @@ def call_everything() -> None:
                     groups=s["groups"],
                 )
                 _convolve(window, s["c_in"], s["c_out"], dtype, channels_last)
+                if dtype == np.float32 and window.groups < s["c_in"]:
+                    with config(algorithm="implicit"):
+                        _convolve(window, s["c_in"], s["c_out"], dtype, channels_last)
             for s in _lines("pool_shapes.csv"):
                 window = sliding_window("pool", (s["h"], s["w"]), s["kernel"], s["stride"], s["padding"])
                 _pool(window, s["c"], dtype, channels_last)
             _convolve(TRANSPOSED, 16, 16, dtype, channels_last, transposed=True)
-            with config(algorithm="direct"):
-                _convolve(SMALL_GROUPS, 16, 16, dtype, channels_last, transposed=True)
+            for algorithm in ("direct", "implicit"):
+                with config(algorithm=algorithm):
+                    _convolve(SMALL_GROUPS, 16, 16, dtype, channels_last, transposed=True)
         for window in OTHER_WINDOWS:  # float16 takes most registers: eight sums a thread
             _convolve(window, 16, 16, np.dtype(np.float16), channels_last)
             _pool(window, 16, np.dtype(np.float16), channels_last)

@@ -4,11 +4,12 @@ import random
 
 import numpy as np
 import pytest
-from cases import Case, draw, in_layout, weights_in_layout
+from cases import Case, draw
 from host import compiler
 from host import runtime as host_runtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from passes import arrays, computed, defined
 
 import gpuconv
 from gpuconv import reference as define
@@ -37,33 +38,6 @@ def drawn(rng, channels_last):
     return Case(**{**case.__dict__, **changes})
 
 
-def passes(case, x, w, b, dy):
-    """Return y, dx and dw."""
-    d, options = len(case.kernel), case.conv()
-    with gpuconv.config(algorithm="direct"):
-        y = getattr(gpuconv, f"conv{d}d")(x, w, b, **options)
-        dx = getattr(gpuconv, f"conv{d}d_input_grad")(dy, w, case.x_shape(), **options)
-        dw = getattr(gpuconv, f"conv{d}d_weight_grad")(dy, x, case.kernel, **options)
-    return y, dx, dw
-
-
-def defined(case, x, w, b, dy):
-    """Return y, dx and dw by the definition."""
-    x, dy = (define.first(a.astype(np.float64), case.channels_last) for a in (x, dy))
-    w, sliding = define.weights_first(w.astype(np.float64), case.channels_last), case.sliding()
-    return (
-        in_layout(case, define.conv(x, w, b, sliding, case.groups)),
-        in_layout(case, define.conv_input_grad(dy, w, sliding, case.groups)),
-        weights_in_layout(case, define.conv_weight_grad(dy, x, sliding, case.groups)),
-    )
-
-
-def arrays(case, dtype):
-    """Return x, w, b and dy of whole numbers, whose sums are exact."""
-    shapes = {"x": case.x_shape(), "w": case.w_shape(), "b": (case.c_out,), "dy": case.y_shape()}
-    return [case.array(name, shape, dtype, whole=True) for name, shape in shapes.items()]
-
-
 @pytest.fixture(scope="module")
 def gpu(backend):
     """The backends with the CUDA kernels."""
@@ -78,7 +52,7 @@ def gpu(backend):
 def test_small_groups_are_exactly_the_definition_on_whole_numbers(gpu, channels_last, rng):
     case, dtype = drawn(rng, channels_last), rng.choice([np.float16, np.float32, np.float64])
     given_arrays = arrays(case, dtype)
-    found = passes(case, *map(gpu.to_array, given_arrays))
+    found = computed(case, "direct", *map(gpu.to_array, given_arrays))
     for got, must in zip(found, defined(case, *given_arrays), strict=True):
         np.testing.assert_array_equal(gpu.to_numpy(got), must.astype(dtype))
 
@@ -90,9 +64,9 @@ def test_small_groups_are_exactly_the_definition_on_whole_numbers(gpu, channels_
 def test_nothing_around_an_array_is_read(channels_last, rng):
     case = drawn(rng, channels_last)
     x, w, b, dy = arrays(case, np.float32)
-    dense_ones = passes(case, *map(host_runtime.to_device, (x, w, b, dy)))
+    dense_ones = computed(case, "direct", *map(host_runtime.to_device, (x, w, b, dy)))
     within = [host_runtime.within_nan(rng, a) for a in (x, w, b, dy)]
-    for got, must in zip(passes(case, *within), dense_ones, strict=True):
+    for got, must in zip(computed(case, "direct", *within), dense_ones, strict=True):
         np.testing.assert_array_equal(host_runtime.to_host(got), host_runtime.to_host(must))
 
 

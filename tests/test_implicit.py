@@ -1,0 +1,273 @@
+"""Implicit matrix products by the CUDA kernels: tiles, phases, tables, parts, what is chosen."""
+
+import random
+from itertools import product
+
+import numpy as np
+import pytest
+from cases import Case, draw
+from host import compiler
+from host import runtime as host_runtime
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from passes import arrays, computed, defined
+
+import gpuconv
+from gpuconv.backends.cuda import choice, implicit
+from gpuconv.backends.cuda.columns import dense
+from gpuconv.backends.cuda.problem import Epilogue, Problem
+from gpuconv.geometry import sliding_window
+from gpuconv.measure.shapes import conv_shapes
+
+needs_kernels = pytest.mark.skipif(bool(compiler.missing()), reason=compiler.missing())
+LAYOUTS = pytest.mark.parametrize("channels_last", [False, True])
+
+
+def drawn(rng, channels_last):
+    """Draw a convolution whose groups and terms fill a slice or a tile, or don't."""
+    case = draw(rng, axes=rng.choice([1, 2, 2, 2, 3]), free=rng.random() < 0.3)
+    groups, cg, og = rng.choice([1, 1, 2, 3]), rng.choice([1, 3, 8, 20]), rng.choice([1, 4, 18, 33])
+    changes = {
+        "n": max(1, case.n), "c_in": groups * cg, "c_out": groups * og, "groups": groups,
+        "channels_last": channels_last,
+    }  # fmt: skip
+    return Case(**{**case.__dict__, **changes})
+
+
+def problem_of(shape, dtype, channels_last):
+    return Problem(shape.window(), shape.n, shape.c_in, shape.c_out, np.dtype(dtype), channels_last, "ieee")
+
+
+def programs(p, limit=16 << 20):
+    """Return the programs of the three passes, for dense arrays."""
+    x, y = (
+        dense(c, size, p.channels_last)
+        for c, size in ((p.c_in, p.window.in_size), (p.c_out, p.window.out_size))
+    )
+    return {
+        "forward": implicit.plan_forward(p, x, 16, Epilogue(True), limit),
+        "input_grad": implicit.plan_input_grad(p, y, 16, Epilogue(False), limit),
+        "weight_grad": implicit.plan_weight_grad(p, x, y, limit),
+    }
+
+
+def case_of(channels_last, c_in, c_out, in_size, kernel, **options):
+    """Return a configuration; what isn't named is as plain as can be."""
+    ones = (1,) * len(kernel)
+    plain = {"n": 1, "groups": 1, "stride": ones, "dilation": ones, "padding": 1, "seed": 0}
+    unused = {"ceil_mode": False, "count_include_pad": True}
+    sizes = {"c_in": c_in, "c_out": c_out, "in_size": in_size, "kernel": kernel}
+    return Case(**{**plain, **unused, **sizes, **options}, channels_last=channels_last)
+
+
+def check(case, dtype=np.float32):
+    """Compare all passes with the definition, on whole numbers."""
+    given_arrays = arrays(case, dtype)
+    found = computed(case, "implicit", *map(host_runtime.to_device, given_arrays))
+    for got, must in zip(found, defined(case, *given_arrays), strict=True):
+        np.testing.assert_array_equal(host_runtime.to_host(got), must)
+
+
+@pytest.fixture(scope="module")
+def gpu(backend):
+    """The backends with the CUDA kernels."""
+    if backend.is_numpy:
+        pytest.skip("for the CUDA kernels")
+    return backend
+
+
+@pytest.fixture
+def any_tile(monkeypatch):
+    """Let a test choose the tile."""
+
+    def choose(tile):
+        monkeypatch.setattr(implicit, "tile", lambda *sizes: tile)
+        forget()
+
+    yield choose
+    monkeypatch.undo()
+    forget()
+
+
+def forget():
+    for plan in (implicit.plan_forward, implicit.plan_input_grad, implicit.plan_weight_grad):
+        plan.cache_clear()
+
+
+@LAYOUTS
+@settings(max_examples=15)
+@given(rng=st.randoms(use_true_random=False))
+def test_all_passes_are_exactly_the_definition_on_whole_numbers(gpu, channels_last, rng):
+    case, dtype = drawn(rng, channels_last), rng.choice([np.float32, np.float32, np.float64])
+    given_arrays = arrays(case, dtype)
+    found = computed(case, "implicit", *map(gpu.to_array, given_arrays))
+    for got, must in zip(found, defined(case, *given_arrays), strict=True):
+        np.testing.assert_array_equal(gpu.to_numpy(got), must.astype(dtype))
+
+
+@needs_kernels
+@LAYOUTS
+@settings(max_examples=8)
+@given(rng=st.randoms(use_true_random=False))
+def test_nothing_around_an_array_is_read(channels_last, rng):
+    case = drawn(rng, channels_last)
+    given_arrays = arrays(case, np.float32)
+    alone = computed(case, "implicit", *map(host_runtime.to_device, given_arrays))
+    within = [host_runtime.within_nan(rng, a) for a in given_arrays]
+    for got, must in zip(computed(case, "implicit", *within), alone, strict=True):
+        np.testing.assert_array_equal(host_runtime.to_host(got), host_runtime.to_host(must))
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize(
+    "tile", [*implicit.SINGLE, implicit.SMALL], ids=lambda tile: f"{tile.channels}x{tile.places}"
+)
+def test_every_tile_is_filled_and_overflows(tile, channels_last, any_tile):
+    any_tile(tile)
+    check(case_of(channels_last, 5, tile.channels + 5, (13, 16), (3, 2), n=2, stride=(1, 2)))
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (3, 2), (2, 2)])
+def test_sums_of_many_terms_go_through_several_tables(stride, dilation, channels_last):
+    # 9 * 70 terms forward and 9 * 66 backward, of which some phases have a quarter or none
+    window = {"stride": (stride,) * 2, "dilation": (dilation,) * 2, "padding": ((2, 1), (0, 3))}
+    check(case_of(channels_last, 70, 66, (9, 10), (3, 3), **window))
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("kernel", [(8, 8), (1, 64), (40,)])
+def test_every_bit_of_a_mask_is_a_tap(kernel, channels_last):
+    check(case_of(channels_last, 2, 3, tuple(k + 3 for k in kernel), kernel, padding=2))
+
+
+@needs_kernels
+@LAYOUTS
+def test_constants_that_are_compiled_in_change_nothing(channels_last, monkeypatch):
+    monkeypatch.setattr(host_runtime.host, "exact", True)
+    options = {"stride": (2, 1), "dilation": (1, 2), "groups": 2, "n": 2}
+    check(case_of(channels_last, 6, 18, (9, 12), (3, 2), **options))
+
+
+@needs_kernels
+@LAYOUTS
+def test_weight_gradients_of_many_parts_keep_to_the_limit(channels_last, monkeypatch):
+    device = host_runtime.host
+    shape = (4, 24, 24, 5) if channels_last else (4, 5, 24, 24)
+    x = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
+    results = []
+    for limit in (100, 2000, 16 << 20):
+        monkeypatch.setattr(host_runtime, "DEFAULT_WORKSPACE", limit)
+        device.reset()
+        there = host_runtime.to_device(x)
+        with gpuconv.config(algorithm="implicit"):
+            dw = gpuconv.conv2d_weight_grad(there, there, 3, padding=1, channels_last=channels_last)
+        results.append((host_runtime.to_host(dw), device.peak_workspace))
+    (one, none), (two, some), (most, much) = results
+    np.testing.assert_array_equal(one, most)
+    np.testing.assert_array_equal(two, most)
+    assert none == 0 and some <= 2000 < much and some == 2 * one.nbytes
+
+
+@needs_kernels
+@LAYOUTS
+def test_an_image_alone_gives_the_bits_that_it_gives_in_a_batch(channels_last):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 15, 20, 6) if channels_last else (3, 6, 15, 20)).astype(np.float32)
+    w = rng.standard_normal((3, 3, 6, 9) if channels_last else (9, 6, 3, 3)).astype(np.float32)
+    x, w = map(host_runtime.to_device, (x, w))
+    options = {"padding": 1, "channels_last": channels_last}
+    with gpuconv.config(algorithm="implicit"):
+        batch, alone = gpuconv.conv2d(x, w, **options), gpuconv.conv2d(x[1:2], w, **options)
+    np.testing.assert_array_equal(batch[1:2], alone)
+
+
+@needs_kernels
+def test_infinities_arrive_where_they_should_and_nowhere_else():
+    x, w = np.ones((1, 3, 6, 6), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    x[0, 1, 5, 5], x[0, 2, 0, 0] = np.inf, np.nan
+    with gpuconv.config(algorithm="implicit"):
+        y = host_runtime.to_host(gpuconv.conv2d(*map(host_runtime.to_device, (x, w)), padding=1))
+    np.testing.assert_array_equal(y, gpuconv.conv2d(x, w, padding=1))
+    assert np.isinf(y).sum() == np.isnan(y).sum() == 4 * 4
+
+
+@needs_kernels
+def test_a_transposed_convolution_adds_its_bias_where_no_window_is():
+    x, w, b = np.ones((1, 4, 2, 2), np.float32), np.ones((4, 5, 1, 1), np.float32), np.arange(5, dtype="f")
+    with gpuconv.config(algorithm="implicit"):
+        y = gpuconv.conv_transpose2d(*map(host_runtime.to_device, (x, w, b)), stride=3, output_padding=2)
+    want = np.broadcast_to(b.reshape(1, 5, 1, 1), y.shape).copy()
+    want[:, :, ::3, ::3] += 4
+    np.testing.assert_array_equal(host_runtime.to_host(y), want)
+
+
+# What is chosen.
+
+
+@LAYOUTS
+def test_it_waits_to_be_asked_for(channels_last):
+    for shape, which in product(conv_shapes(), ("forward", "input_grad", "weight_grad")):
+        p = problem_of(shape, np.float32, channels_last)
+        assert choice.choose(p, which).name != "implicit"
+        with gpuconv.config(algorithm="implicit"):
+            assert (choice.choose(p, which).name == "implicit") == (p.window.taps <= 64)
+            assert choice.choose(p._replace(dtype=np.dtype(np.complex64)), which).name != "implicit"
+
+
+@LAYOUTS
+def test_only_weight_gradients_take_workspace_and_as_much_as_they_may(channels_last):
+    for shape in conv_shapes():
+        p = problem_of(shape, np.float32, channels_last)
+        if implicit.takes(p, "forward"):
+            found = programs(p, 8 << 20)
+            assert found["forward"].workspace == found["input_grad"].workspace == 0
+            assert found["weight_grad"].workspace <= max(8 << 20, 0), shape.name
+            assert all(step.shared <= 48 << 10 for program in found.values() for step in program.steps)
+
+
+@LAYOUTS
+def test_layers_of_known_networks_are_copied_and_written_in_vectors(channels_last):
+    for shape in conv_shapes():
+        p = problem_of(shape, np.float32, channels_last)
+        if shape.kind != "dense" or not implicit.takes(p, "forward"):
+            continue
+        vectors = {
+            name: int(dict(plan.steps[0].kernel.defines)["VECTOR"]) for name, plan in programs(p).items()
+        }
+        if channels_last:
+            assert dict(programs(p)["forward"].steps[0].kernel.defines)["WEIGHTS"] == "4" or shape.c_out % 4
+            assert vectors["forward"] == 4 or shape.c_out % 4, shape.name
+        elif p.window.places % 4 == 0:
+            assert vectors["forward"] == 4, shape.name
+        assert vectors["weight_grad"] == 4 or (p.c_out if channels_last else p.rows) % 4, shape.name
+
+
+def test_tiles_leave_few_channels_idle_and_are_many():
+    single = np.dtype(np.float32)
+    chosen = {c: implicit.tile(single, c, 1 << 20).channels for c in (3, 16, 24, 32, 64, 96, 128, 192, 512)}
+    assert chosen == {3: 16, 16: 16, 24: 32, 32: 32, 64: 64, 96: 32, 128: 128, 192: 64, 512: 128}
+    assert implicit.tile(single, 512, 49 * 32) == implicit.SMALL
+    assert implicit.tile(single, 20, 49) == implicit.SINGLE[2]
+
+
+@needs_kernels
+@LAYOUTS
+def test_a_draw_of_every_kind_reaches_the_kernels(channels_last):
+    rng, seen = random.Random(0), set()
+    for _ in range(60):
+        case = drawn(rng, channels_last)
+        options = case.stride, case.padding, case.dilation
+        window = sliding_window("test", case.in_size, case.kernel, *options, groups=case.groups)
+        p = Problem(window, case.n, case.c_in, case.c_out, np.dtype("f4"), channels_last, "ieee")
+        for program in programs(p).values():
+            defines = dict(program.steps[0].kernel.defines)
+            seen |= {(name, defines.get(name)) for name in ("VECTOR", "AXES", "WEIGHTS", "BACKWARD")}
+    want = {("VECTOR", "1"), ("VECTOR", "4"), ("BACKWARD", "0"), ("BACKWARD", "1")}
+    want |= {("AXES", str(n)) for n in (1, 2, 3)} | (
+        {("WEIGHTS", "1"), ("WEIGHTS", "4")} if channels_last else set()
+    )
+    assert want <= seen
