@@ -74,6 +74,15 @@ __device__ __forceinline__ int kernel(int axis) { return axis == 0 ? K0 : axis =
 __device__ __forceinline__ int stride(int axis) { return axis == 0 ? S0 : axis == 1 ? S1 : S2; }
 __device__ __forceinline__ int dilation(int axis) { return axis == 0 ? D0 : axis == 1 ? D1 : D2; }
 
+// Blocks of 256 threads that share a multiprocessor's registers, where a kernel is to have RESIDENT of them: addresses of
+// 64 bits take more registers, and so do the instructions of sm_100 and later.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define FEWER 1
+#else
+#define FEWER (sizeof(INDEX) > 4)
+#endif
+#define RESIDENT_BLOCKS (RESIDENT > 1 ? RESIDENT - FEWER : 1)
+
 enum { UNROLLED = UNROLL };  // pragmas take no macros
 #define FIRST_AXIS (3 - AXES)
 #define TAPS (K0 * K1 * K2)

@@ -209,7 +209,7 @@ __device__ __forceinline__ void write(const Sums &sum, const T *b, T *result, IN
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     gpuconv_implicit_gemm(const T *__restrict__ source, const T *__restrict__ w, const T *__restrict__ b,
                           T *__restrict__ result, const ImplicitGemm p) {
     typedef Share<PLACED, 1, CHANNELS_LAST> Gather;                     // channels lie side by side, or places

@@ -76,7 +76,7 @@ __device__ __forceinline__ Pair pair_at(int number, const ImplicitWeightGrad &p)
     return pair;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     gpuconv_implicit_weight_grad(const T *__restrict__ dy, const T *__restrict__ x, ACC *__restrict__ partial,
                                  const ImplicitWeightGrad p) {
     typedef Share<PAIRS, 1, !CHANNELS_LAST> Gather;          // places lie side by side, or channels

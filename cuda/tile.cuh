@@ -17,14 +17,6 @@
 #define SOURCES (LANES / SHARING)                   // channels that are read at once
 #define ONE_TO_ONE (IN * OUT == 1)
 
-// Addresses of 64 bits take more registers, and so do the instructions of sm_100 and later.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-#define FEWER 1
-#else
-#define FEWER (sizeof(INDEX) > 4)
-#endif
-#define RESIDENT_BLOCKS (RESIDENT > 1 ? RESIDENT - FEWER : 1)
-
 #define BACK(K, D, PHASE) ((K - 1) * D > PHASE ? (K - 1) * D - PHASE : 0)
 #define READ(PLACES, K, S, D, PHASE)                                                                            \
     (BACKWARD ? BACK(K, D, PHASE) / S + (PHASE + PLACES - 1) / S + 1 : (PLACES - 1) * S + (K - 1) * D + 1)

@@ -16,8 +16,8 @@ from gpuconv.backends.cuda.problem import BIAS, LEFT, RESULT, RIGHT, WORK, Epilo
 from gpuconv.backends.cuda.program import At, Launch, Program, lanes, planned
 from gpuconv.geometry import Window
 
-# Taps at most: each is a bit of a mask.
-MOST_TAPS = 64
+# Taps at most: each is a bit of a mask, of 32 bits where they suffice.
+MOST_TAPS, NARROW_MASK = 64, 32
 DTYPES = ("float32", "float64")
 
 
@@ -45,9 +45,9 @@ class Tile(NamedTuple):
         names = ("ROWS", "COLUMNS", "MY_ROWS", "MY_COLUMNS", "DEPTH", "STAGES", "RESIDENT")
         return dict(zip(names, (*block, *mine, self.depth, self.stages, self.resident), strict=True))
 
-    def shared(self, itemsize: int, wide: bool) -> int:
-        """Return the bytes of shared memory: slices, and the table of terms."""
-        term = 32 if wide else 16
+    def shared(self, itemsize: int, taps: int, wide: bool) -> int:
+        """Return the bytes of shared memory: slices, and the table of terms, two offsets and a mask each."""
+        term = 32 if wide or taps > NARROW_MASK else 16
         return self.stages * self.depth * (self.channels + self.places + 8) * itemsize + THREADS * term
 
 
@@ -147,7 +147,7 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
         size=size,
     )
     sums = At(RESULT) if parts == 1 else At(WORK)
-    shared = chosen.shared(p.itemsize, wide)
+    shared = chosen.shared(p.itemsize, window.taps, wide)
     first = Launch(kernel, together * parts, (At(LEFT), At(RIGHT), sums), struct, shared)
     if parts == 1:
         return Program((first,))
@@ -162,7 +162,7 @@ def _padded(window: Window) -> tuple[int, ...]:
 
 def _mask(window: Window) -> str:
     """Return a type with a bit for each tap."""
-    return "unsigned" if window.taps <= 32 else "unsigned long long"
+    return "unsigned" if window.taps <= NARROW_MASK else "unsigned long long"
 
 
 def _product(
@@ -222,4 +222,4 @@ def _product(
     )
     pointers = At(LEFT), At(RIGHT), At(BIAS if epilogue.bias else RIGHT), At(RESULT)
     blocks = prod(tiles) * groups * phases
-    return Program((Launch(kernel, blocks, pointers, struct, chosen.shared(p.itemsize, wide)),))
+    return Program((Launch(kernel, blocks, pointers, struct, chosen.shared(p.itemsize, window.taps, wide)),))
