@@ -160,7 +160,7 @@ def conv2d_backward(
     needs : tuple of "x", "w", "b"
         Which gradients to compute; a first layer needs no dx.
     activation : "relu", optional
-        As given to `conv2d`: dy counts where y > 0, and for 0 elsewhere.
+        As given to `conv2d`: where y <= 0, dy counts for 0.
     y : array [N, C_out, OH, OW], optional
         What `conv2d` returned; with an activation, and only then.
     out : (array, array, array), optional
@@ -396,9 +396,11 @@ def gradients(
     kernels = flipped(op, w, axes, channels_last, flip)
     ops = backend.convolution
 
-    @cache  # by the first gradient that is needed, if any is
     def through() -> Array:
-        return dy if activation is None else backend.activations.relu_input_grad(dy, y)
+        return dy
+
+    if activation is not None:  # computed for the first gradient that is needed, if any is
+        through = cache(lambda: backend.activations.relu_input_grad(dy, y))
 
     def by_w(dw: Array) -> None:
         turned = flipped(op, dw, axes, channels_last, flip)
