@@ -18,6 +18,7 @@ from gpuconv.backends.dispatch import (
     backend_of,
     check_rank,
     check_shape,
+    float_result,
     given,
     inexact_result,
     real_dtype,
@@ -53,6 +54,7 @@ def conv2d(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """Convolve a batch of images with a bank of kernels.
@@ -82,6 +84,8 @@ def conv2d(
     flip : bool
         Turn the kernels round along their spatial axes: the convolution of mathematics and signal processing,
         where tap j reads ``x[... - j]``. Networks leave it out, as they would learn turned kernels.
+    activation : "relu", optional
+        What y goes through: ``max(y, 0)``, where it lies, for real numbers; NaN passes.
     out : array, optional
         Where to write y: an array of its shape and dtype that shares no memory with the others. Any strides;
         in order, nothing is copied.
@@ -95,9 +99,11 @@ def conv2d(
     Raises
     ------
     TypeError
-        For an argument that is not an array or not an integer, or for any other dtype.
+        For an argument that is not an array or not an integer, for any other dtype, or for complex numbers
+        with an activation.
     ValueError
-        For shapes that don't fit each other, a kernel larger than the padded image, or an unsuitable ``out``.
+        For shapes that don't fit each other, a kernel larger than the padded image, another activation, or
+        an unsuitable ``out``.
 
     References
     ----------
@@ -114,8 +120,12 @@ def conv2d(
              [81., 90.]]]], dtype=float32)
     >>> gpuconv.conv2d(x, w, stride=2, padding="same").shape
     (1, 1, 2, 2)
+    >>> gpuconv.conv2d(x, w, np.float32([-50]), activation="relu")[0, 0]
+    array([[ 0.,  4.],
+           [31., 40.]], dtype=float32)
     """
-    return convolve("conv2d", 2, x, w, b, stride, padding, dilation, groups, channels_last, flip, out)
+    options = (stride, padding, dilation, groups, channels_last, flip, activation, out)
+    return convolve("conv2d", 2, x, w, b, *options)
 
 
 @public
@@ -131,6 +141,8 @@ def conv2d_backward(
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
     flip: bool = False,
+    activation: str | None = None,
+    y: Array | None = None,
     out: Outs = None,
 ) -> ConvGrads:
     """Return the gradients of `conv2d` by its three inputs.
@@ -147,6 +159,10 @@ def conv2d_backward(
         As given to `conv2d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute; a first layer needs no dx.
+    activation : "relu", optional
+        As given to `conv2d`: where y <= 0, dy counts for 0.
+    y : array [N, C_out, OH, OW], optional
+        What `conv2d` returned; with an activation, and only then.
     out : (array, array, array), optional
         Where to write dx, dw and db, as in `conv2d`; None in place of one makes a new array.
 
@@ -158,7 +174,7 @@ def conv2d_backward(
     Raises
     ------
     TypeError, ValueError
-        As `conv2d`; and where dy's shape is not that of y.
+        As `conv2d`; where dy's shape is not that of y; and for an activation without y, or y without one.
 
     See Also
     --------
@@ -176,9 +192,12 @@ def conv2d_backward(
     >>> dw[0, 0], db
     (array([[4., 4.],
            [4., 4.]]), array([4.]))
+    >>> y = np.array([[[[0.0, 2.0], [0.0, 1.0]]]])  # the rectifier let two pass
+    >>> gpuconv.conv2d_backward(np.ones((1, 1, 2, 2)), x, w, activation="relu", y=y).db
+    array([2.])
     """
-    op = "conv2d_backward"
-    return gradients(op, 2, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip, out)
+    options = (stride, padding, dilation, groups, channels_last, needs, flip, activation, y, out)
+    return gradients("conv2d_backward", 2, dy, x, w, *options)
 
 
 @public
@@ -332,10 +351,12 @@ def convolve(
     groups: int,
     channels_last: bool,
     flip: bool,
+    activation: str | None,
     out: Array | None,
 ) -> Array:
     """Check, describe the window, and convolve."""
     backend = backend_of(op, x=x, w=w, **given(b=b))
+    check_activation(op, activation, x=x, w=w, **given(b=b))
     window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
     c_out = _c_out(w, channels_last)
     if b is not None:
@@ -344,7 +365,7 @@ def convolve(
     dtype = inexact_result(op, x=x, w=w, **given(b=b))
     shape = array_shape(x.shape[0], c_out, window.out_size, channels_last)
     y = result(op, backend, out, shape, dtype, x=x, w=w, b=b)
-    backend.convolution.forward(x, kernels, b, y, window, channels_last)
+    backend.convolution.forward(x, kernels, b, y, window, channels_last, activation)
     return y
 
 
@@ -361,25 +382,36 @@ def gradients(
     channels_last: bool,
     needs: Collection[str],
     flip: bool,
+    activation: str | None,
+    y: Array | None,
     out: Outs,
 ) -> ConvGrads:
     """Check, describe the window, and compute what `needs` names."""
-    backend = backend_of(op, dy=dy, x=x, w=w)
+    backend = backend_of(op, dy=dy, x=x, w=w, **given(y=y))
+    check_activation(op, activation, dy=dy, x=x, w=w, **given(y=y))
     window = _check(op, axes, x, w, stride, padding, dilation, groups, channels_last)
     c_out = _c_out(w, channels_last)
     _check_dy(op, dy, x.shape[0], c_out, window, channels_last)
+    _check_y(op, activation, y, dy)
     kernels = flipped(op, w, axes, channels_last, flip)
     ops = backend.convolution
 
+    def through() -> Array:
+        return dy
+
+    if activation is not None:  # computed for the first gradient that is needed, if any is
+        through = cache(lambda: backend.activations.relu_input_grad(dy, y))
+
     def by_w(dw: Array) -> None:
         turned = flipped(op, dw, axes, channels_last, flip)
-        ops.weight_grad(dy, conjugate(x), turned, window, channels_last)
+        ops.weight_grad(through(), conjugate(x), turned, window, channels_last)
 
     return collect(
         *(op, backend, needs, out, dy, x, w, c_out),
-        lambda dx: ops.input_grad(dy, conjugate(kernels), None, dx, window, channels_last),
+        lambda dx: ops.input_grad(through(), conjugate(kernels), None, dx, window, channels_last),
         by_w,
-        lambda db: ops.bias_grad(dy, db, channels_last),
+        lambda db: ops.bias_grad(through(), db, channels_last),
+        y=y,
     )
 
 
@@ -393,10 +425,12 @@ def collect(
     w: Array,
     c_out: int,
     *compute: Callable[[Array], None],
+    y: Array | None = None,
 ) -> ConvGrads:
     """Let functions write the gradients by x, w and b that `needs` names to new arrays, or to the user's.
 
-    A real array's gradient is real: where the others are complex, the real part of what is computed.
+    They may read y besides. A real array's gradient is real: where the others are complex, the real part of
+    what is computed.
     """
     named = isinstance(needs, Collection) and not isinstance(needs, str)
     if not named or not all(n in ("x", "w", "b") for n in needs):
@@ -414,7 +448,7 @@ def collect(
         if outs[i] is None:
             grads[i] = backend.arrays.empty(shapes[i], dtype, dy)
         else:
-            inputs = {"dy": dy, "x": x, "w": w, **{f"out[{j}]": outs[j] for j in range(i)}}
+            inputs = {"dy": dy, "x": x, "w": w, "y": y, **{f"out[{j}]": outs[j] for j in range(i)}}
             grads[i] = result(op, backend, outs[i], shapes[i], dtype, name=f"out[{i}]", **inputs)
     for grad, exact, write in zip(grads, by, compute, strict=True):
         if grad is None:
@@ -426,6 +460,20 @@ def collect(
             write(whole)
             grad[...] = whole.real
     return ConvGrads(*grads)
+
+
+def check_activation(op: str, activation: Any, **arrays: Array) -> None:
+    """Check what follows a convolution of these arrays: nothing, or the rectifier of real ones."""
+    if activation is None:
+        return
+    if not isinstance(activation, str) or activation != "relu":
+        raise ValueError(f'{op}: activation must be "relu" or None, not {activation!r}')
+    for name, x in arrays.items():
+        if x.dtype.kind == "c":
+            raise TypeError(
+                f"{op}: {name} is {x.dtype.name}, but complex numbers have no order, and so no "
+                f"activation={activation!r}; use None"
+            )
 
 
 def conjugate(x: Array) -> Array:
@@ -571,6 +619,18 @@ def _check_dy(op: str, dy: Array, n: int, c_out: int, window: Window, channels_l
     check_rank(op, "dy", dy, _layout(window.axes, channels_last))
     must = array_shape(n, c_out, window.out_size, channels_last)
     check_shape(op, "dy", dy.shape, must, "as the gradient of y")
+
+
+def _check_y(op: str, activation: str | None, y: Array | None, dy: Array) -> None:
+    """Check that what an activation returned is there with it, shaped like its gradient, and not else."""
+    if activation is None:
+        if y is not None:
+            raise ValueError(f"{op}: y is for an activation, but activation is None; leave y out")
+        return
+    if y is None:
+        raise ValueError(f"{op}: activation={activation!r} needs y, which the forward pass returned")
+    check_shape(op, "y", y.shape, dy.shape, "as dy is its gradient")
+    float_result(op, y=y)
 
 
 @cache

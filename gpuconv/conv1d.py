@@ -19,6 +19,7 @@ def conv1d(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """Convolve a batch of signals with a bank of kernels.
@@ -36,6 +37,8 @@ def conv1d(
         Bias.
     stride, padding, dilation, groups, channels_last, flip
         As in `conv2d`, with one spatial axis: padding also ``((before, after),)``.
+    activation : "relu", optional
+        What y goes through, as in `conv2d`.
     out : array, optional
         Where to write y, as in `conv2d`.
 
@@ -56,7 +59,8 @@ def conv1d(
     >>> gpuconv.conv1d(x, np.array([[[-1.0, 1.0]]]))
     array([[[1., 2., 4.]]])
     """
-    return convolve("conv1d", 1, x, w, b, stride, padding, dilation, groups, channels_last, flip, out)
+    options = (stride, padding, dilation, groups, channels_last, flip, activation, out)
+    return convolve("conv1d", 1, x, w, b, *options)
 
 
 @public
@@ -72,6 +76,8 @@ def conv1d_backward(
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
     flip: bool = False,
+    activation: str | None = None,
+    y: Array | None = None,
     out: Outs = None,
 ) -> ConvGrads:
     """Return the gradients of `conv1d` by its three inputs, summed over the batch.
@@ -84,6 +90,10 @@ def conv1d_backward(
         As given to `conv1d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute.
+    activation : "relu", optional
+        As given to `conv1d`.
+    y : array [N, C_out, OL], optional
+        What `conv1d` returned; with an activation, and only then.
     out : (array, array, array), optional
         Where to write dx, dw and db, as in `conv2d`; None in place of one makes a new array.
 
@@ -104,8 +114,8 @@ def conv1d_backward(
     >>> gpuconv.conv1d_backward(np.ones((1, 1, 2)), x, w)
     ConvGrads(dx=array([[[ 1., 11., 10.]]]), dw=array([[[3., 6.]]]), db=array([2.]))
     """
-    op = "conv1d_backward"
-    return gradients(op, 1, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip, out)
+    options = (stride, padding, dilation, groups, channels_last, needs, flip, activation, y, out)
+    return gradients("conv1d_backward", 1, dy, x, w, *options)
 
 
 @public

@@ -19,6 +19,7 @@ def conv3d(
     groups: int = 1,
     channels_last: bool = False,
     flip: bool = False,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """Convolve a batch of volumes with a bank of kernels.
@@ -36,6 +37,8 @@ def conv3d(
         Bias.
     stride, padding, dilation, groups, channels_last, flip
         As in `conv2d`, with three spatial axes: an int or one per axis.
+    activation : "relu", optional
+        What y goes through, as in `conv2d`.
     out : array, optional
         Where to write y, as in `conv2d`.
 
@@ -59,7 +62,8 @@ def conv3d(
     >>> gpuconv.conv3d(x, w, stride=2, padding="same").shape
     (1, 1, 2, 2, 2)
     """
-    return convolve("conv3d", 3, x, w, b, stride, padding, dilation, groups, channels_last, flip, out)
+    options = (stride, padding, dilation, groups, channels_last, flip, activation, out)
+    return convolve("conv3d", 3, x, w, b, *options)
 
 
 @public
@@ -75,6 +79,8 @@ def conv3d_backward(
     channels_last: bool = False,
     needs: Collection[str] = ("x", "w", "b"),
     flip: bool = False,
+    activation: str | None = None,
+    y: Array | None = None,
     out: Outs = None,
 ) -> ConvGrads:
     """Return the gradients of `conv3d` by its three inputs, summed over the batch.
@@ -87,6 +93,10 @@ def conv3d_backward(
         As given to `conv3d`.
     needs : tuple of "x", "w", "b"
         Which gradients to compute.
+    activation : "relu", optional
+        As given to `conv3d`.
+    y : array [N, C_out, OD, OH, OW], optional
+        What `conv3d` returned; with an activation, and only then.
     out : (array, array, array), optional
         Where to write dx, dw and db, as in `conv2d`; None in place of one makes a new array.
 
@@ -112,8 +122,8 @@ def conv3d_backward(
     >>> dw.ravel(), db
     (array([8., 8., 8., 8., 8., 8., 8., 8.]), array([8.]))
     """
-    op = "conv3d_backward"
-    return gradients(op, 3, dy, x, w, stride, padding, dilation, groups, channels_last, needs, flip, out)
+    options = (stride, padding, dilation, groups, channels_last, needs, flip, activation, y, out)
+    return gradients("conv3d_backward", 3, dy, x, w, *options)
 
 
 @public

@@ -388,7 +388,7 @@ def _gradients(
 
     return collect(
         *(op, backend, needs, out, dy, x, w, c_out),
-        lambda dx: ops.forward(dy, conjugate(kernels), None, dx, window, channels_last),
+        lambda dx: ops.forward(dy, conjugate(kernels), None, dx, window, channels_last, None),
         by_w,
         lambda db: ops.bias_grad(dy, db, channels_last),
     )

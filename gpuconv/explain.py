@@ -206,7 +206,7 @@ def explain(
     return Plan(
         name,
         device,
-        *_together([part for note, part in parts if "." in note.what], of, parts),
+        *_together([part for note, part in parts if _writes(note)], of, parts),
         *work_of_notes(results, notes),
         tuple(Result(y.shape, y.dtype.name) for y in arrays(results)),
         config.fp32_precision,
@@ -273,6 +273,11 @@ def _part(note: Note, device: str, workspace: int) -> Part:
     return on_cuda.plan(note, workspace)
 
 
+def _writes(note: Note) -> bool:
+    """Tell whether a result is written: copies, and a dy through a rectifier, are what others read."""
+    return "." in note.what and not note.what.startswith("activations.")
+
+
 def _together(
     computed: list[Part], of: list[str], all_parts: list[tuple[Note, Part]]
 ) -> tuple[str, str, tuple[Step, ...], int, int, int]:
@@ -282,7 +287,7 @@ def _together(
     names = iter(of)
     steps: list[Step] = []
     for note, part in all_parts:
-        result = next(names, "") if "." in note.what else ""
+        result = next(names, "") if _writes(note) else ""
         steps += [step._replace(result=result) for step in part.steps]
     algorithms = dict.fromkeys(part.algorithm for part in computed)
     whys = dict.fromkeys(part.why for part in computed)
@@ -290,9 +295,9 @@ def _together(
         ", ".join(algorithms),
         "; ".join(whys),
         tuple(steps),
-        sum(part.chunks for part in computed),
-        max(part.threads for part in computed),
-        max(part.workspace for part in computed),
+        sum(part.chunks for _, part in all_parts),
+        max(part.threads for _, part in all_parts),
+        max(part.workspace for _, part in all_parts),
     )
 
 

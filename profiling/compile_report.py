@@ -229,7 +229,7 @@ def _convolve(
     cg = c_in // window.groups
     w = unmade.empty((*window.kernel, cg, c_out) if channels_last else (c_out, cg, *window.kernel), dtype)
     b = unmade.empty((c_out,), dtype)
-    convolution.forward(x, w, b, y, window, channels_last)
+    convolution.forward(x, w, b, y, window, channels_last, None if dtype.kind == "c" else "relu")
     convolution.input_grad(
         y, w, unmade.empty((c_in,), dtype) if transposed else None, x, window, channels_last
     )

@@ -18,8 +18,9 @@ def _convolutions(axes, prefix, x, w, **options):
     forward = getattr(gpuconv, prefix)
     y = forward(x, w, **options)
     dy, b = numbers(*y.shape), numbers(y.shape[1])
-    yield prefix, (x, w, b), options
-    yield f"{prefix}_backward", (dy, x, w), options
+    after = {"activation": "relu"} if prefix == "conv1d" else {}
+    yield prefix, (x, w, b), options | after
+    yield f"{prefix}_backward", (dy, x, w), options | (after and after | {"y": y})
     if prefix == f"conv{axes}d":
         yield f"{prefix}_input_grad", (dy, w, x.shape), options
         yield f"{prefix}_weight_grad", (dy, x, w.shape[2:]), options

@@ -52,10 +52,14 @@ def convolution(rng, dtype):
     backward = getattr(gpuconv, f"conv{axes}d_backward")
     dy = numbers(rng, forward(x, w, **options).shape, dtype)
     algorithm = str(rng.choice(["auto", "direct", "winograd"]))
+    activation, after = None, {}
+    if rng.integers(2):  # y is not forward's: where the two differ by rounding, they may about a sign
+        activation, after = "relu", {"activation": "relu", "y": numbers(rng, dy.shape, dtype)}
 
     def call():
         with gpuconv.config(algorithm=algorithm):
-            return forward(x, w, b, **options), *backward(dy, x, w, **options)
+            y = forward(x, w, b, activation=activation, **options)
+            return y, *backward(dy, x, w, **after, **options)
 
     return call
 

@@ -623,6 +623,53 @@ def test_needs_are_names_of_arguments(op, needs):
     refused(ValueError, op, 'needs must be .*"x", "w" and "b"', re.escape(repr(needs)), needs=needs)
 
 
+# What follows a convolution.
+
+RECTIFIED = [f"conv{axes}d{end}" for axes in (1, 2, 3) for end in ("", "_backward")]
+
+
+def rectified(op, **spoilt):
+    """Return the arguments of a rectified convolution, or of its gradients."""
+    return {"activation": "relu", **({"y": GOOD[op]["dy"]} if "dy" in GOOD[op] else {}), **spoilt}
+
+
+@pytest.mark.parametrize("op", RECTIFIED)
+def test_an_activation_is_relu_or_none(op):
+    call(op, **rectified(op))
+    for bad in ("ReLU", "gelu", "", b"relu", 1, True, False, ["relu"], np.array(["relu", "relu"])):
+        said = f'activation must be "relu" or None, not {bad!r}'
+        refused(ValueError, op, re.escape(said), **rectified(op, activation=bad))
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [(op, name) for op in RECTIFIED for name in {**GOOD[op], **rectified(op)} if name in ARRAYS],
+)
+def test_complex_numbers_have_no_activation(op, name):
+    x = {**GOOD[op], **rectified(op)}[name].astype(np.complex64)
+    said = f"{name} is complex64, but complex numbers have no order, and so no activation='relu'"
+    refused(TypeError, op, said, **rectified(op, **{name: x}))
+
+
+@pytest.mark.parametrize("op", [op for op in RECTIFIED if op.endswith("_backward")])
+def test_an_activation_and_its_y_come_together(op):
+    refused(ValueError, op, "activation='relu' needs y", activation="relu")
+    refused(ValueError, op, "y is for an activation", y=GOOD[op]["dy"])
+
+
+@pytest.mark.parametrize("op", [op for op in RECTIFIED if op.endswith("_backward")])
+@pytest.mark.parametrize("needs", [(), ("x", "w", "b")], ids=str)
+def test_y_is_an_array_of_floats_shaped_like_dy(op, needs):
+    good = GOOD[op]["dy"]
+    for shape in (good.shape[1:], (1, *good.shape[1:]), (*good.shape[:-1], 1), ()):
+        said = rf"y has shape {re.escape(str(shape))}, .*must be {re.escape(str(good.shape))}"
+        refused(ValueError, op, said, **rectified(op, y=_ones(*shape), needs=needs))
+    for dtype in (bool, np.int64, object, np.longdouble):
+        refused(TypeError, op, r"\by\b", **rectified(op, y=good.astype(dtype), needs=needs))
+    for bad in (good.tolist(), 1.0, "y", FakeCupyArray()):
+        refused(TypeError, op, r"\by\b", **rectified(op, y=bad, needs=needs))
+
+
 @pytest.mark.parametrize("op", GOOD)
 def test_options_are_given_by_name(op):
     positional = [*GOOD[op].values(), 1, 1, 1, 1, 1]

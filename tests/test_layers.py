@@ -483,6 +483,7 @@ def test_repr_is_the_call_that_made_the_layer():
         "MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)",
         "AvgPool2d(kernel_size=3, padding=1, count_include_pad=False)",
         "Conv1d(2, 4, kernel_size=3, padding=((2, 0),), padding_mode='reflect')",
+        "Conv3d(2, 4, kernel_size=3, activation='relu', channels_last=True)",
         "MaxUnpool2d(MaxPool2d(kernel_size=3, stride=2))",
         "GlobalAvgPool()",
         "GlobalMaxPool(channels_last=True, keepdims=False)",

@@ -233,6 +233,10 @@ conv2d x[2,2,5,5] w[2,2,3,3] b[2]
   bias
   im2col
   gemm a[2,18] b[18,9] x2
+conv2d x[2,2,5,5] w[2,2,3,3]
+  im2col
+  gemm a[2,18] b[18,9] x2
+  relu
 conv2d_backward dy[2,2,3,3] x[2,2,5,5] w[2,2,3,3]
   gemm a[18,2] b[2,9] x2
   col2im
@@ -255,6 +259,7 @@ def test_kernels_and_matrix_products_are_ranges_within_their_operation(record):
         from host.runtime import to_device
         x, w, b = map(to_device, (np.ones((2, 2, 5, 5)), np.ones((2, 2, 3, 3)), np.ones(2)))
         y = gpuconv.conv2d(x, w, b)
+        gpuconv.conv2d(x, w, activation="relu")
         gpuconv.conv2d_backward(y, x, w)
         gpuconv.max_pool2d(x, 2)
         dense = gpuconv.Linear(5, 3, bias=False, dtype=np.float64)
@@ -264,7 +269,7 @@ def test_kernels_and_matrix_products_are_ranges_within_their_operation(record):
     assert told.tree == OPERATIONS_ON_KERNELS
     stages = {each.name.partition(" ")[0]: each.category for outer in told.threads[0] for each in outer.inner}
     conv = dict.fromkeys(("bias", "im2col", "col2im", "bias_grad", "sum_parts"), "conv")
-    assert stages == {**conv, "gemm": "gemm", "max_pool_tile": "pool"}
+    assert stages == {**conv, "gemm": "gemm", "relu": None, "max_pool_tile": "pool"}
 
 
 @needs_kernels

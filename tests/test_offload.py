@@ -47,8 +47,12 @@ def stand_in(request):
 
 def by_hand(cupy, function, *arguments, **options):
     """Move the arrays, call, and move the results back."""
-    moved = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
-    return [y if y is None else y.get() for y in listed(function(*moved, **options))]
+
+    def move(a):
+        return cupy.asarray(a) if isinstance(a, np.ndarray) else a
+
+    results = function(*map(move, arguments), **{name: move(a) for name, a in options.items()})
+    return [y if y is None else y.get() for y in listed(results)]
 
 
 # Of the chunks tried, one is less than an image, one several images; None: no chunks.

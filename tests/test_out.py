@@ -79,6 +79,10 @@ def _calls(channels_last):
         add(f"{name}_weight_grad", {"dy": dy, "x": x}, label=label, kernel_size=kernel, **options)
         if not label:
             add(f"{name}_bias_grad", {"dy": dy})
+            options["activation"] = "relu"
+            add(name, {"x": x, "w": w, "b": b}, label="rectified", **options)
+            add(f"{name}_backward", {"dy": dy, "x": x, "w": w, "y": -dy}, grads, "rectified", **options)
+            del options["activation"]
         name, more = f"conv_transpose{axes}d", {"output_padding": 1} if "stride" in options else {}
         b = _numbers(cg * groups)
         add(name, {"x": dy, "w": w, "b": b}, label=label, **more, **options)

@@ -110,8 +110,8 @@ COLUMNS = "stride=1, padding=0, dilation=1, channels_last=False"
 POOL = "stride=None, *, padding=0, dilation=1, ceil_mode=False"
 MEAN = "count_include_pad=True, channels_last=False, divisor_override=None"
 SIGNATURES = {
-    "conv2d": f"x, w, b=None, *, {CONV}, flip=False",
-    "conv2d_backward": f"dy, x, w, *, {CONV}, needs=('x', 'w', 'b'), flip=False",
+    "conv2d": f"x, w, b=None, *, {CONV}, flip=False, activation=None",
+    "conv2d_backward": (f"dy, x, w, *, {CONV}, needs=('x', 'w', 'b'), flip=False, activation=None, y=None"),
     "conv2d_input_grad": f"dy, w, x_shape, *, {CONV}, flip=False",
     "conv2d_weight_grad": f"dy, x, kernel_size, *, {CONV}, flip=False",
     "conv2d_bias_grad": "dy, *, channels_last=False",

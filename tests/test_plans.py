@@ -39,7 +39,9 @@ def _passes(case, dtype):
     options = case.conv()
     b = case.array("b", (case.c_out,), dtype)
     yield "conv2d", {"x": x, "w": w, "b": b} | options
+    yield "conv2d", {"x": x, "w": w, "b": b, "activation": "relu"} | options
     yield "conv2d_backward", {"dy": dy, "x": x, "w": w} | options
+    yield "conv2d_backward", {"dy": dy, "x": x, "w": w, "activation": "relu", "y": dy} | options
     yield "conv2d_input_grad", {"dy": dy, "w": w, "x_shape": x.shape} | options
     yield "conv2d_weight_grad", {"dy": dy, "x": x, "kernel_size": case.kernel} | options
 
@@ -63,7 +65,7 @@ def _launched(host):
 def _planned(plan):
     steps = Counter()
     for step in plan.steps:
-        if step.what not in ("copy", "fill"):
+        if step.what not in ("copy", "fill", "relu_input_grad"):  # what is not the kernels'
             steps[step.what, tuple(step.sizes.items())] += step.repeats
     return steps
 

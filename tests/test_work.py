@@ -123,7 +123,8 @@ def test_a_convolution_counts_as_its_transposed_does(rng):
 def test_every_primitive_of_a_backend_belongs_to_a_family():
     from gpuconv.backends import cpu
 
-    modules = {name: getattr(cpu, name) for name in ("adaptive", "columns", "convolution", "pooling")}
+    names = ("activations", "adaptive", "columns", "convolution", "pooling")
+    modules = {name: getattr(cpu, name) for name in names}
     called = set()
     for op in OPERATIONS.values():
         source = inspect.getsource(inspect.getmodule(op.__wrapped__))

@@ -182,4 +182,12 @@ adaptive, columns, convolution, pooling = map(
 )
 arrays = SimpleNamespace(empty=empty)
 
+
+def _relu_input_grad(dy: Unmade, y: Unmade) -> Unmade:
+    note("activations.relu_input_grad", dy=dy, y=y)
+    return Unmade(empty(dy.shape, dy.dtype).layout, dy.origin)
+
+
+activations = SimpleNamespace(relu_input_grad=_relu_input_grad)
+
 dispatch.KINDS[Unmade] = dispatch.UNMADE

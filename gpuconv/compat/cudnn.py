@@ -158,7 +158,7 @@ def convolution_forward(
     options = (pad, stride, dilation, groups, tensor_core, d_layout, w_layout)
     call = _describe(op, {"x": x, "W": W, "y": y}, b, "y", *options)
     flat = None if b is None else _flat(op, b, "y", W.shape[0])
-    conv.convolve(op, call.axes, x, W.transpose(call.order), flat, *call.window, y)
+    conv.convolve(op, call.axes, x, W.transpose(call.order), flat, *call.window, None, y)
 
 
 @traced

@@ -90,7 +90,7 @@ class Family(NamedTuple):
 
 
 def _products(p: Mapping[str, Any]) -> int:
-    """Count a convolution's multiply-adds, or a gradient's; a bias is what the sums begin with."""
+    """Count a convolution's multiply-adds, or a gradient's; not what a bias and a rectifier do with sums."""
     w: Unmade = p["w"] if "w" in p else p["dw"]
     images, window = len(p["y"] if "y" in p else p["dy"]), p["window"]
     complex_ = any(p[name].dtype.kind == "c" for name in ("x", "w", "dy") if name in p)
@@ -131,6 +131,7 @@ def _none(p: Mapping[str, Any]) -> int:
 
 
 FAMILIES = {
+    "activations.relu_input_grad": Family(_none, "dy y"),
     "convolution.forward": Family(_products, "w b", "x"),
     "convolution.input_grad": Family(_products, "dy w b"),
     "convolution.weight_grad": Family(_products, "dy", "x"),

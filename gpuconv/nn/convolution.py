@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.backends.dispatch import backend_of
-from gpuconv.conv import conv2d, conv2d_backward
+from gpuconv.conv import check_activation, conv2d, conv2d_backward
 from gpuconv.conv1d import conv1d, conv1d_backward
 from gpuconv.conv3d import conv3d, conv3d_backward
 from gpuconv.conv_transpose import (
@@ -45,12 +45,14 @@ class _Conv(Layer):
         bias: bool = True,
         padding_mode: str = "zeros",
         *,
+        activation: str | None = None,
         channels_last: bool = False,
         dtype: Any = np.float32,
         rng: Any = None,
     ) -> None:
         super().__init__()
         op = type(self).__name__
+        check_activation(op, activation)
         in_channels = integer(op, "in_channels", in_channels, 1)
         out_channels = integer(op, "out_channels", out_channels, 1)
         groups = integer(op, "groups", groups, 1)
@@ -67,6 +69,7 @@ class _Conv(Layer):
         self.groups = groups
         self.bias = flag(op, "bias", bias)
         self.padding_mode = check_mode(op, padding_mode)
+        self.activation = activation
         self.channels_last = flag(op, "channels_last", channels_last)
         kernel = per_axis(op, "kernel_size", kernel_size, self._axes, 1)
         dtype = float_dtype(op, dtype)
@@ -82,19 +85,20 @@ class _Conv(Layer):
         return he_normal(shape, channels_last=self.channels_last, dtype=dtype, rng=rng)
 
     def forward(self, x: Array) -> Array:
-        """Return the convolution of x with the weights, plus the bias."""
+        """Return the convolution of x with the weights, plus the bias, through the activation."""
         w = self.params["weight"]
         pads = () if self.padding_mode == "zeros" else self._borders(x, w)
         if pads:
             x = pad(x, pads, self.padding_mode)
-        y = type(self)._convolve(x, w, self.params.get("bias"), **self._window())
-        return self._keep(y, (x, w, pads))
+        after = {} if self.activation is None else {"activation": self.activation}
+        y = type(self)._convolve(x, w, self.params.get("bias"), **after, **self._window())
+        return self._keep(y, (x, w, pads, {**after, "y": y} if after else {}))
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Put the gradients of weight and bias, summed over the batch, into `grads` and return dx."""
-        x, w, pads = self._recall(dy)
+        x, w, pads, after = self._recall(dy)
         needs = ("x",) * needs_dx + ("w",) + ("b",) * ("bias" in self.params)
-        dx, self.grads["weight"], db = type(self)._gradients(dy, x, w, needs=needs, **self._window())
+        dx, self.grads["weight"], db = type(self)._gradients(dy, x, w, needs=needs, **after, **self._window())
         if db is not None:
             # The function doesn't know the bias: of a real one the gradient is real.
             self.grads["bias"] = db if db.dtype.kind == self.params["bias"].dtype.kind else db.real
@@ -135,6 +139,7 @@ class _Conv(Layer):
             groups=(self.groups, 1),
             bias=(self.bias, True),
             padding_mode=(self.padding_mode, "zeros"),
+            activation=(self.activation, None),
             channels_last=(self.channels_last, False),
         )
 
@@ -157,6 +162,9 @@ class Conv2d(_Conv):
         What stands around x, by however much `padding` says. Along an axis a b c d with padding 2:
         "reflect" c b [a b c d] c b (less than the axis's size), "replicate" a a [a b c d] d d, "circular"
         c d [a b c d] a b (at most its size). All but zeros make a padded copy of x, which the layer keeps.
+    activation : "relu", optional
+        What y goes through, as in `gpuconv.conv2d`. All is as with a `ReLU` behind the layer, but y is
+        rectified where it lies.
     channels_last : bool, default False
         False: x is [N, C, H, W] and the weight [C_out, C_in/groups, kh, kw], as in PyTorch. True: x is
         [N, H, W, C] and the weight [kh, kw, C_in/groups, C_out].
@@ -204,7 +212,7 @@ class Conv1d(_Conv):
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
         As in `Conv2d`.
-    channels_last, dtype, rng
+    activation, channels_last, dtype, rng
         As in `Conv2d`, with one spatial axis: x is [N, C, L] and the weight [C_out, C_in/groups, k], or
         channels last [N, L, C] and [k, C_in/groups, C_out].
 
@@ -238,7 +246,7 @@ class Conv3d(_Conv):
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
         As in `Conv2d`.
-    channels_last, dtype, rng
+    activation, channels_last, dtype, rng
         As in `Conv2d`, with three spatial axes: x is [N, C, D, H, W] and the weight
         [C_out, C_in/groups, kd, kh, kw], or channels last [N, D, H, W, C] and
         [kd, kh, kw, C_in/groups, C_out].

@@ -7,6 +7,8 @@ import numpy as np
 from gpuconv.backends.cpu import arrays, compiled
 from gpuconv.backends.cpu.compiled import address
 from gpuconv.backends.cpu.jobs import run
+from gpuconv.backends.cpu.threads import used
+from gpuconv.backends.plans import Account, Part
 
 Array = np.ndarray[Any, Any]
 
@@ -20,9 +22,21 @@ def relu(x: Array) -> Array:
     if kernels := _kernels(x, y):
         _blocks(kernels, "relu", x, y)
     else:
-        np.maximum(x, 0, out=y)
-        y += 0  # of float16's -0 and 0, NumPy takes -0
+        _maximum(x, y)
     return y
+
+
+def rectify(y: Array) -> None:
+    """Write max(y, 0) over y; NaN stays."""
+    if kernels := _kernels(y):
+        _blocks(kernels, "rectify", y)
+    else:
+        _maximum(y, y)
+
+
+def _maximum(x: Array, y: Array) -> None:
+    np.maximum(x, 0, out=y)
+    y += 0  # of float16's -0 and 0, NumPy takes -0
 
 
 def relu_input_grad(dy: Array, y: Array) -> Array:
@@ -39,6 +53,24 @@ def relu_input_grad(dy: Array, y: Array) -> Array:
     passes -= 1
     passes &= dy.view(bits)
     return dx
+
+
+def plan_rectify(y: Array, account: Account) -> tuple[int, int]:
+    """Add what `rectify` would do to an account; return how many jobs there are, and threads."""
+    account.step("relu", bytes=y.nbytes)
+    return _plan(y)
+
+
+def plan_relu_input_grad(dy: Array, y: Array) -> Part:
+    """Return how `relu_input_grad` would compute."""
+    account = Account()
+    account.step("relu_input_grad", bytes=dy.nbytes)
+    return account.part("", "", *_plan(dy, y))
+
+
+def _plan(*given: Array) -> tuple[int, int]:
+    jobs = 0 if _kernels(*given) is None else -(-given[0].size // BLOCK)
+    return jobs, used(jobs, given[0].size)
 
 
 def _kernels(*given: Array) -> compiled.Kernels | None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cpu import bias, compiled, depthwise, direct, filters, gemm, rows, winograd
+from gpuconv.backends.cpu import activations, bias, compiled, depthwise, direct, filters, gemm, rows, winograd
 from gpuconv.backends.cpu.columns import channels_first
 from gpuconv.backends.dispatch import accumulator
 from gpuconv.backends.plans import Account, Part
@@ -33,10 +33,20 @@ Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
 
-def forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, channels_last: bool) -> None:
-    """Write conv(x, w) + b to y."""
+def forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    y: Array,
+    window: Window,
+    channels_last: bool,
+    activation: str | None,
+) -> None:
+    """Write conv(x, w) + b to y, rectified where the activation is "relu"."""
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
     _convolve(source, weights_by_group(w, window.groups, channels_last), b, window, target, channels_last)
+    if activation == "relu":
+        activations.rectify(y)
 
 
 def input_grad(dy: Array, w: Array, b: Array | None, dx: Array, window: Window, channels_last: bool) -> None:
@@ -183,12 +193,23 @@ def weights_by_group(w: Array, groups: int, channels_last: bool) -> Array:
 # What the functions above would do, on arrays that are only viewed.
 
 
-def plan_forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, channels_last: bool) -> Part:
+def plan_forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    y: Array,
+    window: Window,
+    channels_last: bool,
+    activation: str | None,
+) -> Part:
     """Return how `forward` would compute."""
     account, weights = Account(), weights_by_group(w, window.groups, channels_last)
     source, target = channels_first(x, channels_last), channels_first(y, channels_last)
-    how = _plan(source, weights, b, window, target, channels_last, account)
-    return account.part(*how)
+    algorithm, why, jobs, threads, shared = _plan(source, weights, b, window, target, channels_last, account)
+    if activation == "relu":
+        more, most = activations.plan_rectify(y, account)
+        jobs, threads = jobs + more, max(threads, most)
+    return account.part(algorithm, why, jobs, threads, shared)
 
 
 def plan_input_grad(

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from gpuconv.backends.cpu import adaptive, columns, convolution, pooling
+from gpuconv.backends.cpu import activations, adaptive, columns, convolution, pooling
 from gpuconv.backends.plans import Part
 from gpuconv.backends.unmade import Note, Unmade
 
 PLANS: dict[str, Callable[..., Part]] = {
+    "activations.relu_input_grad": activations.plan_relu_input_grad,
     "convolution.forward": convolution.plan_forward,
     "convolution.input_grad": convolution.plan_input_grad,
     "convolution.weight_grad": convolution.plan_weight_grad,

@@ -8,7 +8,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from gpuconv.backends.cuda import bias, choice, gemm
+from gpuconv.backends.cuda import activations, bias, choice, gemm
 from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.columns import aligned, laid
 from gpuconv.backends.cuda.problem import Epilogue, Problem
@@ -20,8 +20,16 @@ Array = Any
 
 
 @runtimes.on_device("y")
-def forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, channels_last: bool) -> None:
-    """Write conv(x, w) + b to y."""
+def forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    y: Array,
+    window: Window,
+    channels_last: bool,
+    activation: str | None,
+) -> None:
+    """Write conv(x, w) + b to y, rectified where the activation is "relu"."""
     runtime, dtype = runtimes.of(x), y.dtype
     x, w = x.astype(dtype, copy=False), _contiguous(w, dtype)
     b = None if b is None else _contiguous(b, dtype)
@@ -31,6 +39,8 @@ def forward(x: Array, w: Array, b: Array | None, y: Array, window: Window, chann
         algorithm = choice.choose(problem, "forward").algorithm
         plan = partial(algorithm.plan_forward, problem, source, alignment, Epilogue(b is not None))
         run_within_limit("convolution", runtime, plan, _addresses(runtime, x, w, b, y))
+        if activation == "relu":
+            activations.rectify(y)
 
 
 @runtimes.on_device("dx")

@@ -14,7 +14,7 @@ from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.choice import choose
 from gpuconv.backends.cuda.convolution import describe
 from gpuconv.backends.cuda.kernels import Kernel
-from gpuconv.backends.plans import Account, Part
+from gpuconv.backends.plans import Account, Part, Step
 from gpuconv.backends.unmade import Note, Unmade
 from gpuconv.config import config
 
@@ -87,6 +87,9 @@ def noted(function: Callable[..., object], *arguments: Any) -> list[Note]:
 def plan(primitive: Note, default_workspace: int) -> Part:
     """Return how this backend would compute a primitive, on a device with this default workspace."""
     module, _, name = primitive.what.partition(".")
+    if module == "activations":  # by CuPy's own kernels
+        step = Step(name, {"bytes": primitive.arguments["dy"].nbytes}, 1)
+        return Part("", "", (step,), 0, 1, 0)
     token = _default.set(default_workspace)
     try:
         notes = noted(getattr(getattr(cuda, module), name), *primitive.arguments.values())
