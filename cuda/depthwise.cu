@@ -13,8 +13,9 @@
 // Bytes per result: one write; of the source, each element once from memory and (ROWS + K1 - 1) / ROWS times
 // (COLUMNS + K2 - 1) / COLUMNS from the cache (stride 1); 16 at a time where rows and pointers allow.
 //
-// Fixed when compiled, besides: WITH_BIAS, and what tile.cuh names.
+// Fixed when compiled, besides: what tile.cuh and epilogue.cuh name.
 
+#include "epilogue.cuh"
 #include "tile.cuh"
 
 enum { UNROLLED_ROWS = UNROLL_ROWS };
@@ -108,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
                 Vector<T> values;
 #pragma unroll
                 for (int v = 0; v < VECTOR; ++v)
-                    values.lane[v] = (T)(WITH_BIAS ? sum[i + v] + (ACC)b[channel + v % LANES] : sum[i + v]);
+                    values.lane[v] = (T)finished(sum[i + v], b, channel + v % LANES);
                 store(result + offset, values);
             });
     }

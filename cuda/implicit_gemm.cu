@@ -18,9 +18,10 @@
 // Bytes: the result once; the source once for each FILTERS channels of the result and K1 * K2 / (S1 * S2) times, and the
 // weights once for each PLACED places, both mostly from the L2.
 //
-// Fixed when compiled, besides: BACKWARD; WITH_BIAS; RELU; WEIGHTS, elements of a copy of weights; and what
-// product.cuh names.
+// Fixed when compiled, besides: BACKWARD; WEIGHTS, elements of a copy of weights; and what product.cuh and
+// epilogue.cuh name.
 
+#include "epilogue.cuh"
 #include "product.cuh"
 
 #define PLACED (CHANNELS_LAST ? ROWS : COLUMNS)    // places of a block
@@ -158,11 +159,6 @@ __device__ __forceinline__ INDEX written_at(INDEX flat, const int (&phase)[3], c
     }
     image = place.image;
     return inside ? at : -1;
-}
-
-__device__ __forceinline__ ACC finished(ACC sum, const T *b, int channel) {
-    if (WITH_BIAS) sum += (ACC)b[channel];
-    return RELU && sum <= 0 ? 0 : sum;  // NaN stays
 }
 
 // Write a block's sums: VECTOR places (channels first) or channels (channels last) at a time.

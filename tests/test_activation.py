@@ -117,18 +117,28 @@ def test_every_algorithm_of_the_cpu_rectifies_alike(name, dtype, channels_last, 
                     equal(got, relu(y))
 
 
-# The primitive itself: sizes that are no multiples of a vector, numbers of every kind.
+# The rectifier itself, behind products with 1: sizes that are no multiples of a vector, all sorts of numbers.
 
 
+@pytest.mark.parametrize("algorithm", ["gemm", "direct", "implicit", "winograd"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_both_backends_rectify_to_the_same_bits(backend, dtype):
+def test_every_algorithm_rectifies_to_the_same_bits(backend, dtype, algorithm):
     tiny = np.finfo(dtype).smallest_normal
     numbers = np.array([*SPECIAL, 1, -1, tiny, -tiny, np.finfo(dtype).max, np.finfo(dtype).min], dtype)
-    for size in (*range(1, 34), 1000, 4096):
-        values = np.random.default_rng(size).choice(numbers, size)
-        y = backend.to_array(values)
-        backend_of("test", y=y).activations.rectify(y)
-        equal(backend.to_numpy(y), relu(values))
+    one = backend.to_array(np.ones((1, 1, 1), dtype))
+    with gpuconv.config(algorithm=algorithm):
+        for size in (*range(1, 34), 1000, 4096):
+            values = np.random.default_rng(size).choice(numbers, size)
+            y = gpuconv.conv1d(backend.to_array(values.reshape(1, 1, size)), one, activation="relu")
+            equal(backend.to_numpy(y).ravel(), relu(values))
+
+
+def test_a_product_of_columns_is_followed_by_a_rectifier_and_other_kernels_hold_it():
+    shapes = (2, 8, 9, 9), (8, 8, 3, 3)
+    for algorithm, steps in (("gemm", ["im2col", "gemm", "relu"]), ("implicit", ["implicit_gemm"])):
+        with gpuconv.config(algorithm=algorithm):
+            plan = gpuconv.explain("conv2d", *shapes, device="cuda", activation="relu")
+        assert [step.what for step in plan.steps] == steps
 
 
 # Options of the public functions.

@@ -52,10 +52,10 @@ def test_windows_of_one_to_three_axes_beyond_64_taps_and_dilated_are_compiled(sp
 
 
 def test_the_dynamic_shared_memory_of_a_launch_is_counted(specialisations):
-    adding_up = {"bias_grad", "depthwise_weight_grad", "sum_parts"}  # and the teams of adaptive pooling
-    for each in specialisations:
-        adds_up = each.kernel.name in adding_up or dict(each.kernel.defines).get("TEAM", "1") != "1"
-        assert (each.shared > 0) == adds_up, each
+    sharing = {"bias_grad", "depthwise_weight_grad", "implicit_gemm", "implicit_weight_grad", "sum_parts"}
+    for each in specialisations:  # and the teams of adaptive pooling
+        shares = each.kernel.name in sharing or dict(each.kernel.defines).get("TEAM", "1") != "1"
+        assert (each.shared > 0) == shares, each
 
 
 CLEAN = """\

@@ -1,4 +1,4 @@
-"""The rectifier on CuPy arrays: by CuPy's own elementwise kernels, and where y lies by one of ours."""
+"""The rectifier on CuPy arrays: by CuPy's own elementwise kernels, and where a result lies by one of ours."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import numpy as np
 
 from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.kernels import needs_wide, specialise
-from gpuconv.backends.cuda.program import At, Program, kernel_launch, lanes, planned, run
+from gpuconv.backends.cuda.problem import RESULT
+from gpuconv.backends.cuda.program import At, Launch, kernel_launch, lanes
 from gpuconv.backends.dispatch import array_module
 
 Array = Any
@@ -17,17 +18,11 @@ def relu(x: Array) -> Array:
     return array_module(x).maximum(x, 0)
 
 
-def rectify(y: Array) -> None:
-    """Write max(y, 0) over y, in row-major order and at a multiple of 16 bytes; NaN stays."""
-    runtime = runtimes.of(y)
-    run(runtime, _rectify(y.size, y.dtype), [runtime.address(y)])
-
-
-@planned
-def _rectify(items: int, dtype: np.dtype[Any]) -> Program:
+def rectify(items: int, dtype: np.dtype[Any]) -> Launch:
+    """Return the launch that writes max(y, 0) over a result of so many elements; NaN stays."""
     vector = lanes(dtype.itemsize, items)
     kernel = specialise("relu", None, dtype, vector=vector, wide=needs_wide(items))
-    return Program((kernel_launch(kernel, items // vector, (At(0),)),))
+    return kernel_launch(kernel, items // vector, (At(RESULT),))
 
 
 @runtimes.on_device()

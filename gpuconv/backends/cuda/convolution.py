@@ -8,7 +8,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from gpuconv.backends.cuda import activations, bias, choice, gemm
+from gpuconv.backends.cuda import bias, choice, gemm
 from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.columns import aligned, laid
 from gpuconv.backends.cuda.problem import Epilogue, Problem
@@ -37,10 +37,9 @@ def forward(
         problem = describe(window, x, y, dtype, channels_last)
         source, alignment = laid(x, runtime.address(x), channels_last), aligned(w, runtime.address(w))
         algorithm = choice.choose(problem, "forward").algorithm
-        plan = partial(algorithm.plan_forward, problem, source, alignment, Epilogue(b is not None))
+        epilogue = Epilogue(b is not None, activation == "relu")
+        plan = partial(algorithm.plan_forward, problem, source, alignment, epilogue)
         run_within_limit("convolution", runtime, plan, _addresses(runtime, x, w, b, y))
-        if activation == "relu":
-            activations.rectify(y)
 
 
 @runtimes.on_device("dx")

@@ -81,7 +81,7 @@ def _filter(
         p.c_out * p.rows,
     )
     launch = kernel_launch(
-        tiles.kernel("depthwise", numbers, reading, tile, wide, WITH_BIAS=int(epilogue.bias)),
+        tiles.kernel("depthwise", numbers, reading, tile, wide, **epilogue.defines()),
         items,
         (At(LEFT), At(RIGHT), At(BIAS if epilogue.bias else RIGHT), At(RESULT)),
         source=source.struct(p.images, read_channels, window.in_size),

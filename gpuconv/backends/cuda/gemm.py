@@ -13,7 +13,7 @@ that holds one group after another, so that all images are one matrix. Columns l
 at a time as its limit allows. A 1x1 kernel's columns are x itself.
 """
 
-from gpuconv.backends.cuda import bias
+from gpuconv.backends.cuda import activations, bias
 from gpuconv.backends.cuda.columns import ColumnStrides, Laid, channel_lanes
 from gpuconv.backends.cuda.input_grad import plan_input_grad
 from gpuconv.backends.cuda.problem import (
@@ -49,11 +49,12 @@ def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, 
     """Return the program for x (LEFT), w (RIGHT), b (BIAS) and y: Y = W X_col, added to b."""
     p = problem
     plan = _rows_of_places if p.channels_last else _rows_of_channels
-    program = plan(p, x, epilogue.bias, limit)
+    steps, workspace = plan(p, x, epilogue.bias, limit)
     if epilogue.bias:
-        written = bias.fill(p.images, p.c_out, p.window.out_size, p.dtype, p.channels_last)
-        program = program._replace(steps=(written, *program.steps))
-    return program
+        steps = (bias.fill(p.images, p.c_out, p.window.out_size, p.dtype, p.channels_last), *steps)
+    if epilogue.relu:
+        steps = (*steps, activations.rectify(p.images * p.c_out * p.window.places, p.dtype))
+    return Program(steps, workspace)
 
 
 def _rows_of_channels(p: Problem, x: Laid, accumulate: bool, limit: int) -> Program:

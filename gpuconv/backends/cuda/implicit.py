@@ -200,10 +200,9 @@ def _product(
         wide=wide,
         CHANNELS_LAST=int(p.channels_last),
         BACKWARD=int(backward),
-        WITH_BIAS=int(epilogue.bias),
-        RELU=0,
         WEIGHTS=weights,
         MASK=_mask(window),
+        **epilogue.defines(),
         **chosen.defines(p.channels_last),
     )
     tiles = -(-places // chosen.places), -(-written // chosen.channels)

@@ -66,9 +66,14 @@ class Problem(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """What is done to sums before they are written: b is added."""
+    """What is done to sums before they are written: b is added, then what is negative made 0."""
 
     bias: bool
+    relu: bool = False
+
+    def defines(self) -> dict[str, int]:
+        """Return the constants of cuda/epilogue.cuh."""
+        return {"WITH_BIAS": int(self.bias), "RELU": int(self.relu)}
 
 
 class Chunk(NamedTuple):
