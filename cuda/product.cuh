@@ -10,15 +10,24 @@
 //   STAGES                slices that are there at once: one is multiplied while the others arrive
 //   RESIDENT              blocks that are to share the registers of a multiprocessor
 //   MASK                  an unsigned type with a bit for each tap
+//   TENSOR                0: multiplied one by one; else by tensor cores in TF32, from sm_80 on: 1, or 3 for the three
+//                         products of what TF32 holds of a float and what is left of it
 
 #include "async.cuh"
+#if TENSOR && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
+#define BY_TENSOR_CORES 1
+#include "tensor.cuh"
+#else
+#define BY_TENSOR_CORES 0
+#endif
 
 #define THREADS 256
 #define LANES 4  // rows, and columns, of a thread that lie side by side: one access
-// A row of four words more than needed: eight threads that write one column of a slice write to eight banks, four apart,
-// and the four of a warp that lie behind each other fill the gaps.
-#define LEFT_PITCH (ROWS + 4)
-#define RIGHT_PITCH (COLUMNS + 4)
+// A row has four words more than needed: eight threads that write one column of a slice write to eight banks, four apart,
+// and the four of a warp that lie behind each other fill the gaps. For tensor cores eight: of four rows, eight columns
+// are read at once.
+#define LEFT_PITCH (ROWS + (TENSOR ? 8 : 4))
+#define RIGHT_PITCH (COLUMNS + (TENSOR ? 8 : 4))
 #define LEFT_SIZE (DEPTH * LEFT_PITCH)
 #define STAGE (LEFT_SIZE + DEPTH * RIGHT_PITCH)
 // Threads along the rows and columns of the tile; a warp takes a patch that is as square as accesses allow.
@@ -27,6 +36,18 @@
 #elif STAGES < 2
 #error "one slice is multiplied while another arrives"
 #endif
+#if BY_TENSOR_CORES
+#define WARP_ROWS (MY_ROWS * 8)
+#define WARP_COLUMNS (MY_COLUMNS * 4)
+
+__device__ __forceinline__ int row_of(int i) {
+    return (int)threadIdx.x / 32 / (COLUMNS / WARP_COLUMNS) * WARP_ROWS + i * 8 + (int)threadIdx.x % 32 / 4;
+}
+
+__device__ __forceinline__ int column_of(int j) {
+    return (int)threadIdx.x / 32 % (COLUMNS / WARP_COLUMNS) * WARP_COLUMNS + j / 2 * 8 + (int)threadIdx.x % 4 * 2 + j % 2;
+}
+#else
 #define DOWN (ROWS / MY_ROWS)
 #define ACROSS (COLUMNS / MY_COLUMNS)
 #define WARP_ACROSS (ACROSS < 8 ? ACROSS : 8)
@@ -46,6 +67,7 @@ __device__ __forceinline__ int row_of(int i) { return (i / LANES * DOWN + thread
 __device__ __forceinline__ int column_of(int j) {
     return (j / LANES * ACROSS + thread_column()) * LANES + j % LANES;
 }
+#endif
 
 // How threads share the elements of a slice of SIZE rows, or columns: WIDTH elements at a time, neighbours along the
 // depth (ALONG_DEPTH), or along the rows. A thread has SEEN different rows, the i-th of them at place(i).
@@ -87,6 +109,44 @@ struct Share {
 
 typedef ACC Sums[MY_ROWS][MY_COLUMNS];
 
+#if BY_TENSOR_CORES
+// What tensor cores read of a float, and what they would lose of it.
+__device__ __forceinline__ void split(float value, float &head, float &rest) {
+    head = rounded(value);
+    if (TENSOR == 3) rest = rounded(value - head);
+}
+
+// Add what a slice gives to a thread's sums.
+__device__ __forceinline__ void multiply(const T *slice, Sums &sum) {
+    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+    const T *left = slice + t * LEFT_PITCH + row_of(0);
+    const T *right = slice + LEFT_SIZE + t * RIGHT_PITCH + column_of(0) - 2 * t + g;
+#pragma unroll
+    for (int k = 0; k < DEPTH; k += 8) {
+        float b[MY_COLUMNS / 2][2], b_rest[MY_COLUMNS / 2][2];
+#pragma unroll
+        for (int n = 0; n < MY_COLUMNS / 2; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) split(right[(k + i * 4) * RIGHT_PITCH + n * 8], b[n][i], b_rest[n][i]);
+#pragma unroll
+        for (int m = 0; m < MY_ROWS; m += 2) {
+            float a[4], a_rest[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                split(left[(k + i / 2 * 4) * LEFT_PITCH + m * 8 + i % 2 * 8], a[i], a_rest[i]);
+#pragma unroll
+            for (int n = 0; n < MY_COLUMNS / 2; ++n) {
+                ACC &c0 = sum[m][2 * n], &c1 = sum[m][2 * n + 1], &c2 = sum[m + 1][2 * n], &c3 = sum[m + 1][2 * n + 1];
+                if (TENSOR == 3) {  // the small ones first
+                    multiply_add(c0, c1, c2, c3, a_rest, b[n]);
+                    multiply_add(c0, c1, c2, c3, a, b_rest[n]);
+                }
+                multiply_add(c0, c1, c2, c3, a, b[n]);
+            }
+        }
+    }
+}
+#else
 template <int COUNT, int APART>
 __device__ __forceinline__ void read_factors(const T *from, ACC (&values)[COUNT]) {
 #pragma unroll
@@ -111,6 +171,7 @@ __device__ __forceinline__ void multiply(const T *slice, Sums &sum) {
             for (int j = 0; j < MY_COLUMNS; ++j) sum[i][j] += a[i] * b[j];
     }
 }
+#endif
 
 // Add up the products of so many slices: list(s) makes ready what load needs for slice s and those behind it, LISTED
 // slices at a time; load(s, to) asks for slice s.

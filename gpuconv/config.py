@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from typing import Any
 
 LEAST_WORKSPACE = 1 << 20
-PRECISIONS = ("ieee", "tf32")
+PRECISIONS = ("ieee", "3xtf32", "tf32")
 ALGORITHMS = ("auto", "gemm", "direct", "implicit", "winograd")
 RANGES = ("none", "layers", "operations", "stages")  # each with those before it
 
@@ -37,9 +37,12 @@ class Config:
         1 MiB. None: half of the GPU's L2 cache, or 16 MiB where that is more. Results for different limits
         may differ by rounding. The copy of a strided dy or w, or of an argument of another dtype, isn't
         counted.
-    fp32_precision : "ieee" or "tf32", default "ieee"
-        How float32 is multiplied on a GPU: as IEEE 754 says, or by tensor cores with factors rounded to 10
-        bits of mantissa, which can be several times as fast. Sums are float32 in both. Ignored elsewhere.
+    fp32_precision : "ieee", "3xtf32" or "tf32", default "ieee"
+        How float32 is multiplied on a GPU: as IEEE 754 says; or by tensor cores with factors rounded to 10
+        bits of mantissa ("tf32"), which can be several times as fast; or as three such products of what is
+        kept of a factor and what is left of it ("3xtf32"), nearly as exact as float32, though infinities
+        become NaN. Sums are float32 in all. What has no kernel for "3xtf32" (all but "implicit", below)
+        computes as "ieee". Ignored elsewhere.
     ranges : "none", "layers", "operations" or "stages", default "stages"
         What a profiler that listens to NVTX sees, each with those before it: layers and the steps of
         training; public operations with their shapes; an operation's kernels, matrix products and copies.
@@ -82,7 +85,7 @@ class Config:
 
     @property
     def fp32_precision(self) -> str:
-        """How float32 is multiplied: "ieee" or "tf32"."""
+        """How float32 is multiplied: "ieee", "3xtf32" or "tf32"."""
         return str(self._get("fp32_precision"))
 
     @fp32_precision.setter
@@ -159,7 +162,7 @@ def _workspace_limit(value: Any) -> int | None:
 
 def _fp32_precision(value: Any) -> str:
     if not isinstance(value, str) or value not in PRECISIONS:
-        raise ValueError(f'config: fp32_precision must be "ieee" or "tf32", not {value!r}')
+        raise ValueError(f'config: fp32_precision must be "ieee", "3xtf32" or "tf32", not {value!r}')
     return str(value)
 
 

@@ -94,7 +94,7 @@ def test_tasks_of_one_thread_have_their_own():
         ),
         ("workspace_limit", True, TypeError, "number of bytes"),
         ("workspace_limit", "2MB", TypeError, "number of bytes"),
-        ("fp32_precision", "TF32", ValueError, r'fp32_precision must be "ieee" or "tf32", not \'TF32\''),
+        ("fp32_precision", "TF32", ValueError, r'fp32_precision must be "ieee", "3xtf32" or "tf32", not \'TF32\''),
         ("fp32_precision", None, ValueError, "fp32_precision"),
         ("fp32_precision", [], ValueError, "fp32_precision"),
         (

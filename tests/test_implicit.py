@@ -130,6 +130,32 @@ def test_every_tile_is_filled_and_overflows(tile, channels_last, any_tile):
 
 @needs_kernels
 @LAYOUTS
+@pytest.mark.parametrize("products", [1, 3])
+@pytest.mark.parametrize(
+    "tile", [*implicit.TENSOR, implicit.SMALL], ids=lambda tile: f"{tile.channels}x{tile.places}"
+)
+def test_every_tile_of_tensor_cores_is_filled_and_overflows(tile, products, channels_last, any_tile):
+    any_tile(tile._replace(tensor=products))  # whole numbers this small are TF32's, too
+    check(case_of(channels_last, 3, tile.channels + 3, (9, 8), (3, 2), n=2, stride=(1, 2)))
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("precision, bound", [("ieee", 2**-22), ("3xtf32", 2**-20), ("tf32", 2**-10)])
+def test_factors_are_rounded_as_the_precision_says(precision, bound, channels_last):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 6, 7, 20) if channels_last else (1, 20, 6, 7)).astype(np.float32)
+    w = rng.standard_normal((3, 3, 20, 6) if channels_last else (6, 20, 3, 3)).astype(np.float32)
+    options = {"padding": 1, "channels_last": channels_last}
+    with gpuconv.config(algorithm="implicit", fp32_precision=precision):
+        y = host_runtime.to_host(gpuconv.conv2d(*map(host_runtime.to_device, (x, w)), **options))
+    want, size = (gpuconv.conv2d(f(x.astype(float)), f(w.astype(float)), **options) for f in (np.array, abs))
+    worst = (abs(y - want) / size).max()
+    assert bound / 300 < worst < bound
+
+
+@needs_kernels
+@LAYOUTS
 @pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (3, 2), (2, 2)])
 def test_sums_of_many_terms_go_through_several_tables(stride, dilation, channels_last):
     # 9 * 70 terms forward and 9 * 66 backward, of which some phases have a quarter or none
@@ -186,10 +212,11 @@ def test_an_image_alone_gives_the_bits_that_it_gives_in_a_batch(channels_last):
 
 
 @needs_kernels
-def test_infinities_arrive_where_they_should_and_nowhere_else():
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_infinities_arrive_where_they_should_and_nowhere_else(precision):
     x, w = np.ones((1, 3, 6, 6), np.float32), np.ones((4, 3, 3, 3), np.float32)
     x[0, 1, 5, 5], x[0, 2, 0, 0] = np.inf, np.nan
-    with gpuconv.config(algorithm="implicit"):
+    with gpuconv.config(algorithm="implicit", fp32_precision=precision):
         y = host_runtime.to_host(gpuconv.conv2d(*map(host_runtime.to_device, (x, w)), padding=1))
     np.testing.assert_array_equal(y, gpuconv.conv2d(x, w, padding=1))
     assert np.isinf(y).sum() == np.isnan(y).sum() == 4 * 4
@@ -247,7 +274,7 @@ def test_layers_of_known_networks_are_copied_and_written_in_vectors(channels_las
 
 
 def test_tiles_leave_few_channels_idle_and_are_many():
-    single = np.dtype(np.float32)
+    single = Problem(conv_shapes()[0].window(), 1, 1, 1, np.dtype(np.float32), False, "ieee")
     chosen = {c: implicit.tile(single, c, 1 << 20).channels for c in (3, 16, 24, 32, 64, 96, 128, 192, 512)}
     assert chosen == {3: 16, 16: 16, 24: 32, 32: 32, 64: 64, 96: 32, 128: 128, 192: 64, 512: 128}
     assert implicit.tile(single, 512, 49 * 32) == implicit.SMALL

@@ -107,6 +107,8 @@ def _words_in_conditions(text):
 
 
 def _variants(own):
+    if "DEPTH" in own:  # of matrix products: their tiles differ with the layout, and each takes half a second
+        return [own]
     choices = {name: values for name, values in TOGETHER.items() if name in own}
     chosen = (dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
     size = SIZES.get(own.get("T"), 16)

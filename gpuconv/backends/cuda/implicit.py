@@ -7,7 +7,7 @@ summed in parts of the batch (cuda/implicit_weight_grad.cu).
 
 from dataclasses import replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpuconv.backends.cuda.columns import Laid, channel_lanes, inner_divisors, three, window_struct
 from gpuconv.backends.cuda.kernels import THREADS, divisor, needs_wide, specialise
@@ -36,19 +36,27 @@ class Tile(NamedTuple):
     depth: int
     stages: int
     resident: int
+    tensor: int = 0  # products that tensor cores compute of each; 0 where they don't
 
     def defines(self, rows_are_places: bool) -> dict[str, int]:
         """Return the kernels' constants; rows are places, or channels."""
         block, mine = (self.channels, self.places), (self.my_channels, self.my_places)
         if rows_are_places:
             block, mine = block[::-1], mine[::-1]
-        names = ("ROWS", "COLUMNS", "MY_ROWS", "MY_COLUMNS", "DEPTH", "STAGES", "RESIDENT")
-        return dict(zip(names, (*block, *mine, self.depth, self.stages, self.resident), strict=True))
+        names = ("ROWS", "COLUMNS", "MY_ROWS", "MY_COLUMNS", "DEPTH", "STAGES", "RESIDENT", "TENSOR")
+        values = (*block, *mine, self.depth, self.stages, self.resident, self.tensor)
+        return dict(zip(names, values, strict=True))
+
+    def lanes(self, itemsize: int, multiple: int) -> int:
+        """Return how many results a thread writes at once; from tensor cores it has two side by side."""
+        return min(lanes(itemsize, multiple), 2 if self.tensor else 4)
 
     def shared(self, itemsize: int, taps: int, wide: bool) -> int:
         """Return the bytes of shared memory: slices, and the table of terms, two offsets and a mask each."""
         term = 32 if wide or taps > NARROW_MASK else 16
-        return self.stages * self.depth * (self.channels + self.places + 8) * itemsize + THREADS * term
+        between = 16 if self.tensor else 8
+        slices = self.stages * self.depth * (self.channels + self.places + between) * itemsize
+        return slices + THREADS * term
 
 
 # The largest first. Sums are registers: a thread of the first has 64, beside 16 factors of a term.
@@ -62,14 +70,21 @@ DOUBLE = (Tile(64, 64, 4, 4, 8, 3, 2), Tile(32, 128, 4, 4, 8, 3, 2))
 # Where large tiles are too few for a GPU's multiprocessors.
 SMALL = Tile(64, 64, 4, 4, 16, 3, 2)
 ENOUGH_BLOCKS = 264  # two for each of an H200's
+# By tensor cores, which take 16 rows of a warp at least. They are done with a slice sooner, so it is deeper.
+TENSOR = tuple(tile._replace(depth=16, stages=2) for tile in SINGLE[:3])
+PRODUCTS = {"tf32": 1, "3xtf32": 3}
 
 
-def tile(dtype: Any, channels: int, places: int) -> Tile:
+def tile(problem: Problem, channels: int, places: int) -> Tile:
     """Return the tile that leaves the fewest channels idle; a smaller one where there would be few blocks."""
-    choices = SINGLE if dtype.itemsize == 4 else DOUBLE
+    double = problem.dtype.itemsize == 8
+    tensor = 0 if double else PRODUCTS.get(problem.precision, 0)
+    choices = DOUBLE if double else TENSOR if tensor else SINGLE
     best = min(choices, key=lambda tile: round_up(channels, tile.channels))
     blocks = -(-channels // best.channels) * -(-places // best.places)
-    return SMALL if blocks < ENOUGH_BLOCKS and best.channels > SMALL.channels else best
+    if blocks < ENOUGH_BLOCKS and best.channels > SMALL.channels:
+        best = SMALL
+    return best._replace(tensor=tensor)
 
 
 @planned
@@ -106,13 +121,13 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
     """Return the program for dy (LEFT), x (RIGHT), dw (RESULT), and the sums of parts (WORK)."""
     p, window, pairs, size = problem, problem.window, problem.rows, problem.c_out * problem.rows
     total = p.images * window.places
-    chosen = tile(p.dtype, p.og, pairs * window.groups * (total // LEAST_LENGTH))
+    chosen = tile(p, p.og, pairs * window.groups * (total // LEAST_LENGTH))
     tiles = -(-pairs // chosen.places), -(-p.og // chosen.channels)
     together = prod(tiles) * window.groups
     parts = max(1, min(-(-total // LEAST_LENGTH), -(-BLOCKS // together), limit // (size * p.itemsize)))
     length = round_up(-(-total // parts), chosen.depth)
     parts = -(-total // length)
-    vector = lanes(p.itemsize, p.og if p.channels_last else pairs)
+    vector = chosen.lanes(p.itemsize, p.og if p.channels_last else pairs)
     weights = channel_lanes(p.itemsize, p.og, dy) if p.channels_last else 1
     wide = needs_wide(
         total + length,
@@ -181,11 +196,11 @@ def _product(
     steps = window.stride if backward else (1,) * window.axes
     grid = [-(-size // step) for size, step in zip(window.out_size, steps, strict=True)]
     places, phases = p.images * prod(grid), prod(steps)
-    chosen = tile(p.dtype, written, places * phases * groups)
+    chosen = tile(p, written, places * phases * groups)
     if p.channels_last:
-        vector = lanes(p.itemsize, written)
+        vector = chosen.lanes(p.itemsize, written)
     else:
-        vector = lanes(p.itemsize, prod(window.out_size)) if phases == 1 else 1
+        vector = chosen.lanes(p.itemsize, prod(window.out_size)) if phases == 1 else 1
     wide = needs_wide(
         places + chosen.places,
         p.images * groups * written * prod(window.out_size),
