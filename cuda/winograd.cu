@@ -77,8 +77,11 @@ __device__ __forceinline__ unsigned places_of(int row, int column, const Window 
 // Read those, zeros in place of the others.
 __device__ __forceinline__ void read_tile(const T *from, unsigned there, const Strides &source, T *staged) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i)
-        staged[i] = there >> i & 1 ? from[i / 4 * source.place[1] + i % 4 * source.place[2]] : (T)0;
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) staged[4 * i + j] = there >> (4 * i + j) & 1 ? from[j * source.place[2]] : (T)0;
+        from += source.place[1];
+    }
 }
 
 // The rows of B^T: what 4 numbers, `step` apart, become.
@@ -101,6 +104,12 @@ __device__ __forceinline__ void write_tile(T *staged, T *v) {
 }
 
 typedef Vector<T, 4> Four;
+
+// Which 4 channels of each half of U, and which 4 tiles of each half of V, a thread multiplies. Threads that differ in
+// the lowest bit read the same of U, and those that differ in the next the same of V: so two groups of 8 threads are
+// served at once (known of the SGEMM in S. Gray's maxas).
+__device__ __forceinline__ int fragment_of_u() { return (int)threadIdx.x / 2 % 8; }
+__device__ __forceinline__ int fragment_of_v() { return (int)threadIdx.x % 2 + (int)threadIdx.x / 16 % 2 * 2; }
 
 // Add the products of a slice to a thread's sums, whose first channels and tiles lie at u and v.
 __device__ __forceinline__ void multiply(const T *u, const T *v, ACC (&sum)[2][8][8]) {
@@ -178,13 +187,13 @@ __device__ __forceinline__ Finishes finishes(int round) {
 
 // Write what a thread has of M for a round's 16 tiles and 32 channels.
 __device__ __forceinline__ void write_products(const ACC (&sum)[2][8][8], int round, T *shared) {
-    const int i = (int)threadIdx.x % 8, j = (int)threadIdx.x / 8 % 4, matrix = (int)threadIdx.x / 32 * 2;
+    const int i = fragment_of_u(), j = fragment_of_v(), matrix = (int)threadIdx.x / 32 * 2;
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
             T *to = shared + (matrix + m) * (HALF * 16) +
-                    (CHANNELS_LAST ? (j * 4 + r) * HALF + i * 4 : (r * 8 + i) * 16 + (j ^ i / 2) * 4);
+                    (CHANNELS_LAST ? (j * 4 + r) * HALF + (i ^ j % 2 * 4) * 4 : (r * 8 + i) * 16 + (j ^ (i & 2)) * 4);
             Four four;
 #pragma unroll
             for (int q = 0; q < 4; ++q)
@@ -197,7 +206,8 @@ __device__ __forceinline__ void write_products(const ACC (&sum)[2][8][8], int ro
 // Read all 16 products of the thread's tile and two channels.
 __device__ __forceinline__ void read_products(const T *shared, ACC (&m)[2][16]) {
     const int thread = (int)threadIdx.x, t = thread % 16, i = thread / 16 % 8;
-    const T *from = shared + (CHANNELS_LAST ? thread * 2 : (thread / READERS * 8 + i) * 16 + (t / 4 ^ i / 2) * 4 + t % 4);
+    const T *from = shared + (CHANNELS_LAST ? (thread * 2 ^ thread / 64 % 2 * 16)
+                                            : (thread / READERS * 8 + i) * 16 + (t ^ (i & 2) * 4));
 #pragma unroll
     for (int matrix = 0; matrix < 16; ++matrix) {
         const T *two = from + matrix * (HALF * 16);
@@ -216,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     gpuconv_winograd(const T *__restrict__ source, const T *__restrict__ w, const T *__restrict__ b,
                      const T *__restrict__ u, T *__restrict__ result, const Winograd p) {
     SHARED(T, shared);
-    const int thread = (int)threadIdx.x, lane = thread % 32;
+    const int thread = (int)threadIdx.x;
     INDEX first = blockIdx.x;
     const INDEX block = take(first, p.together);
     first *= TILES;
@@ -233,9 +243,10 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     unsigned there = 0;
     if (reads_tile) {
         const int t = CHANNELS_LAST ? part / SLICE : part % TILES;
-        const TileAt tile = tile_at(first + t, p);
+        const bool is_one = first + t < p.tiles;
+        const TileAt tile = tile_at(is_one ? first + t : 0, p);
         const int row = tile.row - p.window.before[1], column = tile.column - p.window.before[2];
-        if (first + t < p.tiles) there = places_of(row, column, p.window);
+        if (is_one) there = places_of(row, column, p.window);
         from = source + (tile.image * p.source.image + (group * p.channels + channel) * p.source.channel +
                          row * p.source.place[1] + column * p.source.place[2]);
         step = SLICE * p.source.channel;
@@ -273,8 +284,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     ACC sum[2][8][8];
 #pragma unroll
     for (int i = 0; i < 128; ++i) sum[i / 64][i / 8 % 8][i % 8] = (ACC)0;
-    const int j = lane / 8, matrix = thread / 32 * 2;
-    const int at_u = matrix * (SLICE * KERNELS) + lane % 8 * 4;
+    const int j = fragment_of_v(), matrix = thread / 32 * 2;
+    const int at_u = matrix * (SLICE * KERNELS) + fragment_of_u() * 4;
     const int at_v = SLICE_OF_U + matrix * (SLICE * TILES) + (CHANNELS_LAST ? j / 2 * (8 * SLICE) + j % 2 * 4 : j * 4);
     fetch();
     put(shared);

@@ -1,12 +1,12 @@
-"""Winograd's F(2x2, 3x3) by kernels of our own: forward, and the input gradient, which is one with turned weights.
+"""Winograd's F(2x2, 3x3) by kernels of our own: forward, and the input gradient, which has w turned.
 
-cuda/winograd_weights.cu makes 16 matrices of the weights, in the workspace; cuda/winograd.cu does the rest. Where
-the limit doesn't let it hold those of all channels, some blocks of channels follow others.
+cuda/winograd_weights.cu makes 16 matrices of the weights, in the workspace; cuda/winograd.cu does the rest.
+Where the limit is too small for the weights of all channels, blocks of channels follow each other.
 """
 
 from dataclasses import replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from gpuconv.backends.cuda.problem import (
     Problem,
     Steps,
     even,
-    round_up,
 )
 from gpuconv.backends.cuda.program import At, Launch, LimitTooSmall, Program, kernel_launch, planned
 from gpuconv.config import config
@@ -35,7 +34,7 @@ SHARED = 2 * 16 * SLICE * (TILES + KERNELS) * np.dtype(np.float32).itemsize
 
 
 def takes(problem: Problem, which: str) -> bool:
-    """Tell whether these kernels take it: 3x3 with stride 1 in float32, where Winograd's algorithm is asked for.
+    """Tell whether these kernels take it: 3x3, stride 1, float32, and only where Winograd's is asked for.
 
     Which way is faster waits for a measurement.
     """
@@ -50,29 +49,9 @@ def takes(problem: Problem, which: str) -> bool:
     )
 
 
-class _Weights(NamedTuple):
-    """Strides of w, by group, read channel, written channel and tap; and where its first tap lies."""
-
-    group: int
-    read: int
-    written: int
-    tap: int
-    corner: int = 0
-
-    def fields(self) -> dict[str, int]:
-        """Return the kernels' fields."""
-        return {
-            "group": self.group,
-            "in": self.read,
-            "out": self.written,
-            "tap": self.tap,
-            "corner": self.corner,
-        }
-
-
 @planned
 def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
-    """Return the program for x (LEFT), w (RIGHT), b (BIAS) and y; w's alignment doesn't matter.
+    """Return the program for x (LEFT), w (RIGHT, however aligned), b (BIAS) and y.
 
     Raises
     ------
@@ -81,15 +60,15 @@ def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, 
     """
     p = problem
     if p.channels_last:
-        weights = _Weights(p.og, p.c_out, 1, p.cg * p.c_out)
+        strides = {"group": p.og, "in": p.c_out, "out": 1, "tap": p.cg * p.c_out}
     else:
-        weights = _Weights(p.og * p.rows, p.window.taps, p.rows, 1)
-    return _plan(p, p.window, x, (p.cg, p.og), weights, epilogue, limit)
+        strides = {"group": p.og * p.rows, "in": p.window.taps, "out": p.rows, "tap": 1}
+    return _plan(p, p.window, x, p.cg, p.og, {**strides, "corner": 0}, epilogue, limit)
 
 
 @planned
 def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
-    """Return the program for dy (LEFT), w (RIGHT), b (BIAS) and dx; w's alignment doesn't matter.
+    """Return the program for dy (LEFT), w (RIGHT, however aligned), b (BIAS) and dx.
 
     Raises
     ------
@@ -98,10 +77,9 @@ def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilog
     """
     p, window = problem, problem.window
     if p.channels_last:
-        weights = _Weights(p.og, 1, p.c_out, p.cg * p.c_out)
+        tap, strides = p.cg * p.c_out, {"group": p.og, "in": 1, "out": p.c_out}
     else:
-        weights = _Weights(p.og * p.rows, p.rows, window.taps, 1)
-    weights = weights._replace(tap=-weights.tap, corner=(window.taps - 1) * weights.tap)
+        tap, strides = 1, {"group": p.og * p.rows, "in": p.rows, "out": window.taps}
     back = replace(
         window,
         in_size=window.out_size,
@@ -109,20 +87,21 @@ def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilog
         before=tuple(2 - before for before in window.before),
         after=tuple(2 - after for after in window.after),
     )
-    return _plan(p, back, dy, (p.og, p.cg), weights, epilogue, limit)
+    turned = {**strides, "tap": -tap, "corner": (window.taps - 1) * tap}
+    return _plan(p, back, dy, p.og, p.cg, turned, epilogue, limit)
 
 
 def _plan(
     p: Problem,
     window: Window,
     source: Laid,
-    channels: tuple[int, int],
-    weights: _Weights,
+    read: int,
+    written: int,
+    strides: dict[str, int],
     epilogue: Epilogue,
     limit: int,
 ) -> Program:
-    """Return the launches for a group's channels that are read and written, and weights that lie so."""
-    read, written = channels
+    """Return the launches for so many channels of a group, read and written, and these strides of w."""
     blocks, slices = -(-written // KERNELS), max(1, -(-read // SLICE))
     numbers = 16 * slices * SLICE * KERNELS  # of a block's U
     if numbers * p.itemsize > limit:
@@ -131,12 +110,12 @@ def _plan(
     together = even(total, limit // (numbers * p.itemsize))
     grid = tuple(-(-size // 2) for size in window.out_size)
     tiles = p.images * prod(grid)
-    # Offsets are of tiles with their padding: nothing is read there, but they are worked out.
+    # Of places in the padding nothing is read, but where they would lie is worked out; and so with channels.
     padded = tuple(
         size + 2 * abs(before) + 4 for size, before in zip(window.in_size, window.before, strict=True)
     )
     wide = needs_wide(
-        source.extent(p.images, window.groups * read, padded),
+        source.extent(p.images, window.groups * read + SLICE, padded),
         p.images * window.groups * written * prod(window.out_size),
         together * numbers,
         total * KERNELS * slices * SLICE * window.taps,
@@ -159,7 +138,7 @@ def _plan(
         "channels": read,
         "kernels": written,
         "blocks": divisor(blocks, wide),
-        **weights.fields(),
+        **strides,
     }
     steps: Steps = []
     for first in range(0, total, together):
