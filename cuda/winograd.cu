@@ -9,22 +9,23 @@
 // Convolution on GPUs", 2020.
 //
 // Who computes what: a block of 256 threads TILES = 32 tiles, counted over all images, of KERNELS = 64 channels of a
-// group. It goes through the channels that are read in slices of SLICE = 4, which lie in shared memory twice: while one
+// group. It goes through the channels that are read in slices of SLICE = 4, two of which lie in shared memory: while one
 // is multiplied, the next comes from memory, 128 threads with a 4x4 tile each, which they transform, the others with
-// 32 numbers of U. A warp multiplies two of the 16 matrices, [64, 4] by [4, 32], and a thread in each of them 8 channels
-// by 8 tiles: 128 sums in registers. At the end M goes through shared memory, a quarter at a time, to threads with a
-// tile and channel each. What isn't finite there is computed again, from its definition (below).
+// 32 numbers of U. A warp multiplies two of the 16 matrices, [64, 4] by [4, 32], and a thread in each of them 8
+// channels by 8 tiles: 128 sums in registers. At the end M goes through shared memory, a quarter at a time, to threads
+// that have two channels of a tile each. What isn't finite there is computed again, from its definition (below).
 //
-// Shared memory without bank conflicts: 8 threads side by side (as one access of 16 bytes takes them) read 32 channels
-// of U in a row and the same 4 tiles of V. V's order is the one that a warp writes in a row: by tiles (channels first),
-// where its threads have the tiles of one channel; by 4 channels of 8 tiles (channels last), where they have those.
-// M is rearranged where 8 threads would write 64 bytes apart.
+// Shared memory without bank conflicts: of accesses of 16 bytes, it takes those of 8 threads side by side at once. They
+// read 16 channels of U in a row and 8 tiles of V. V lies as a warp writes it: by tiles (channels first), where its
+// threads have the tiles of one channel; by 4 channels of 8 tiles (channels last), where they have those. M is written
+// by 8 threads that would meet in the banks, as they differ in tile and channel by powers of two: so every other group
+// of 4 tiles, or channels, changes places with its neighbour.
 //
 // Bytes: the source 4 times from the cache, and from memory once for every 64 channels at most; U once for every 32
 // tiles, from the L2; the result once.
 //
-// Fixed when compiled, besides: WITH_BIAS, RELU (whether max(result, 0) is written).
-// VECTOR numbers of the result are written at a time, 1 or 2: places of a row, or channels.
+// Fixed when compiled, besides: WITH_BIAS; RELU, whether max(result, 0) is written. VECTOR numbers of the result are
+// written at a time, 1 or 2: places of a row (channels first), or channels.
 
 #define HALF (KERNELS / 2)               // what a thread has is in two halves, 4 numbers each
 #define SLICE_OF_V (16 * SLICE * TILES)  // numbers
@@ -117,7 +118,8 @@ __device__ __forceinline__ void multiply(const T *u, const T *v, ACC (&sum)[2][8
     for (int c = 0; c < SLICE; ++c)
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-            const T *us = u + (m * SLICE + c) * KERNELS, *vs = v + m * (SLICE * TILES) + c * (CHANNELS_LAST ? 8 : TILES);
+            const T *us = u + (m * SLICE + c) * KERNELS;
+            const T *vs = v + m * (SLICE * TILES) + c * (CHANNELS_LAST ? 8 : TILES);
             const Four a[2] = {load<4>(us), load<4>(us + HALF)};
             const Four b[2] = {load<4>(vs), load<4>(vs + (CHANNELS_LAST ? 16 * SLICE : 16))};
 #pragma unroll
@@ -159,8 +161,8 @@ __device__ __forceinline__ INDEX offset_of(const TileAt &tile, int row, int colu
 }
 
 // A result from its definition; k counts the channels of the group.
-__device__ __forceinline__ ACC defined(const T *source, const T *w, const TileAt &tile, int row, int column, INDEX group,
-                                       int k, const Winograd &p) {
+__device__ __forceinline__ ACC defined(const T *source, const T *w, const TileAt &tile, int row, int column,
+                                       INDEX group, int k, const Winograd &p) {
     const int top = tile.row + row - p.window.before[1], left = tile.column + column - p.window.before[2];
     source += tile.image * p.source.image + group * p.channels * p.source.channel;
     w += group * p.group + k * p.out + p.corner;
@@ -219,6 +221,29 @@ __device__ __forceinline__ void read_products(const T *shared, ACC (&m)[2][16]) 
             m[0][matrix] = two[0];
             m[1][matrix] = two[2 * 8 * 16];
         }
+    }
+}
+
+// Write the results of a tile and the thread's two channels, the first of which is k of the group and `at` of all.
+__device__ __forceinline__ void write_results(const ACC (&values)[2][4], const T *b, const TileAt &tile, int k,
+                                              INDEX at, T *result, const Winograd &p) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // of two channels, or of two places of a row
+        const int row = i % 2, column = CHANNELS_LAST ? i / 2 : 0, e = CHANNELS_LAST ? 0 : i / 2;
+        const int next = e * NEXT_CHANNEL;
+        if (k + next >= p.kernels || tile.row + row >= p.window.out[1] || tile.column + column >= p.window.out[2])
+            continue;
+        const bool both = CHANNELS_LAST ? k + 1 < p.kernels : tile.column + 1 < p.window.out[2];
+        const T first = finished(values[e][row * 2 + column], b, at + next);
+        const T second = CHANNELS_LAST ? finished(values[1][row * 2 + column], b, both ? at + 1 : at)
+                                       : finished(values[e][row * 2 + 1], b, at + next);
+        T *to = result + offset_of(tile, row, column, at + next, p);
+#if VECTOR == 2
+        store<T>(to, Vector<T>{{first, second}});
+#else
+        to[0] = first;
+        if (both) to[1] = second;
+#endif
     }
 }
 
@@ -307,45 +332,29 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         __syncthreads();
         read_products(shared, m);
         __syncthreads();
-        const Finishes mine = finishes(round);
-        const TileAt tile = tile_at(first + mine.tile, p);
-        const int k = first_kernel + mine.channel;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             results_of(m[e], values[e]);
             if (!finite(values[e])) spoiled |= 1u << (round * 2 + e);
         }
-        if (first + mine.tile >= p.tiles) continue;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {  // vectors, or pairs that are none: of two channels, or of two places
-            const int row = i % 2, column = CHANNELS_LAST ? i / 2 : 0, e = CHANNELS_LAST ? 0 : i / 2;
-            const INDEX at = group * p.kernels + k + e * NEXT_CHANNEL;
-            if (k + e * NEXT_CHANNEL >= p.kernels || tile.row + row >= p.window.out[1] ||
-                tile.column + column >= p.window.out[2])
-                continue;
-            T *to = result + offset_of(tile, row, column, at, p);
-            const T one = finished(values[e][row * 2 + column], b, at);
-            const T other = CHANNELS_LAST ? finished(values[1][row * 2 + column], b, k + 1 < p.kernels ? at + 1 : at)
-                                          : finished(values[e][row * 2 + 1], b, at);
-#if VECTOR == 2
-            store<T>(to, Vector<T>{{one, other}});
-#else
-            to[0] = one;
-            if (CHANNELS_LAST ? k + 1 < p.kernels : tile.column + 1 < p.window.out[2]) to[1] = other;
-#endif
-        }
+        const Finishes mine = finishes(round);
+        const int k = first_kernel + mine.channel;
+        if (first + mine.tile < p.tiles)
+            write_results(values, b, tile_at(first + mine.tile, p), k, group * p.kernels + k, result, p);
     }
 
-    // An infinity makes NaN of results of its tile that don't read it or are infinite, and so does a sum in between that
-    // overflows. Rare, so that these are computed again by the thread that wrote them.
+    // An infinity makes NaN of results of its tile that don't read it or are infinite, and so does a sum in between
+    // that overflows. This is rare, so the thread that wrote them computes them again. (A result that reads what isn't
+    // finite never comes out finite: nothing that it reads is left out of its sums, and an infinity times 0 is NaN.)
+    if (!spoiled) return;
 #pragma unroll 1
     for (int i = 0; i < 32; ++i) {
         if (!(spoiled >> i / 4 & 1)) continue;
         const int row = i / 2 % 2, column = i % 2;
         const Finishes mine = finishes(i / 8);
-        const TileAt tile = tile_at(first + mine.tile, p);
         const int k = first_kernel + mine.channel + i / 4 % 2 * NEXT_CHANNEL;
         const INDEX at = group * p.kernels + k;
+        const TileAt tile = tile_at(first + mine.tile, p);
         if (first + mine.tile < p.tiles && k < p.kernels && tile.row + row < p.window.out[1] &&
             tile.column + column < p.window.out[2])
             result[offset_of(tile, row, column, at, p)] =

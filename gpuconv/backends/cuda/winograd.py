@@ -110,9 +110,10 @@ def _plan(
     together = even(total, limit // (numbers * p.itemsize))
     grid = tuple(-(-size // 2) for size in window.out_size)
     tiles = p.images * prod(grid)
-    # Of places in the padding nothing is read, but where they would lie is worked out; and so with channels.
+    # Nothing is read in the padding, but where its places would lie is worked out; and so with channels.
     padded = tuple(
-        size + 2 * abs(before) + 4 for size, before in zip(window.in_size, window.before, strict=True)
+        size + abs(before) + abs(after) + 4
+        for size, before, after in zip(window.in_size, window.before, window.after, strict=True)
     )
     wide = needs_wide(
         source.extent(p.images, window.groups * read + SLICE, padded),
