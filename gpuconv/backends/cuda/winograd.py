@@ -24,7 +24,6 @@ from gpuconv.backends.cuda.problem import (
     even,
 )
 from gpuconv.backends.cuda.program import At, Launch, LimitTooSmall, Program, kernel_launch, planned
-from gpuconv.config import config
 from gpuconv.geometry import Window
 
 # As in the kernels: a block's tiles and channels, and channels read at a time, twice in shared memory.
@@ -34,14 +33,10 @@ SHARED = 2 * 16 * SLICE * (TILES + KERNELS) * np.dtype(np.float32).itemsize
 
 
 def takes(problem: Problem, which: str) -> bool:
-    """Tell whether these kernels take it: 3x3, stride 1, float32, and only where Winograd's is asked for.
-
-    Which way is faster waits for a measurement.
-    """
+    """Tell whether it can compute this: y and dx with 3x3 kernels and stride 1, in float32 that stays so."""
     window = problem.window
     return (
-        config.algorithm == "winograd"
-        and which in ("forward", "input_grad")
+        which != "weight_grad"
         and problem.dtype == np.float32
         and problem.precision == "ieee"
         and window.kernel == (3, 3)
