@@ -146,7 +146,7 @@ __device__ __forceinline__ void results_of(const ACC (&m)[16], ACC (&result)[4])
 
 __device__ __forceinline__ T finished(ACC sum, const T *b, INDEX channel) {
     if (WITH_BIAS) sum += (ACC)b[channel];
-    return (T)(RELU && sum < (ACC)0 ? (ACC)0 : sum);
+    return (T)(RELU && sum <= (ACC)0 ? (ACC)0 : sum);  // NaN stays
 }
 
 __device__ __forceinline__ bool finite(const ACC (&values)[4]) {

@@ -299,6 +299,17 @@ def test_a_limit_below_one_block_is_refused_with_the_bytes_of_it():
         assert refused.value.least == block
 
 
+def test_places_in_the_padding_count_for_the_width_of_indices():
+    rows_apart = 320 << 20  # of 2 rows; with a tile's reach 2^31 numbers and more
+    x = dense(16, (2, 8), False)
+    for place, index in (((8, 1), "int"), ((rows_apart, 1), "long long")):
+        window = sliding_window("test", (2, 8), (3, 3), 1, 1)
+        plan = winograd.plan_forward(
+            problem_of(window=window), x._replace(place=place), 4, Epilogue(True), 16 << 20
+        )
+        assert {dict(step.kernel.defines)["INDEX"] for step in plan.steps} == {index}
+
+
 # What is chosen.
 
 
