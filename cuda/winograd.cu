@@ -24,8 +24,10 @@
 // Bytes: the source 4 times from the cache, and from memory once for every 64 channels at most; U once for every 32
 // tiles, from the L2; the result once.
 //
-// Fixed when compiled, besides: WITH_BIAS; RELU, whether max(result, 0) is written. VECTOR numbers of the result are
-// written at a time, 1 or 2: places of a row (channels first), or channels.
+// Fixed when compiled, besides: what epilogue.cuh names. VECTOR numbers of the result are written at a time, 1 or 2:
+// places of a row (channels first), or channels.
+
+#include "epilogue.cuh"
 
 #define HALF (KERNELS / 2)               // what a thread has is in two halves, 4 numbers each
 #define SLICE_OF_V (16 * SLICE * TILES)  // numbers
@@ -144,11 +146,6 @@ __device__ __forceinline__ void results_of(const ACC (&m)[16], ACC (&result)[4])
     results_of(half + 4, 1, result[2], result[3]);
 }
 
-__device__ __forceinline__ T finished(ACC sum, const T *b, INDEX channel) {
-    if (WITH_BIAS) sum += (ACC)b[channel];
-    return (T)(RELU && sum <= (ACC)0 ? (ACC)0 : sum);  // NaN stays
-}
-
 __device__ __forceinline__ bool finite(const ACC (&values)[4]) {
     return values[0] * 0 + values[1] * 0 + values[2] * 0 + values[3] * 0 == 0;
 }
@@ -234,9 +231,9 @@ __device__ __forceinline__ void write_results(const ACC (&values)[2][4], const T
         if (k + next >= p.kernels || tile.row + row >= p.window.out[1] || tile.column + column >= p.window.out[2])
             continue;
         const bool both = CHANNELS_LAST ? k + 1 < p.kernels : tile.column + 1 < p.window.out[2];
-        const T first = finished(values[e][row * 2 + column], b, at + next);
-        const T second = CHANNELS_LAST ? finished(values[1][row * 2 + column], b, both ? at + 1 : at)
-                                       : finished(values[e][row * 2 + 1], b, at + next);
+        const T first = (T)finished(values[e][row * 2 + column], b, at + next);
+        const T second = (T)(CHANNELS_LAST ? finished(values[1][row * 2 + column], b, both ? at + 1 : at)
+                                           : finished(values[e][row * 2 + 1], b, at + next));
         T *to = result + offset_of(tile, row, column, at + next, p);
 #if VECTOR == 2
         store<T>(to, Vector<T>{{first, second}});
@@ -358,6 +355,6 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         if (first + mine.tile < p.tiles && k < p.kernels && tile.row + row < p.window.out[1] &&
             tile.column + column < p.window.out[2])
             result[offset_of(tile, row, column, at, p)] =
-                finished(defined(source, w, tile, row, column, group, k, p), b, at);
+                (T)finished(defined(source, w, tile, row, column, group, k, p), b, at);
     }
 }

@@ -125,8 +125,7 @@ def _plan(
         vector=1 + (inside % 2 == 0),
         wide=wide,
         CHANNELS_LAST=int(p.channels_last),
-        WITH_BIAS=int(epilogue.bias),
-        RELU=int(epilogue.relu),
+        **epilogue.defines(),
         **SIZES,
     )
     transform = specialise("winograd_weights", window, p.dtype, vector=1, wide=wide, **SIZES)
