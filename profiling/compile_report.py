@@ -128,11 +128,13 @@ def specialisations() -> list[Specialisation]:
     groups: dict[tuple[str, ...], list[Specialisation]] = {}
     for each in found.values():
         groups.setdefault(each.group, []).append(each)
-    # Of each group: 64-bit indices where registers are scarcest, and the vector widths
+    # Of each group: 64-bit indices where registers are scarcest, what rectifies, and the vector widths
     # that odd pitches and addresses lead to.
     for group in groups.values():
         widest = max(group, key=lambda each: (each.vector, each.unrolled))
         add(_changed(widest.kernel, INDEX="long long"), widest.shared)
+        if "RELU" in dict(widest.kernel.defines):
+            add(_changed(widest.kernel, RELU="1"), widest.shared)
         have = {each.vector for each in group}
         for vector in (1, 2, 4, 8):
             if vector < widest.vector and vector not in have:
@@ -162,8 +164,9 @@ def call_everything() -> None:
                 )
                 _convolve(window, s["c_in"], s["c_out"], dtype, channels_last)
                 if dtype == np.float32 and window.groups < s["c_in"]:
-                    with config(algorithm="implicit"):
-                        _convolve(window, s["c_in"], s["c_out"], dtype, channels_last)
+                    for algorithm in ("implicit", "winograd"):
+                        with config(algorithm=algorithm):
+                            _convolve(window, s["c_in"], s["c_out"], dtype, channels_last)
             for s in _lines("pool_shapes.csv"):
                 window = sliding_window("pool", (s["h"], s["w"]), s["kernel"], s["stride"], s["padding"])
                 _pool(window, s["c"], dtype, channels_last)

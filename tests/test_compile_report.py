@@ -53,6 +53,7 @@ def test_windows_of_one_to_three_axes_beyond_64_taps_and_dilated_are_compiled(sp
 
 def test_the_dynamic_shared_memory_of_a_launch_is_counted(specialisations):
     sharing = {"bias_grad", "depthwise_weight_grad", "implicit_gemm", "implicit_weight_grad", "sum_parts"}
+    sharing |= {"winograd"}
     for each in specialisations:  # and the teams of adaptive pooling
         shares = each.kernel.name in sharing or dict(each.kernel.defines).get("TEAM", "1") != "1"
         assert (each.shared > 0) == shares, each

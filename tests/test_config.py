@@ -109,7 +109,7 @@ def test_tasks_of_one_thread_have_their_own():
             "algorithm",
             "fft",
             ValueError,
-            'algorithm must be "auto", "gemm", "direct" or "winograd", not \'fft\'',
+            'algorithm must be "auto", "gemm", "direct", "implicit" or "winograd", not \'fft\'',
         ),
         ("algorithm", None, ValueError, "algorithm"),
     ],

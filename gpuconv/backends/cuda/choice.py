@@ -7,12 +7,17 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
-from gpuconv.backends.cuda import depthwise, gemm, implicit
+from gpuconv.backends.cuda import depthwise, gemm, implicit, winograd
 from gpuconv.backends.cuda.problem import Problem
 from gpuconv.config import config
 
 # By the names that `config.algorithm` has for them.
-ALGORITHMS: dict[str, ModuleType] = {"direct": depthwise, "gemm": gemm, "implicit": implicit}
+ALGORITHMS: dict[str, ModuleType] = {
+    "direct": depthwise,
+    "gemm": gemm,
+    "implicit": implicit,
+    "winograd": winograd,
+}
 
 
 class Choice(NamedTuple):

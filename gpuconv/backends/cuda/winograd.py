@@ -1,0 +1,165 @@
+"""Winograd's F(2x2, 3x3) by kernels of our own: forward, and the input gradient, which has w turned.
+
+cuda/winograd_weights.cu makes 16 matrices of the weights, in the workspace; cuda/winograd.cu does the rest.
+Where the limit is too small for the weights of all channels, blocks of channels follow each other.
+"""
+
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gpuconv.backends.cuda.columns import Laid, window_struct
+from gpuconv.backends.cuda.kernels import divisor, needs_wide, specialise
+from gpuconv.backends.cuda.problem import (
+    BIAS,
+    LEFT,
+    RESULT,
+    RIGHT,
+    WORK,
+    Epilogue,
+    Problem,
+    Steps,
+    even,
+)
+from gpuconv.backends.cuda.program import At, Launch, LimitTooSmall, Program, kernel_launch, planned
+from gpuconv.geometry import Window
+
+# As in the kernels: a block's tiles and channels, and channels read at a time, twice in shared memory.
+TILES, KERNELS, SLICE = 32, 64, 4
+SIZES = {"TILES": TILES, "KERNELS": KERNELS, "SLICE": SLICE}
+SHARED = 2 * 16 * SLICE * (TILES + KERNELS) * np.dtype(np.float32).itemsize
+
+
+def takes(problem: Problem, which: str) -> bool:
+    """Tell whether it can compute this: y and dx with 3x3 kernels and stride 1, in float32 that stays so."""
+    window = problem.window
+    return (
+        which != "weight_grad"
+        and problem.dtype == np.float32
+        and problem.precision == "ieee"
+        and window.kernel == (3, 3)
+        and window.stride == window.dilation == (1, 1)
+    )
+
+
+@planned
+def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
+    """Return the program for x (LEFT), w (RIGHT, however aligned), b (BIAS) and y.
+
+    Raises
+    ------
+    LimitTooSmall
+        Where the workspace can't hold the weights of one block of channels.
+    """
+    p = problem
+    if p.channels_last:
+        strides = {"group": p.og, "in": p.c_out, "out": 1, "tap": p.cg * p.c_out}
+    else:
+        strides = {"group": p.og * p.rows, "in": p.window.taps, "out": p.rows, "tap": 1}
+    return _plan(p, p.window, x, p.cg, p.og, {**strides, "corner": 0}, epilogue, limit)
+
+
+@planned
+def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
+    """Return the program for dy (LEFT), w (RIGHT, however aligned), b (BIAS) and dx.
+
+    Raises
+    ------
+    LimitTooSmall
+        Where the workspace can't hold the weights of one block of channels.
+    """
+    p, window = problem, problem.window
+    if p.channels_last:
+        tap, strides = p.cg * p.c_out, {"group": p.og, "in": 1, "out": p.c_out}
+    else:
+        tap, strides = 1, {"group": p.og * p.rows, "in": p.rows, "out": window.taps}
+    back = replace(
+        window,
+        in_size=window.out_size,
+        out_size=window.in_size,
+        before=tuple(2 - before for before in window.before),
+        after=tuple(2 - after for after in window.after),
+    )
+    turned = {**strides, "tap": -tap, "corner": (window.taps - 1) * tap}
+    return _plan(p, back, dy, p.og, p.cg, turned, epilogue, limit)
+
+
+def _plan(
+    p: Problem,
+    window: Window,
+    source: Laid,
+    read: int,
+    written: int,
+    strides: dict[str, int],
+    epilogue: Epilogue,
+    limit: int,
+) -> Program:
+    """Return the launches for so many channels of a group, read and written, and these strides of w."""
+    blocks, slices = -(-written // KERNELS), max(1, -(-read // SLICE))
+    numbers = 16 * slices * SLICE * KERNELS  # of a block's U
+    if numbers * p.itemsize > limit:
+        raise LimitTooSmall(numbers * p.itemsize)
+    total = window.groups * blocks
+    together = even(total, limit // (numbers * p.itemsize))
+    grid = tuple(-(-size // 2) for size in window.out_size)
+    tiles = p.images * prod(grid)
+    # Nothing is read in the padding, but where its places would lie is worked out; and so with channels.
+    padded = tuple(
+        size + abs(before) + abs(after) + 4
+        for size, before, after in zip(window.in_size, window.before, window.after, strict=True)
+    )
+    wide = needs_wide(
+        source.extent(p.images, window.groups * read + SLICE, padded),
+        p.images * window.groups * written * prod(window.out_size),
+        together * numbers,
+        total * KERNELS * slices * SLICE * window.taps,
+        tiles * together,
+    )
+    inside = written if p.channels_last else window.out_size[-1]
+    kernel = specialise(
+        "winograd",
+        window,
+        p.dtype,
+        vector=1 + (inside % 2 == 0),
+        wide=wide,
+        CHANNELS_LAST=int(p.channels_last),
+        **epilogue.defines(),
+        **SIZES,
+    )
+    transform = specialise("winograd_weights", window, p.dtype, vector=1, wide=wide, **SIZES)
+    shared: dict[str, Any] = {
+        "channels": read,
+        "kernels": written,
+        "blocks": divisor(blocks, wide),
+        **strides,
+    }
+    steps: Steps = []
+    for first in range(0, total, together):
+        count = min(together, total - first)
+        steps.append(
+            kernel_launch(
+                transform,
+                count * numbers // 16,
+                (At(RIGHT), At(WORK)),
+                first=first,
+                slices=divisor(slices, wide),
+                **shared,
+            )
+        )
+        struct = kernel.arguments(
+            window=window_struct(window),
+            source=source.struct(p.images, window.groups * read, window.in_size),
+            tiles=tiles,
+            rows=divisor(grid[0], wide),
+            columns=divisor(grid[1], wide),
+            first=first,
+            together=divisor(count, wide),
+            slices=slices,
+            all=window.groups * written,
+            **shared,
+        )
+        pointers = (At(LEFT), At(RIGHT), At(BIAS if epilogue.bias else RIGHT), At(WORK), At(RESULT))
+        steps.append(Launch(kernel, count * -(-tiles // TILES), pointers, struct, SHARED))
+    return Program(tuple(steps), together * numbers * p.itemsize)
