@@ -15,7 +15,7 @@ from gpuconv import config
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    names = ("workspace_limit", "fp32_precision", "ranges", "compiled", "algorithm")
+    names = ("workspace_limit", "fp32_precision", "ranges", "compiled", "algorithm", "autotune")
     before = {name: getattr(config, name) for name in names}
     yield
     for name, value in before.items():
@@ -28,9 +28,10 @@ def test_defaults():
     assert config.ranges == "stages"
     assert config.compiled is True
     assert config.algorithm == "auto"
+    assert config.autotune is False
     assert repr(config) == (
         "gpuconv.config(workspace_limit=None, fp32_precision='ieee', ranges='stages', "
-        "compiled=True, algorithm='auto')"
+        "compiled=True, algorithm='auto', autotune=False)"
     )
 
 
@@ -105,11 +106,12 @@ def test_tasks_of_one_thread_have_their_own():
         ),
         ("ranges", None, ValueError, "ranges"),
         ("compiled", 1, TypeError, "compiled must be True or False, not 1"),
+        ("autotune", None, TypeError, "autotune must be True or False, not None"),
         (
             "algorithm",
             "fft",
             ValueError,
-            'algorithm must be "auto", "gemm", "direct" or "winograd", not \'fft\'',
+            'algorithm must be "auto", "gemm", "direct", "implicit" or "winograd", not \'fft\'',
         ),
         ("algorithm", None, ValueError, "algorithm"),
     ],
