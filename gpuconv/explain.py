@@ -80,6 +80,14 @@ class Plan:
     precision: str = field(repr=False)
 
     @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold the call: on a GPU, all that has no products by cuBLAS.
+
+        CuPy refuses cuBLAS's while a stream is captured.
+        """
+        return self.device == "cuda" and all(step.what != "gemm" for step in self.steps)
+
+    @property
     def least_seconds(self) -> float | None:
         """The least time on the present device, by measured ceilings; None without such a device.
 
@@ -103,6 +111,7 @@ class Plan:
             "chunks": self.chunks,
             "threads": self.threads,
             "workspace": self.workspace,
+            "capturable": self.capturable,
             "flops": self.flops,
             "least_bytes": self.least_bytes,
             "least_seconds": self.least_seconds,

@@ -18,7 +18,19 @@ import gpuconv
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "profiling"))
 
 import gpu_check
-from gpu import algorithms, cases, children, determinism, outcomes, sanitizers, suite, timings, workspace
+from gpu import (
+    algorithms,
+    cases,
+    children,
+    determinism,
+    graphs,
+    outcomes,
+    report,
+    sanitizers,
+    suite,
+    timings,
+    workspace,
+)
 from gpu.cases import Case
 from gpu.children import Deadline
 from gpu.results import PARTS, Results, faults
@@ -59,6 +71,15 @@ class FakeGpu:
 
     def workspace(self, call):
         return call(), self.workspace_bytes
+
+    def captured(self, call):
+        result = call()
+
+        def launch():
+            for array, again in zip(calls.results(result), calls.results(call()), strict=True):
+                array[...] = again
+
+        return result, launch
 
     def poisoned(self, byte):
         return contextlib.nullcontext()
@@ -518,6 +539,101 @@ def test_another_result_with_less_workspace_is_a_fault(results, monkeypatch):
     assert faults(results.data) == [f"{case} gives something else with a limit of 1048576 bytes"]
 
 
+def test_graphs_are_replayed_with_the_inputs_of_the_day(results, monkeypatch):
+    few = [Case(op, CONV, "float32", False) for op in ("conv2d", "im2col")]
+    few.append(Case("max_pool2d", POOL, "float16", True))
+    assert graphs.run(results, Deadline(60), FakeGpu(), few) == "complete"
+    found = results.data["graphs"]
+    assert found == {"captured": 4, "refused": [], "wrong": [], "call_us": 10.0, "launch_us": 10.0}
+    assert report.graphs(found) == (
+        "CUDA graphs: 4 cases replayed, 0 of them wrong; a launch takes 10.0 us of the CPU, a call 10.0"
+    )
+    captured = FakeGpu.captured
+    monkeypatch.setattr(FakeGpu, "captured", lambda *a: (captured(*a)[0], lambda: None))
+    graphs.run(results, Deadline(60), FakeGpu(), few[1:])
+    assert faults(results.data) == [f"not replayed as called: {case}" for case in few[1:]]
+    once = {}
+
+    def stale(gpu, call):  # replays what was there when it was captured
+        result = call()
+        once["values"] = [array.copy() for array in calls.results(result)]
+
+        def launch():
+            for array, old in zip(calls.results(result), once["values"], strict=True):
+                array[...] = old
+
+        return result, launch
+
+    monkeypatch.setattr(FakeGpu, "captured", stale)
+    graphs.run(results, Deadline(60), FakeGpu(), few[1:2])
+    assert len(faults(results.data)) == 1
+
+    def maxima_alone(gpu, call):  # and not their places, which are the same as before
+        y, argmax = call()
+        return (y, argmax), lambda: y.__setitem__(..., call()[0])
+
+    monkeypatch.setattr(FakeGpu, "captured", maxima_alone)
+    graphs.run(results, Deadline(60), FakeGpu(), few[2:])
+    assert len(faults(results.data)) == 1
+
+
+def test_what_cannot_be_captured_is_told_and_no_fault(results, monkeypatch):
+    captured = FakeGpu.captured
+    monkeypatch.setattr(
+        FakeGpu, "captured", lambda *a: captured(*a) if gpuconv.config.algorithm == "implicit" else None
+    )
+    case = Case("conv2d", CONV, "float32", False)
+    assert graphs.run(results, Deadline(60), FakeGpu(), [case]) == "complete"
+    assert results.data["graphs"]["refused"] == [str(case)] and results.data["graphs"]["captured"] == 1
+    assert faults(results.data) == []
+    assert report.graphs(results.data["graphs"]).endswith("refused, for cuBLAS: some of conv2d")
+    assert graphs.run(results, Deadline(0), FakeGpu(), [case]) == "stopped: out of time after 0 of 1 cases"
+
+
+def test_a_graph_is_captured_on_a_stream_and_in_a_pool_of_its_own(stand_in):
+    asked = stand_in.asked
+
+    @contextlib.contextmanager
+    def entered(name):
+        asked.append(f"into {name}")
+        yield
+        asked.append(f"out of {name}")
+
+    class Stream:
+        def __init__(self, non_blocking):
+            assert non_blocking
+            self._within = entered("the stream")
+
+        def __enter__(self):
+            self._within.__enter__()
+
+        def __exit__(self, *error):
+            self._within.__exit__(None, None, None)
+
+        def begin_capture(self):
+            asked.append("begin")
+
+        def end_capture(self):
+            asked.append("end")
+            return SimpleNamespace(launch=lambda: asked.append("launch"))
+
+    stand_in.Stream = Stream
+    stand_in.MemoryPool = lambda: SimpleNamespace(malloc="the pool's")
+    stand_in.using_allocator = entered
+    gpu = device.Gpu()
+    result, launch = gpu.captured(lambda: (asked.append("call"), "y")[1])
+    launch()
+    inside = ["into the pool's", "into the stream", "call", "begin", "call", "end"]
+    out = ["out of the stream", "out of the pool's"]
+    assert result == "y" and asked == ["synchronize", *inside, *out, "synchronize", "launch"]
+
+    def refused():
+        if asked[-1] == "begin":
+            raise NotImplementedError("calling cuBLAS")
+
+    assert gpu.captured(refused) is None and asked[-3:] == ["end", *out]
+
+
 def test_all_that_is_checked_for_workspace_is_known():
     assert len(list(workspace._cases())) == len(workspace.SHAPES) * 2 * 2 * 3
     assert len(list(determinism._large())) > 100
@@ -738,6 +854,7 @@ def whole(monkeypatch, tmp_path):
     monkeypatch.setattr(determinism, "small_cases", lambda: [case])
     monkeypatch.setattr(determinism, "_large", list)
     monkeypatch.setattr(workspace, "_cases", lambda: [case])
+    monkeypatch.setattr(graphs, "small_cases", lambda: [case])
     monkeypatch.setattr(sanitizers, "_find", lambda: None)
     monkeypatch.setattr(sanitizers, "_plain_run", lambda *_: "")
     monkeypatch.setitem(gpu_check.OUTSIDE, "suite", _three_tests)

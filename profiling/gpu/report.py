@@ -29,12 +29,23 @@ def facts(data: dict[str, Any]) -> list[str]:
     if data.get("workspace"):
         share = max(case["bytes"] / case["limit"] for case in data["workspace"])
         lines += [f"workspace: at most {share:.0%} of the limit in {len(data['workspace'])} calls"]
+    if "graphs" in data:
+        lines += [graphs(data["graphs"])]
     if "copy_gbps" in data:
         lines += [f"ceilings: copy {data['copy_gbps']} GB/s; GEMM in TFLOP/s: {_pairs(data['gemm_tflops'])}"]
     if data.get("rows"):
         lines += [*planner(data["rows"]), *goals(data["rows"])]
     lines += [f"**wrong**: {fault}" for fault in faults(data)]
     return lines
+
+
+def graphs(found: dict[str, Any]) -> str:
+    """Return the line on CUDA graphs."""
+    refused = sorted({case.partition(",")[0] for case in found["refused"]})
+    line = f"CUDA graphs: {found['captured']} cases replayed, {len(found['wrong'])} of them wrong"
+    if "launch_us" in found:
+        line += f"; a launch takes {found['launch_us']:.1f} us of the CPU, a call {found['call_us']:.1f}"
+    return line + (f"; refused, for cuBLAS: some of {', '.join(refused)}" if refused else "")
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ class HostRuntime:
         Microseconds that a launch of a kernel of some name takes by the clock, or a product ("gemm"), or
         any of the "others".
     capturing
-        Whether the stream is being captured, so that nothing can be timed.
+        Whether the stream is being captured: nothing can be timed, and CuPy refuses products.
     """
 
     def __init__(self):
@@ -125,6 +125,8 @@ class HostRuntime:
 
     def gemm(self, transposed, sizes, a, b, c, batch, dtypes, accumulate, precision):
         assert precision in ("ieee", "tf32"), precision
+        if self.capturing:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
         self.gemms.append((*sizes, batch))
         with lock:
             gemm(transposed, sizes, a, b, c, batch, dtypes, accumulate)

@@ -184,20 +184,23 @@ class CupyRuntime:
             compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
         else:
             compute = cublas.CUBLAS_COMPUTE_32F
-        with _sums_in_float32(cublas, handle) if half else nullcontext():
-            cublas.gemmStridedBatchedEx(
-                handle,
-                *(cublas.CUBLAS_OP_T if flag else cublas.CUBLAS_OP_N for flag in transposed),
-                *sizes,
-                one.ctypes.data,
-                *(a[0], CUDA_TYPES[dtypes[0]], *a[1:]),
-                *(b[0], CUDA_TYPES[dtypes[0]], *b[1:]),
-                (one if accumulate else zero).ctypes.data,
-                *(c[0], CUDA_TYPES[dtypes[1]], *c[1:]),
-                batch,
-                compute,
-                cublas.CUBLAS_GEMM_DEFAULT,
-            )
+        try:
+            with _sums_in_float32(cublas, handle) if half else nullcontext():
+                cublas.gemmStridedBatchedEx(
+                    handle,
+                    *(cublas.CUBLAS_OP_T if flag else cublas.CUBLAS_OP_N for flag in transposed),
+                    *sizes,
+                    one.ctypes.data,
+                    *(a[0], CUDA_TYPES[dtypes[0]], *a[1:]),
+                    *(b[0], CUDA_TYPES[dtypes[0]], *b[1:]),
+                    (one if accumulate else zero).ctypes.data,
+                    *(c[0], CUDA_TYPES[dtypes[1]], *c[1:]),
+                    batch,
+                    compute,
+                    cublas.CUBLAS_GEMM_DEFAULT,
+                )
+        except NotImplementedError as error:  # while the stream is captured
+            raise NotImplementedError(f"CuPy: {error}; {CAPTURE}") from error
 
 
 @contextmanager
@@ -213,6 +216,10 @@ def _sums_in_float32(cublas: Any, handle: int) -> Iterator[None]:
 
 # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 NO_REDUCED_PRECISION = 16
+CAPTURE = (
+    'gpuconv.config.algorithm = "implicit" has kernels of our own do what they can of it, and '
+    "gpuconv.explain(...).capturable tells whether a CUDA graph can hold a call"
+)
 # The default workspace where the L2 is small (or its size unknown).
 LEAST_DEFAULT = 16 << 20
 OPTIONS = ("--std=c++17",)
