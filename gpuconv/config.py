@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 LEAST_WORKSPACE = 1 << 20
@@ -52,14 +53,21 @@ class Config:
         Whether NumPy arrays may be worked on by the C kernels of the extra ``fast``, where it is installed;
         False keeps to NumPy alone. Results differ by rounding. The environment variable
         ``GPUCONV_COMPILED=0`` makes False the default.
-    algorithm : "auto", "gemm", "direct" or "winograd", default "auto"
+    algorithm : "auto", "gemm", "direct", "implicit" or "winograd", default "auto"
         How arrays are convolved; `gpuconv.explain` tells what "auto" would choose. "gemm": columns,
         multiplied by BLAS. "direct": from the image itself; on a CPU by C kernels, on a GPU by CUDA kernels,
         for groups of up to 8 channels ("auto" takes these where each group has one input channel).
-        "winograd": 3x3 kernels with stride 1, on a CPU in a quarter of the multiplications, which costs a
-        digit of accuracy (float64 only when it is asked for here); on a GPU in 16 of 36, for float32 that
-        isn't rounded to "tf32" and only when it is asked for here. What an algorithm can't compute is
-        computed as by "auto".
+        "implicit", on a GPU: matrix products without columns in memory, by kernels of our own, for float32
+        and float64, and the only one for "3xtf32". "winograd": 3x3 kernels with stride 1, on a CPU in a
+        quarter of the multiplications, which costs a digit of accuracy (float64 only when it is asked for
+        here); on a GPU in 16 of 36, for float32 with "ieee". On a GPU, "auto" takes neither of these two.
+        What an algorithm can't compute is computed as by "auto".
+    autotune : bool, default False
+        Whether "auto" goes by measurements on a GPU: the first call of a convolution or gradient on a shape
+        tries all algorithms, several times each, and waits for them; what was the fastest is taken from then
+        on, by later processes, too. Results differ by rounding from those of another algorithm: equal calls
+        give equal bits as long as what was measured is remembered. Ignored elsewhere, and, until something is
+        remembered, while a CUDA graph is captured.
     """
 
     __slots__ = ("_here", "_values")
@@ -71,6 +79,7 @@ class Config:
             "ranges": _ranges_at_first(),
             "algorithm": "auto",
             "compiled": os.environ.get("GPUCONV_COMPILED", "1") != "0",
+            "autotune": False,
         }
         self._here: ContextVar[Mapping[str, Any] | None] = ContextVar("gpuconv.config", default=None)
 
@@ -119,6 +128,15 @@ class Config:
     @compiled.setter
     def compiled(self, value: bool) -> None:
         self._values["compiled"] = _compiled(value)
+
+    @property
+    def autotune(self) -> bool:
+        """Whether the fastest algorithm on a GPU is measured."""
+        return bool(self._get("autotune"))
+
+    @autotune.setter
+    def autotune(self, value: bool) -> None:
+        self._values["autotune"] = _autotune(value)
 
     def _get(self, name: str) -> Any:
         here = self._here.get()
@@ -181,10 +199,13 @@ def _algorithm(value: Any) -> str:
     return str(value)
 
 
-def _compiled(value: Any) -> bool:
+def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"config: compiled must be True or False, not {value!r}")
+        raise TypeError(f"config: {name} must be True or False, not {value!r}")
     return value
+
+
+_compiled, _autotune = partial(_flag, "compiled"), partial(_flag, "autotune")
 
 
 def _ranges_at_first() -> str:
@@ -203,6 +224,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "ranges": _ranges,
     "compiled": _compiled,
     "algorithm": _algorithm,
+    "autotune": _autotune,
 }
 
 config = Config()

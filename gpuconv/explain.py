@@ -3,8 +3,8 @@
 import difflib
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -80,6 +80,14 @@ class Plan:
     precision: str = field(repr=False)
 
     @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold the call: on a GPU, all that has no products by cuBLAS.
+
+        CuPy refuses cuBLAS's while a stream is captured.
+        """
+        return self.device == "cuda" and all(step.what != "gemm" for step in self.steps)
+
+    @property
     def least_seconds(self) -> float | None:
         """The least time on the present device, by measured ceilings; None without such a device.
 
@@ -103,6 +111,7 @@ class Plan:
             "chunks": self.chunks,
             "threads": self.threads,
             "workspace": self.workspace,
+            "capturable": self.capturable,
             "flops": self.flops,
             "least_bytes": self.least_bytes,
             "least_seconds": self.least_seconds,
@@ -200,8 +209,8 @@ def explain(
             shape = geometry.shape(name, key, value, len(value))
             bound[key] = unmade.empty(shape, _dtype(name, key, bound, dtype))
     results, notes = unmade.noted(function, **bound)
-    workspace = _workspace(next(iter(given.values())) if is_cuda else None) if device == "cuda" else 0
-    parts = [(note, _part(note, device, workspace)) for note in notes]
+    part = _planner(device, next(iter(given.values())) if is_cuda else None)
+    parts = [(note, part(note)) for note in notes]
     of = [key for key, y in zip(getattr(results, "_fields", ()), results, strict=False) if y is not None]
     return Plan(
         name,
@@ -252,25 +261,19 @@ def _like(x: Array) -> Unmade:
     return unmade.like(x, unmade.ADDRESS + runtime.of(x).address(x) % unmade.ADDRESS)
 
 
-def _workspace(x: Array | None) -> int:
-    """Return the default workspace of the GPU where x is; or of the current one, or of the smallest."""
-    from gpuconv.backends.cuda import runtime
-
-    if x is None:
-        return runtime.present_workspace()
-    of_x = runtime.of(x)
-    with of_x.elsewhere(x) or nullcontext():
-        return of_x.default_workspace()
-
-
-def _part(note: Note, device: str, workspace: int) -> Part:
-    if "." not in note.what:  # a copy that the public function makes
-        return Part("", "", (Step(note.what, note.arguments, 1),), 0, 1, 0)
+def _planner(device: str, x: Array | None) -> Callable[[Note], Part]:
+    """Return what plans primitives, and copies that public functions make, where x is."""
     if device == "cpu":
-        return on_cpu.plan(note)
-    from gpuconv.backends.cuda import planning as on_cuda
+        plan: Callable[[Note], Part] = on_cpu.plan
+    else:
+        from gpuconv.backends.cuda import planning as on_cuda
 
-    return on_cuda.plan(note, workspace)
+        plan = partial(on_cuda.plan, device=on_cuda.target(x))
+    return lambda note: plan(note) if "." in note.what else _copy(note)
+
+
+def _copy(note: Note) -> Part:
+    return Part("", "", (Step(note.what, note.arguments, 1),), 0, 1, 0)
 
 
 def _writes(note: Note) -> bool:

@@ -1,9 +1,10 @@
-"""Files that survive a kill, and weights in safetensors files."""
+"""Files that survive a kill, weights in safetensors files, and the folder of the user's cache."""
 
 import contextlib
 import errno
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,25 @@ def _safetensors(op: str) -> Any:
             f"{op}: needs the package safetensors: pip install 'gpuconv[safetensors]'", name=error.name
         ) from None
     return safetensors.numpy
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: GPUCONV_CACHE_DIR, or gpuconv in the user's cache.
+
+    Raises
+    ------
+    RuntimeError
+        Where the user has no home.
+    """
+    if asked := os.environ.get("GPUCONV_CACHE_DIR"):
+        return Path(asked).expanduser().absolute()
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "gpuconv" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gpuconv"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "gpuconv"
 
 
 def make_writable(folder: Path) -> None:

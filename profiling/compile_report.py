@@ -169,7 +169,9 @@ def call_everything() -> None:
                             _convolve(window, s["c_in"], s["c_out"], dtype, channels_last)
             for s in _lines("pool_shapes.csv"):
                 window = sliding_window("pool", (s["h"], s["w"]), s["kernel"], s["stride"], s["padding"])
-                _pool(window, s["c"], dtype, channels_last)
+                for kind in pooling.kernels(window, dtype):  # gpu_check.py compares them
+                    with pooling.by(kind):
+                        _pool(window, s["c"], dtype, channels_last)
             _convolve(TRANSPOSED, 16, 16, dtype, channels_last, transposed=True)
             for algorithm in ("direct", "implicit"):
                 with config(algorithm=algorithm):

@@ -26,6 +26,7 @@ from gpu import (  # noqa: E402
     children,
     determinism,
     environment,
+    graphs,
     report,
     sanitizers,
     suite,
@@ -46,6 +47,7 @@ WEIGHTS = {
     "sanitizers": 22,
     "determinism": 8,
     "workspace": 6,
+    "graphs": 4,
     "ceilings": 5,
     "timings": 25,
 }
@@ -56,6 +58,7 @@ INSIDE = {
     "environment": environment.run,
     "determinism": determinism.run,
     "workspace": workspace.run,
+    "graphs": graphs.run,
     "ceilings": ceilings.run,
     "timings": timings.run,
 }

@@ -18,6 +18,7 @@ import pytest
 from host import sanitized
 
 import gpuconv
+from gpuconv import files
 from gpuconv.backends.cpu import compiled, compiler, libraries, threads
 from gpuconv.cli import main
 
@@ -454,7 +455,7 @@ def test_each_platform_has_its_folder(monkeypatch, platform, environment, place)
     for name, value in {"HOME": "/home/me", **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
-    assert libraries.folder() == Path(place)
+    assert files.cache_folder() == Path(place)
 
 
 def test_an_options_own_kind_takes_its_default_s_place():

@@ -15,7 +15,7 @@ from gpuconv import config
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    names = ("workspace_limit", "fp32_precision", "ranges", "compiled", "algorithm")
+    names = ("workspace_limit", "fp32_precision", "ranges", "compiled", "algorithm", "autotune")
     before = {name: getattr(config, name) for name in names}
     yield
     for name, value in before.items():
@@ -28,9 +28,10 @@ def test_defaults():
     assert config.ranges == "stages"
     assert config.compiled is True
     assert config.algorithm == "auto"
+    assert config.autotune is False
     assert repr(config) == (
         "gpuconv.config(workspace_limit=None, fp32_precision='ieee', ranges='stages', "
-        "compiled=True, algorithm='auto')"
+        "compiled=True, algorithm='auto', autotune=False)"
     )
 
 
@@ -94,7 +95,12 @@ def test_tasks_of_one_thread_have_their_own():
         ),
         ("workspace_limit", True, TypeError, "number of bytes"),
         ("workspace_limit", "2MB", TypeError, "number of bytes"),
-        ("fp32_precision", "TF32", ValueError, r'fp32_precision must be "ieee", "3xtf32" or "tf32", not \'TF32\''),
+        (
+            "fp32_precision",
+            "TF32",
+            ValueError,
+            r'fp32_precision must be "ieee", "3xtf32" or "tf32", not \'TF32\'',
+        ),
         ("fp32_precision", None, ValueError, "fp32_precision"),
         ("fp32_precision", [], ValueError, "fp32_precision"),
         (
@@ -105,6 +111,7 @@ def test_tasks_of_one_thread_have_their_own():
         ),
         ("ranges", None, ValueError, "ranges"),
         ("compiled", 1, TypeError, "compiled must be True or False, not 1"),
+        ("autotune", None, TypeError, "autotune must be True or False, not None"),
         (
             "algorithm",
             "fft",

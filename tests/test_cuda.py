@@ -362,7 +362,7 @@ def test_large_images_get_64_bit_kernels_and_others_32(side, index, channels_las
 def test_large_batches_get_64_bit_kernels_where_they_are_one_launch(n, index, channels_last):
     window = sliding_window("test", (1024, 1024), 2, 2)
     x = dense(64, (1024, 1024), channels_last)
-    how = (channels_last, True, None)
+    how = (channels_last, True, None, True)
     planned = pooling._avg_pool.__wrapped__(window, n, 64, x, np.dtype(np.float32), *how)
     assert _index_of(planned.steps[0]) == index
 

@@ -1,10 +1,12 @@
 """`profiling/gpu_check.py` without a GPU: its calls, bookkeeping and judgement, with NumPy for CuPy."""
 
 import contextlib
+import itertools
 import json
 import statistics
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +18,25 @@ import gpuconv
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "profiling"))
 
 import gpu_check
-from gpu import cases, children, determinism, outcomes, report, sanitizers, suite, timings, workspace
+from gpu import (
+    algorithms,
+    cases,
+    children,
+    determinism,
+    graphs,
+    outcomes,
+    report,
+    sanitizers,
+    suite,
+    timings,
+    workspace,
+)
 from gpu.cases import Case
 from gpu.children import Deadline
 from gpu.results import PARTS, Results, faults
 
+from gpuconv.backends import unmade
+from gpuconv.backends.cuda import planning, pooling
 from gpuconv.measure import bench, calls, shapes
 from gpuconv.measure import gpu as device
 from gpuconv.measure.records import commit, file_stem, source_sha256, text
@@ -55,6 +71,15 @@ class FakeGpu:
 
     def workspace(self, call):
         return call(), self.workspace_bytes
+
+    def captured(self, call):
+        result = call()
+
+        def launch():
+            for array, again in zip(calls.results(result), calls.results(call()), strict=True):
+                array[...] = again
+
+        return result, launch
 
     def poisoned(self, byte):
         return contextlib.nullcontext()
@@ -96,32 +121,78 @@ def timed(results, seconds, wanted):
 
 
 def test_rows_come_in_order_of_priority_and_once():
-    keys = [row.key for row in shapes.rows()]
-    kinds = [(key["layout"], key["dtype"], key["precision"], key["algorithm"]) for key in keys]
-    assert list(dict.fromkeys(kinds)) == [
-        (layout, *numbers, algorithm)
-        for layout in ("channels_first", "channels_last")
-        for *numbers, algorithm in (
-            ("float32", "ieee", "gemm"), ("float32", "ieee", "direct"), ("float32", "ieee", "kernel"),
-            ("float16", "fp16", "gemm"), ("float16", "fp16", "direct"), ("float16", "fp16", "kernel"),
-            ("float32", "tf32", "gemm"), ("float32", "tf32", "direct"),
-        )
+    every = list(shapes.rows())
+    keys = [row.key for row in every]
+    assert len({tuple(key.values()) for key in keys}) == len(keys)
+    tiers = [(row.chosen, row.kind != "other" and shapes.waits(row), row.precision) for row in every]
+    tiers = [
+        "other" if row.kind == "other" else f"chosen {precision}" if chosen
+        else f"{precision} waited for" if waits else "confirming"
+        for row, (chosen, waits, precision) in zip(every, tiers, strict=True)
     ]  # fmt: skip
-    distinct = {tuple(key.values()) for key in keys}
-    others = sum(not row.chosen for row in shapes.rows())
-    assert len(keys) == len(distinct) == 2 * (3 * 42 * 3 + 2 * 6 * 4 + 15) + others
+    order = [(tier, row.channels_last) for tier, row in zip(tiers, every, strict=True)]
+    numbers = [("ieee", False), ("fp16", True), ("ieee", True), ("fp16", False)]
+    assert list(dict.fromkeys(order))[:4] == [(f"chosen {name}", last) for name, last in numbers]
+    assert list(dict.fromkeys(order))[4:8] == [(f"{name} waited for", last) for name, last in numbers]
+    assert list(dict.fromkeys(tiers))[4:] == ["chosen tf32", "tf32 waited for", "confirming", "other"]
+    of = {"chosen": 2 * (3 * 42 * 3 + 2 * 6 * 4), "other": 2 * 15}
+    assert sum(tier.startswith("chosen") for tier in tiers) == of["chosen"]
+    assert tiers.count("other") == of["other"]
     assert [key["pass"] for key in keys[:3]] == ["forward", "input_grad", "weight_grad"]
+    # The kinds take turns: whatever is cut off, there is something of each.
+    assert {row.kind for row in every[:13]} == {"dense", "grouped", "depthwise", "max pool", "avg pool"}
+
+
+def test_algorithms_of_a_call_are_timed_one_after_the_other():
+    every = list(shapes.rows())
+    others = [(i, row) for i, row in enumerate(every) if not row.chosen]
+    assert others
+    calls = [(row.op, row.shape.name, row.precision, row.channels_last) for _, row in others]
+    assert len(list(itertools.groupby(calls))) == len(set(calls))
 
 
 def test_every_algorithm_that_can_compute_a_row_is_a_row():
+    found = defaultdict(set)
     for row in shapes.rows():
-        if isinstance(row.shape, shapes.ConvShape) and row.op in shapes.CONV_PASSES:
-            names = shapes.candidates(row)
-            assert row.chosen == (row.algorithm == names[0]) and row.algorithm in names
-            small = max(row.shape.c_in, row.shape.c_out) <= 8 * row.shape.groups
-            assert ("direct" in names) == (small and row.shape.kh * row.shape.kw <= 64)
-            with gpuconv.config(algorithm=row.algorithm):
-                assert shapes.candidates(row)[0] == row.algorithm
+        if row.kind == "other":
+            continue
+        names = shapes.candidates(row)
+        assert row.algorithm in names and row.beside == ("" if row.algorithm == names[0] else names[0])
+        found[row.op, row.shape.name, row.precision, row.channels_last].add(row.algorithm)
+        assert found[row.op, row.shape.name, row.precision, row.channels_last] <= set(names)
+        if isinstance(row.shape, PoolShape):
+            assert names == (("tile", "vector") if row.shape.kernel <= 3 else ("vector",))
+            continue
+        small = max(row.shape.c_in, row.shape.c_out) <= 8 * row.shape.groups
+        assert ("direct" in names) == (small and row.shape.kh * row.shape.kw <= 64)
+        with gpuconv.config(algorithm=row.algorithm):
+            assert shapes.candidates(row)[0] == row.algorithm
+    asked = {row: shapes.candidates(row) for row in shapes.rows() if row.chosen and row.kind != "other"}
+    for row, names in asked.items():
+        assert found[row.op, row.shape.name, row.precision, row.channels_last] == set(names)
+
+
+def test_a_poolings_kernel_is_the_one_asked_for():
+    x = unmade.empty((2, 4, 12, 16), np.dtype(np.float32))
+    shape = cases.SMALL_POOLS[1]
+    y = unmade.empty((2, 4, 6, 8), x.dtype)
+    argmax = unmade.empty(y.shape, np.dtype(np.uint8))
+    ops = {
+        "max_pool": (x, y, argmax), "max_pool_backward": (y, argmax, x),
+        "avg_pool": (x, y), "avg_pool_backward": (y, x),
+    }  # fmt: skip
+    for op, arrays in ops.items():
+        counts = (True, None) if op.startswith("avg") else ()
+
+        def launched(op=op, arrays=arrays, counts=counts):
+            notes = planning.noted(getattr(pooling, op), *arrays, shape.window(), False, *counts)
+            return [note.arguments["kernel"].name for note in notes]
+
+        assert launched() == [f"{op}_tile"]
+        for kind, kernel in (("tile", f"{op}_tile"), ("vector", op)):
+            with pooling.by(kind):
+                assert launched() == [kernel]
+        assert launched() == [f"{op}_tile"]
 
 
 @pytest.mark.parametrize("case", list(cases.small_cases()), ids=str)
@@ -468,6 +539,101 @@ def test_another_result_with_less_workspace_is_a_fault(results, monkeypatch):
     assert faults(results.data) == [f"{case} gives something else with a limit of 1048576 bytes"]
 
 
+def test_graphs_are_replayed_with_the_inputs_of_the_day(results, monkeypatch):
+    few = [Case(op, CONV, "float32", False) for op in ("conv2d", "im2col")]
+    few.append(Case("max_pool2d", POOL, "float16", True))
+    assert graphs.run(results, Deadline(60), FakeGpu(), few) == "complete"
+    found = results.data["graphs"]
+    assert found == {"captured": 4, "refused": [], "wrong": [], "call_us": 10.0, "launch_us": 10.0}
+    assert report.graphs(found) == (
+        "CUDA graphs: 4 cases replayed, 0 of them wrong; a launch takes 10.0 us of the CPU, a call 10.0"
+    )
+    captured = FakeGpu.captured
+    monkeypatch.setattr(FakeGpu, "captured", lambda *a: (captured(*a)[0], lambda: None))
+    graphs.run(results, Deadline(60), FakeGpu(), few[1:])
+    assert faults(results.data) == [f"not replayed as called: {case}" for case in few[1:]]
+    once = {}
+
+    def stale(gpu, call):  # replays what was there when it was captured
+        result = call()
+        once["values"] = [array.copy() for array in calls.results(result)]
+
+        def launch():
+            for array, old in zip(calls.results(result), once["values"], strict=True):
+                array[...] = old
+
+        return result, launch
+
+    monkeypatch.setattr(FakeGpu, "captured", stale)
+    graphs.run(results, Deadline(60), FakeGpu(), few[1:2])
+    assert len(faults(results.data)) == 1
+
+    def maxima_alone(gpu, call):  # and not their places, which are the same as before
+        y, argmax = call()
+        return (y, argmax), lambda: y.__setitem__(..., call()[0])
+
+    monkeypatch.setattr(FakeGpu, "captured", maxima_alone)
+    graphs.run(results, Deadline(60), FakeGpu(), few[2:])
+    assert len(faults(results.data)) == 1
+
+
+def test_what_cannot_be_captured_is_told_and_no_fault(results, monkeypatch):
+    captured = FakeGpu.captured
+    monkeypatch.setattr(
+        FakeGpu, "captured", lambda *a: captured(*a) if gpuconv.config.algorithm == "implicit" else None
+    )
+    case = Case("conv2d", CONV, "float32", False)
+    assert graphs.run(results, Deadline(60), FakeGpu(), [case]) == "complete"
+    assert results.data["graphs"]["refused"] == [str(case)] and results.data["graphs"]["captured"] == 1
+    assert faults(results.data) == []
+    assert report.graphs(results.data["graphs"]).endswith("refused, for cuBLAS: some of conv2d")
+    assert graphs.run(results, Deadline(0), FakeGpu(), [case]) == "stopped: out of time after 0 of 1 cases"
+
+
+def test_a_graph_is_captured_on_a_stream_and_in_a_pool_of_its_own(stand_in):
+    asked = stand_in.asked
+
+    @contextlib.contextmanager
+    def entered(name):
+        asked.append(f"into {name}")
+        yield
+        asked.append(f"out of {name}")
+
+    class Stream:
+        def __init__(self, non_blocking):
+            assert non_blocking
+            self._within = entered("the stream")
+
+        def __enter__(self):
+            self._within.__enter__()
+
+        def __exit__(self, *error):
+            self._within.__exit__(None, None, None)
+
+        def begin_capture(self):
+            asked.append("begin")
+
+        def end_capture(self):
+            asked.append("end")
+            return SimpleNamespace(launch=lambda: asked.append("launch"))
+
+    stand_in.Stream = Stream
+    stand_in.MemoryPool = lambda: SimpleNamespace(malloc="the pool's")
+    stand_in.using_allocator = entered
+    gpu = device.Gpu()
+    result, launch = gpu.captured(lambda: (asked.append("call"), "y")[1])
+    launch()
+    inside = ["into the pool's", "into the stream", "call", "begin", "call", "end"]
+    out = ["out of the stream", "out of the pool's"]
+    assert result == "y" and asked == ["synchronize", *inside, *out, "synchronize", "launch"]
+
+    def refused():
+        if asked[-1] == "begin":
+            raise NotImplementedError("calling cuBLAS")
+
+    assert gpu.captured(refused) is None and asked[-3:] == ["end", *out]
+
+
 def test_all_that_is_checked_for_workspace_is_known():
     assert len(list(workspace._cases())) == len(workspace.SHAPES) * 2 * 2 * 3
     assert len(list(determinism._large())) > 100
@@ -688,6 +854,7 @@ def whole(monkeypatch, tmp_path):
     monkeypatch.setattr(determinism, "small_cases", lambda: [case])
     monkeypatch.setattr(determinism, "_large", list)
     monkeypatch.setattr(workspace, "_cases", lambda: [case])
+    monkeypatch.setattr(graphs, "small_cases", lambda: [case])
     monkeypatch.setattr(sanitizers, "_find", lambda: None)
     monkeypatch.setattr(sanitizers, "_plain_run", lambda *_: "")
     monkeypatch.setitem(gpu_check.OUTSIDE, "suite", _three_tests)
@@ -838,13 +1005,100 @@ def test_means_are_geometric_and_by_kind():
     ]
 
 
-def test_the_report_says_where_the_planner_chose_the_slower_algorithm():
-    names = {"op": "conv2d", "dtype": "float32", "precision": "ieee", "layout": "channels_first"}
-    rows = [
-        {**names, "name": name, "us": us, "chosen": chosen}
-        for name, us, chosen in (("a", 10.0, True), ("a", 5.0, False), ("b", 10.0, True), ("b", 20.0, False))
+NAMES = {
+    "op": "conv2d", "kind": "dense", "pass": "forward", "dtype": "float32", "precision": "ieee",
+    "layout": "channels_first",
+}  # fmt: skip
+
+
+def measured(name, algorithm, us, *, chosen=False, **others):
+    """Return a row: PyTorch's time is 12 us and its call's 30, ours 60, the floor 3."""
+    figures = {"cpu_us": 60.0, "torch_us": 12.0, "torch_cpu_us": 30.0, "floor_us": 3.0}
+    return {**NAMES, **figures, "name": name, "algorithm": algorithm, "us": us, "chosen": chosen, **others}
+
+
+MEASURED = [
+    measured("a", "gemm", 12.0, chosen=True),
+    measured("b", "gemm", 12.0, chosen=True),
+    measured("c", "gemm", 6.0, chosen=True),
+    # In its turns the GPU was twice as slow as before: 8 us are 4 of those.
+    measured("a", "implicit", 8.0, chosen_us=24.0),
+    measured("b", "implicit", 24.0),
+    measured("b", "winograd", 11.9, chosen_us=12.0),
+    measured("c", "implicit", None),
+]
+
+
+def test_of_each_call_the_fastest_is_told_by_turns_where_there_were_some():
+    a, b, c = algorithms.contests(MEASURED)
+    assert (a.fastest["algorithm"], a.gain, a.agrees) == ("implicit", 3.0, False)
+    assert (b.fastest["algorithm"], b.agrees) == ("winograd", True)  # by less than the noise
+    assert (c.fastest["algorithm"], c.gain, c.others) == ("gemm", 1.0, ())
+    numbers = ("float32 ieee", "channels_first")
+    assert algorithms.contest_cells(MEASURED) == [
+        ("conv2d", "a", *numbers, "gemm (slower)", "implicit", "3.00", "gemm 12.0, implicit 8.0"),
+        ("conv2d", "b", *numbers, "gemm", "winograd", "1.01", "gemm 12.0, implicit 24.0, winograd 11.9"),
     ]
-    assert report.planner(rows) == [
-        "planner: another algorithm is faster in 1 of 2 rows; conv2d a float32 ieee channels_first 2.00"
+    assert algorithms.planner(MEASURED) == [
+        "planner, dense forward, float32 ieee, channels_first: takes the fastest in 1 of 2; "
+        "a implicit 3.00 times as fast as gemm"
     ]
-    assert report.planner(rows[::2]) == []
+    assert algorithms.planner(MEASURED[:3]) == []
+
+
+def test_means_are_of_the_chosen_of_each_algorithm_alone_and_of_the_fastest():
+    group = ("dense", "forward", "float32 ieee", "channels_first")
+    assert algorithms.means(MEASURED) == [
+        (*group, "as chosen", "3", "1.26", "0.50", "0.31", "1.00"),
+        (*group, "gemm", "3", "1.26", "0.50", "0.31", "1.00"),
+        (*group, "implicit", "2", "0.87", "0.50", "0.22", "1.73"),
+        (*group, "winograd", "1", "1.01", "0.50", "0.25", "1.01"),
+        (*group, "fastest of each", "3", "1.45", "0.50", "0.36", "1.45"),
+    ]
+    assert algorithms.means(MEASURED[:3]) == [(*group, "as chosen", "3", "1.26", "0.50", "0.31", "1.00")]
+
+
+def test_goals_say_whether_they_hold():
+    told = dict(line.split(" of PyTorch's speed", 1) for line in algorithms.goals(MEASURED))
+    assert told["goal, dense forward ieee, 1"] == ": 1.26 in 3 rows, holds"
+    assert told["goal, dense forward ieee by implicit, 0.8"] == ": 0.87 in 2 rows, holds"
+    assert told["goal, dense weight_grad ieee, 1"] == ": not measured"
+    assert told["goal, depthwise weight_grad fp16, 4"] == ": not measured"
+    assert len(told) == 2 * 2 + 2 + 2 * 2 * 2 + 3 * 2 + 3 + 3 + 3 * 2
+
+    slow = [{**row, "torch_us": 6.0} for row in MEASURED]
+    told = dict(line.split(" of PyTorch's speed", 1) for line in algorithms.goals(slow))
+    assert told["goal, dense forward ieee, 1"] == ": 0.63 in 3 rows, missed"
+    assert told["goal, dense forward ieee by implicit, 0.8"] == ": 0.43 in 2 rows, missed"
+    between = [{**row, "torch_us": 9.0} for row in MEASURED]
+    told = dict(line.split(" of PyTorch's speed", 1) for line in algorithms.goals(between))
+    assert told["goal, dense forward ieee, 1"] == (
+        ": 0.94 in 3 rows; 1.08 with the fastest algorithm of each, would hold if the planner took it"
+    )
+
+
+def test_an_algorithm_that_is_not_chosen_has_its_turns_with_the_one_that_is(results, monkeypatch):
+    seen = []
+    monkeypatch.setattr(FakeGpu, "time", lambda *_: (_[1](), (1.0, 1.0))[1])
+    plain = gpuconv.conv2d
+    monkeypatch.setattr(
+        gpuconv, "conv2d", lambda *a, **k: (seen.append(gpuconv.config.algorithm), plain(*a, **k))[1]
+    )
+    depthwise = cases.SMALL_CONVS[2]
+    timed(results, 60, [Row("conv2d", depthwise, "float32", "ieee", False, "gemm", beside="direct")])
+    (row,) = results.rows
+    assert (row["algorithm"], row["chosen"], row["chosen_us"], row["us"]) == ("gemm", False, 1.0, 1.0)
+    assert seen[-2:] == ["gemm", "direct"] and seen.count("direct") > MIN_TURNS
+
+
+def test_where_there_is_no_memory_for_the_chosen_one_the_other_is_timed_alone(results, monkeypatch):
+    plain = gpuconv.conv2d
+
+    def conv2d(*arrays, **options):
+        if gpuconv.config.algorithm == "direct":
+            raise MemoryError("64 GB")
+        return plain(*arrays, **options)
+
+    monkeypatch.setattr(gpuconv, "conv2d", conv2d)
+    timed(results, 60, [Row("conv2d", CONV, "float32", "ieee", False, "gemm", beside="direct")])
+    assert results.rows[0]["us"] == 100 and "chosen_us" not in results.rows[0]

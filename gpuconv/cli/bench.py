@@ -15,7 +15,17 @@ from gpuconv.cli.options import count, path, positive
 from gpuconv.files import make_writable, write_whole
 from gpuconv.measure import bench, charts, compare, devices, records, tables
 from gpuconv.measure.cpu import DISTURBED, keep_memory
-from gpuconv.measure.shapes import DOUBLE, NUMBERS, Row, Shape, read, rows, rows_of
+from gpuconv.measure.shapes import (
+    DOUBLE,
+    NUMBERS,
+    Row,
+    Shape,
+    conv_shapes,
+    pool_shapes,
+    read,
+    rows_of,
+    rows_on_one_shape,
+)
 
 DESCRIPTION = """\
 Time convolution and pooling, forward and backward, on the shapes of well-known networks or on your own,
@@ -117,9 +127,8 @@ def _rows(options: argparse.Namespace, device: devices.Device) -> Iterator[Row]:
     most = options.n or (IMAGES_ON_CPU if on_cpu else None)
     numbers = [PRECISIONS[precision] for precision in precisions]
     if options.shapes is None:
-        shared = [row for row in rows() if row.precision == "ieee"]
-        shapes: list[Shape] = list({row.shape.name: row.shape for row in shared}.values())
-        others = [row for row in shared if row.kind == "other" and "ieee" in precisions]
+        shapes: list[Shape] = [*conv_shapes(), *pool_shapes()]
+        others = list(rows_on_one_shape()) if "ieee" in precisions else []
     else:
         try:
             shapes, others = read(options.shapes), []

@@ -1,15 +1,17 @@
 """One row of a benchmark: an operation on a shape, beside PyTorch on the same arrays, compared and timed."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
 import gpuconv
 from gpuconv.backends.cpu import threads
+from gpuconv.backends.cuda import pooling
 from gpuconv.measure.calls import Calls, difference, results
 from gpuconv.measure.devices import Device
 from gpuconv.measure.records import rounded
-from gpuconv.measure.shapes import Row
+from gpuconv.measure.shapes import PoolShape, Row
 from gpuconv.measure.tables import called
 from gpuconv.measure.timing import in_turns
 
@@ -99,7 +101,7 @@ def _measured(row: Row, device: Device, torch: ModuleType | None, seconds: float
     contenders: dict[str, Callable[[], object]] = {"ours": calls.ours}
     found: Record = {}
     precision = "tf32" if row.precision == "tf32" else "ieee"
-    with gpuconv.config(fp32_precision=precision, algorithm=row.algorithm or gpuconv.config.algorithm):
+    with gpuconv.config(fp32_precision=precision), _by(row.algorithm, row):
         with device.poisoned(0xFF):
             result, found["workspace_bytes"] = device.workspace(calls.ours)
         found["allocated_bytes"] = found["workspace_bytes"] + sum(array.nbytes for array in results(result))
@@ -118,17 +120,43 @@ def _measured(row: Row, device: Device, torch: ModuleType | None, seconds: float
                     return {**found, "error": f"differs from PyTorch by {found['difference']:.1e}"}
                 del expected
         del result
+        if row.beside:
+            _add_beside(contenders, row)
         timings, others = device.undisturbed(lambda: in_turns(contenders, device, seconds), patience)
     ours = timings["ours"]
     found.update(us=ours.us, cpu_us=ours.cpu_us, turns=ours.turns, spread=ours.spread)
     if "torch" in timings:
         theirs_ = timings["torch"]
         found.update(torch_us=theirs_.us, torch_cpu_us=theirs_.cpu_us, torch_spread=theirs_.spread)
+    if "beside" in timings:
+        found["chosen_us"] = timings["beside"].us
     found["gbps"] = row.shape.least_bytes(row.op, row.dtype) / ours.us / 1e3
     found["tflops"] = row.shape.flops / ours.us / 1e6 if row.shape.flops else None
     if others is not None:
         found["others"] = others
     return found
+
+
+def _by(algorithm: str, row: Row) -> AbstractContextManager[None]:
+    """Let a row's operation be computed by this algorithm; "": as it is by itself."""
+    if isinstance(row.shape, PoolShape):
+        return pooling.by(algorithm)
+    return gpuconv.config(algorithm=algorithm or gpuconv.config.algorithm)
+
+
+def _add_beside(contenders: dict[str, Callable[[], object]], row: Row) -> None:
+    """Let what the planner would take have its turns, too; where there isn't enough memory for it, none."""
+    ours = contenders["ours"]
+
+    def chosen() -> object:
+        with _by(row.beside, row):
+            return ours()
+
+    try:
+        chosen()
+    except MemoryError:
+        return
+    contenders["beside"] = chosen
 
 
 def identity(key: Mapping[str, Any]) -> tuple[str, ...]:
@@ -147,5 +175,6 @@ def line(found: Mapping[str, Any]) -> str:
         return f"{name} {found.get('error') or found['left_out']}"
     beside = f", PyTorch {found['torch_us']:10.1f}" if found["torch_us"] else ""
     ratio = f" ({found['torch_us'] / found['us']:5.2f})" if found["torch_us"] else ""
+    roofline = f", {found['floor_us'] / found['us']:.0%} of the roofline" if found["floor_us"] else ""
     busy = f", others {found['others']:.0%}" if found.get("others") and found["others"] > 0.05 else ""
-    return f"{name} {found['us']:10.1f} us ±{found['spread']:3.0%}{beside}{ratio}{busy}"
+    return f"{name} {found['us']:10.1f} us ±{found['spread']:3.0%}{beside}{ratio}{roofline}{busy}"

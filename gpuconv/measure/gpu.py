@@ -124,6 +124,31 @@ class Gpu:
         wait_us = 50.0 + 2.0 * self.time(call, 0.0)[1]
         return lambda: Sample(*self.time(call, wait_us))
 
+    def captured(self, call: Callable[[], Any]) -> tuple[Any, Callable[[], object]] | None:
+        """Capture a call in a CUDA graph; return its result, whose values each launch makes, and the launch.
+
+        None where CuPy refuses, as it does for products by cuBLAS. What the graph writes to beside the result
+        is in a memory pool that is the graph's own.
+        """
+        cuda = self.xp.cuda
+        self.synchronize()  # the arguments may still be written to
+        stream, pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+        with cuda.using_allocator(pool.malloc), stream:
+            call()  # compiles, and makes the pool as large as it must be
+            stream.begin_capture()
+            try:
+                result = call()
+            except NotImplementedError:
+                stream.end_capture()
+                return None
+            graph = stream.end_capture()
+        self.synchronize()
+
+        def launch(kept: Any = pool) -> None:
+            graph.launch()
+
+        return result, launch
+
     def stamp(self) -> Any:
         """Record an event, to be given to `between` once the GPU has come to it."""
         event = self.xp.cuda.Event()

@@ -1,6 +1,5 @@
 """Results on disk: what code they are of, and JSON that a reader and a diff can follow."""
 
-import hashlib
 import json
 import math
 import re
@@ -18,10 +17,7 @@ def source_sha256(package: Path = PACKAGE, kernels: Path | None = None) -> str:
     kernels = kernels or sources.folder()
     files = {f"gpuconv/{path.relative_to(package).as_posix()}": path for path in package.rglob("*.py")}
     files |= {f"cuda/{path.name}": path for path in kernels.glob("*.cu*")}
-    digest = hashlib.sha256()
-    for name, path in sorted(files.items()):
-        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    return sources.digest(files)
 
 
 def commit(checkout: Path = PACKAGE.parent) -> str:

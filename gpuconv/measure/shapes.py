@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
+from itertools import zip_longest
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from gpuconv.backends.cuda import choice
+from gpuconv.backends.cuda import choice, pooling
 from gpuconv.backends.cuda.problem import Problem
 from gpuconv.config import PRECISIONS
 from gpuconv.geometry import Window, sliding_window
@@ -134,6 +135,12 @@ class PoolShape:
         window = (self.kernel, self.stride, self.padding, 1)
         return window_places(self.h, *window), window_places(self.w, *window)
 
+    kind = "pool"
+
+    def window(self) -> Window:
+        """Return the sliding window."""
+        return sliding_window(self.name, (self.h, self.w), self.kernel, self.stride, self.padding)
+
     def x_shape(self, channels_last: bool) -> tuple[int, ...]:
         """Shape of x."""
         return _laid_out(self.n, self.c, self.h, self.w, channels_last)
@@ -213,8 +220,13 @@ class Row:
     dtype: str
     precision: str
     channels_last: bool
-    algorithm: str = ""  # asked of gpuconv.config, where it isn't left to the planner
-    chosen: bool = True  # whether the planner takes it by itself
+    algorithm: str = ""  # asked for, where it isn't left to the planner
+    beside: str = ""  # what the planner takes, timed in turns with an algorithm that it doesn't
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the planner takes this algorithm by itself."""
+        return not self.beside
 
     @property
     def kind(self) -> str:
@@ -251,29 +263,71 @@ NUMBERS: tuple[Numbers, ...] = (
 DOUBLE: Numbers = ("float64", "fp64", True)
 LAYOUTS = (False, True)  # channels_last
 
+# Numbers with their layout, in the order of a GPU's rows. Each first in the layout that it is mostly used in.
+FLOAT32, FLOAT16, TF32 = NUMBERS
+FIRST = ((FLOAT32, False), (FLOAT16, True), (FLOAT32, True), (FLOAT16, False))
+AFTERWARDS = ((TF32, True), (TF32, False))
+
 
 def rows() -> Iterator[Row]:
-    """Yield what is to be timed of the shared shapes on a GPU, what matters most first."""
-    every = [(row, candidates(row)) for row in rows_of([*conv_shapes(), *pool_shapes()], NUMBERS, LAYOUTS)]
-    for row, names in every:
-        yield replace(row, algorithm=names[0]) if names else row
-    for row, names in every:
-        for name in names[1:]:
-            yield replace(row, algorithm=name, chosen=False)
+    """Yield what is to be timed of the shared shapes on a GPU, what matters most first.
+
+    A session may end anywhere. First comes what users get: the planner's choice, in float32 and float16. Then
+    what it waits for, the other algorithms; TF32 likewise; and last what should confirm it. The kinds of
+    shapes take turns. An algorithm that isn't chosen is timed in turns with the one that is: what a GPU does
+    at one time and another isn't compared.
+    """
+    shapes = _kinds_in_turns([*conv_shapes(), *pool_shapes()])
+    confirming: list[Row] = []
+    for order in (FIRST, AFTERWARDS):
+        every = [row for numbers, last in order for row in rows_of(shapes, [numbers], [last])]
+        yield from (replace(row, algorithm=candidates(row)[0]) for row in every)
+        for row in every:
+            taken, *others = candidates(row)
+            compared = [replace(row, algorithm=name, beside=taken) for name in others]
+            if waits(row):
+                yield from compared
+            else:
+                confirming += compared
+    yield from confirming
+    yield from rows_on_one_shape()
+
+
+def rows_on_one_shape() -> Iterator[Row]:
+    """Yield the operations that are timed on one shape each."""
     for channels_last in LAYOUTS:
         for op, name in ON_ONE_SHAPE.items():
             yield Row(op, shared(name)[0], "float32", "ieee", channels_last)
 
 
+def _kinds_in_turns(shapes: Sequence[Shape]) -> list[Shape]:
+    kinds: dict[str, list[Shape]] = {}
+    for shape in shapes:
+        kinds.setdefault(shape.kind, []).append(shape)
+    return [shape for turn in zip_longest(*kinds.values()) for shape in turn if shape is not None]
+
+
 def candidates(row: Row) -> tuple[str, ...]:
-    """Return what can compute a row on a GPU, in `config.algorithm`'s words, the planner's choice first."""
+    """Return what can compute a row on a GPU, the planner's choice first.
+
+    Of a convolution in `config.algorithm`'s words, of a pooling in those of the backend's `pooling.by`.
+    """
+    if isinstance(row.shape, ConvShape):
+        return choice.candidates(_problem(row), CONV_PASSES[row.op])
+    return pooling.kernels(row.shape.window(), np.dtype(row.dtype))
+
+
+def waits(row: Row) -> bool:
+    """Tell whether the planner waits for a measurement of a row's algorithms: of poolings' it does."""
+    return not (isinstance(row.shape, ConvShape) and choice.is_settled(_problem(row), CONV_PASSES[row.op]))
+
+
+def _problem(row: Row) -> Problem:
     shape = row.shape
-    if not isinstance(shape, ConvShape):
-        return ()
+    assert isinstance(shape, ConvShape)
     precision = row.precision if row.precision in PRECISIONS else "ieee"
     sizes = (shape.n, shape.c_in, shape.c_out, np.dtype(row.dtype))
-    problem = Problem(shape.window(), *sizes, row.channels_last, precision)
-    return choice.candidates(problem, CONV_PASSES[row.op])
+    return Problem(shape.window(), *sizes, row.channels_last, precision)
 
 
 def rows_of(

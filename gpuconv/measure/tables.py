@@ -10,16 +10,16 @@ Record = Mapping[str, Any]
 
 MEAN_TITLES = ("kind", "pass", "numbers", "layout", "rows", "PyTorch's time / ours", "floor / ours")
 ROW_TITLES = (
-    "op", "name", "numbers", "layout", "us", "± %", "CPU us", "PyTorch us", "its CPU us", "floor us", "GB/s",
-    "TFLOP/s", "workspace MB",
+    "op", "name", "numbers", "layout", "us", "± %", "CPU us", "PyTorch us", "its CPU us", "floor us",
+    "floor / us", "GB/s", "TFLOP/s", "workspace MB",
 )  # fmt: skip
 
 
-def groups(records: Iterable[Record]) -> dict[Cells, list[Record]]:
-    """Return the records that were timed by kind of operation, pass, numbers and layout; of those chosen."""
+def groups(records: Iterable[Record], *, chosen_only: bool = True) -> dict[Cells, list[Record]]:
+    """Return the records that were timed, by kind of operation, pass, numbers and layout."""
     found: dict[Cells, list[Record]] = defaultdict(list)
     for row in records:
-        if row["us"] and row["chosen"]:
+        if row["us"] and (row["chosen"] or not chosen_only):
             numbers = f"{row['dtype']} {row['precision']}"
             found[row["kind"], row["pass"], numbers, row["layout"]].append(row)
     return dict(found)
@@ -28,18 +28,19 @@ def groups(records: Iterable[Record]) -> dict[Cells, list[Record]]:
 def means(records: Iterable[Record]) -> list[Cells]:
     """Return the geometric means of each group, as cells."""
     return [
-        (*group, str(len(members)), _shown(mean(members, "torch_us")), _shown(mean(members, "floor_us")))
+        (*group, str(len(members)), shown(mean(members, "torch_us")), shown(mean(members, "floor_us")))
         for group, members in groups(records).items()
     ]
 
 
-def mean(members: Sequence[Record], other: str) -> float | None:
+def mean(members: Sequence[Record], other: str, ours: str = "us") -> float | None:
     """Return the geometric mean of another time over ours; None where no row has both."""
-    ratios = [row[other] / row["us"] for row in members if row[other]]
+    ratios = [row[other] / row[ours] for row in members if row.get(other) and row[ours]]
     return statistics.geometric_mean(ratios) if ratios else None
 
 
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """Return a ratio as a cell; an empty one where there is none."""
     return "" if value is None else f"{value:.2f}"
 
 
@@ -48,12 +49,13 @@ def row_cells(row: Record) -> Cells:
     numbers = f"{row['dtype']} {row['precision']}"
     name = (row["op"], called(row), numbers, row["layout"])
     if row["us"] is None:
-        return (*name, row.get("error") or row["left_out"], *[""] * 8)
+        return (*name, row.get("error") or row["left_out"], *[""] * 9)
     times = (row["cpu_us"], row["torch_us"], row.get("torch_cpu_us"), row["floor_us"])
+    roofline = shown(row["floor_us"] and row["floor_us"] / row["us"])
     rates = (_figure(row["gbps"], 1), _figure(row["tflops"], 3 if (row["tflops"] or 0) < 10 else 1))
     spread = f"{100 * row['spread']:.0f}"
     workspace = f"{row['workspace_bytes'] / 1e6:.1f}"
-    return (*name, _figure(row["us"]), spread, *map(_figure, times), *rates, workspace)
+    return (*name, _figure(row["us"]), spread, *map(_figure, times), roofline, *rates, workspace)
 
 
 def called(row: Record) -> str:

@@ -3,8 +3,9 @@
 from typing import Any
 
 from gpuconv.files import write_whole
-from gpuconv.measure.tables import MEAN_TITLES, ROW_TITLES, columns, markdown, means, row_cells
+from gpuconv.measure.tables import ROW_TITLES, columns, markdown, row_cells
 
+from .algorithms import CONTEST_TITLES, MEAN_TITLES, contest_cells, goals, means, planner
 from .results import PARTS, Results, faults
 
 
@@ -28,33 +29,23 @@ def facts(data: dict[str, Any]) -> list[str]:
     if data.get("workspace"):
         share = max(case["bytes"] / case["limit"] for case in data["workspace"])
         lines += [f"workspace: at most {share:.0%} of the limit in {len(data['workspace'])} calls"]
+    if "graphs" in data:
+        lines += [graphs(data["graphs"])]
     if "copy_gbps" in data:
         lines += [f"ceilings: copy {data['copy_gbps']} GB/s; GEMM in TFLOP/s: {_pairs(data['gemm_tflops'])}"]
-    lines += planner(data.get("rows", []))
+    if data.get("rows"):
+        lines += [*planner(data["rows"]), *goals(data["rows"])]
     lines += [f"**wrong**: {fault}" for fault in faults(data)]
     return lines
 
 
-def planner(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a line that says where another algorithm was faster than the one that the planner chose."""
-    timed = [row for row in rows if row["us"]]
-    chosen = {_call(row): row["us"] for row in timed if row["chosen"]}
-    others = [row for row in timed if not row["chosen"] and _call(row) in chosen]
-    faster = [
-        f"{' '.join(_call(row))} {chosen[_call(row)] / row['us']:.2f}"
-        for row in others
-        if row["us"] < chosen[_call(row)]
-    ]
-    told = "".join(f"; {row}" for row in faster)
-    return (
-        [f"planner: another algorithm is faster in {len(faster)} of {len(others)} rows{told}"]
-        if others
-        else []
-    )
-
-
-def _call(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(row[key] for key in ("op", "name", "dtype", "precision", "layout"))
+def graphs(found: dict[str, Any]) -> str:
+    """Return the line on CUDA graphs."""
+    refused = sorted({case.partition(",")[0] for case in found["refused"]})
+    line = f"CUDA graphs: {found['captured']} cases replayed, {len(found['wrong'])} of them wrong"
+    if "launch_us" in found:
+        line += f"; a launch takes {found['launch_us']:.1f} us of the CPU, a call {found['call_us']:.1f}"
+    return line + (f"; refused, for cuBLAS: some of {', '.join(refused)}" if refused else "")
 
 
 def _pairs(values: dict[str, Any]) -> str:
@@ -69,11 +60,14 @@ def write_markdown(results: Results) -> None:
     if results.rows:
         lines += [
             "",
-            "Geometric means: PyTorch's time over ours, and the least possible over ours; more is better.",
+            "Geometric means over ours, more is better: of PyTorch's time on the GPU, of its call's time on",
+            "the CPU, of the least possible, of what the planner takes. An algorithm's are of its own rows.",
             "",
-        ]
-        lines += [
             *markdown(MEAN_TITLES, means(results.rows)),
+            "",
+            "Calls with several algorithms: what the planner takes, what was fastest, and by how much.",
+            "",
+            *markdown(CONTEST_TITLES, contest_cells(results.rows)),
             "",
             *markdown(ROW_TITLES, map(row_cells, results.rows)),
         ]

@@ -10,7 +10,7 @@ from gpuconv.measure.records import file_stem, text
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 # In order of value: first whether it is right, then how fast it is.
-PARTS = ("environment", "suite", "sanitizers", "determinism", "workspace", "ceilings", "timings")
+PARTS = ("environment", "suite", "sanitizers", "determinism", "workspace", "graphs", "ceilings", "timings")
 
 
 class Results:
@@ -84,6 +84,7 @@ def faults(data: dict[str, Any]) -> list[str]:
             found.append(f"workspace of {case['case']}: {case['bytes']} bytes, above {case['limit']}")
         if not case["agrees"]:
             found.append(f"{case['case']} gives something else with a limit of {case['limit']} bytes")
+    found += [f"not replayed as called: {case}" for case in data.get("graphs", {}).get("wrong", ())]
     found += [f"{_name(row)}: {row['error']}" for row in data.get("rows", ()) if row.get("error")]
     return found
 

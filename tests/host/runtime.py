@@ -54,6 +54,13 @@ class HostRuntime:
         Compile the window into kernels, as on a GPU.
     orders
         In how many orders each launch is run.
+    name
+        What the device is called.
+    us
+        Microseconds that a launch of a kernel of some name takes by the clock, or a product ("gemm"), or
+        any of the "others".
+    capturing
+        Whether the stream is being captured: nothing can be timed, and CuPy refuses products.
     """
 
     def __init__(self):
@@ -62,6 +69,7 @@ class HostRuntime:
         # The sanitizer makes everything slower; orders are compared without it.
         self.orders = 1 if address_sanitized() else 3
         self.capacity = None
+        self.name, self.us, self.capturing = "the host", {"others": 1.0}, False
         self.live_workspace = 0
         self.reset()
 
@@ -75,6 +83,17 @@ class HostRuntime:
 
     def default_workspace(self):
         return DEFAULT_WORKSPACE
+
+    def identity(self):
+        return self.name
+
+    def time(self, call):
+        if self.capturing:
+            return None
+        launches, gemms = len(self.launches), len(self.gemms)
+        call()
+        names = [name for name, _ in self.launches[launches:]] + ["gemm"] * (len(self.gemms) - gemms)
+        return sum(self.us.get(name, self.us["others"]) for name in names)
 
     def empty(self, shape, dtype):
         dtype = np.dtype(dtype)
@@ -106,6 +125,8 @@ class HostRuntime:
 
     def gemm(self, transposed, sizes, a, b, c, batch, dtypes, accumulate, precision):
         assert precision in ("ieee", "tf32"), precision
+        if self.capturing:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
         self.gemms.append((*sizes, batch))
         with lock:
             gemm(transposed, sizes, a, b, c, batch, dtypes, accumulate)

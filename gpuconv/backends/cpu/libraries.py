@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gpuconv.files import cache_folder
+
 # Libraries that are kept, those used last: some versions of the package, dtypes and machines.
 KEPT = 32
 
@@ -21,25 +23,6 @@ KEPT = 32
 PATIENCE = 200
 
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
-
-
-def folder() -> Path:
-    """Return the folder for compiled kernels: GPUCONV_CACHE_DIR, or gpuconv in the user's cache.
-
-    Raises
-    ------
-    RuntimeError
-        Where the user has no home.
-    """
-    if asked := os.environ.get("GPUCONV_CACHE_DIR"):
-        return Path(asked).expanduser().absolute()
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "gpuconv" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gpuconv"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "gpuconv"
 
 
 def load(key: str, make: Callable[[Path], None]) -> tuple[ctypes.CDLL, str]:
@@ -53,7 +36,7 @@ def load(key: str, make: Callable[[Path], None]) -> tuple[ctypes.CDLL, str]:
         Writes the library to a path, where none was kept.
     """
     try:
-        place = folder()
+        place = cache_folder()
         place.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         place, trouble = None, str(error)

@@ -33,11 +33,15 @@ class Choice(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Which algorithm is taken where `holds` says so of a problem; only what it can compute is asked."""
+    """Which algorithm is taken where `holds` says so of a problem; only what it can compute is asked.
+
+    `settled` rules need no measurement of the others to stand.
+    """
 
     name: str
     why: str
     holds: Callable[[Problem], bool]
+    settled: bool = False
 
 
 # The first that holds is taken. What no measurement has shown to be the faster one isn't here: it is taken
@@ -50,11 +54,13 @@ RULES = (
         # Bytes decide there, and columns are taps times as many. Groups of several channels compute more for
         # each byte: which way is faster then waits for a measurement.
         lambda problem: problem.cg == 1,
+        settled=True,
     ),
     Rule(
         "gemm",
         "a 1x1 kernel's columns are the image itself, so cuBLAS multiplies what is there",
         lambda problem: problem.window.is_pointwise,
+        settled=True,
     ),
     Rule(
         "gemm",
@@ -76,8 +82,14 @@ def choose(problem: Problem, which: str) -> Choice:
     asked = config.algorithm
     if asked in ALGORITHMS and ALGORITHMS[asked].takes(problem, which):
         return Choice(asked, f'config.algorithm is "{asked}"')
-    return next(
-        Choice(rule.name, rule.why)
-        for rule in RULES
-        if rule.holds(problem) and ALGORITHMS[rule.name].takes(problem, which)
-    )
+    rule = _rule(problem, which)
+    return Choice(rule.name, rule.why)
+
+
+def is_settled(problem: Problem, which: str) -> bool:
+    """Tell whether the rules wait for no measurement of this problem."""
+    return _rule(problem, which).settled
+
+
+def _rule(problem: Problem, which: str) -> Rule:
+    return next(rule for rule in RULES if rule.holds(problem) and ALGORITHMS[rule.name].takes(problem, which))

@@ -1,14 +1,15 @@
 """Convolution and its gradients: which algorithm computes them, and with what it is called.
 
 An algorithm is a module: `takes` tells what it can compute, and `plan_forward`, `plan_input_grad` and
-`plan_weight_grad` return programs. `choice` says which is taken, and why.
+`plan_weight_grad` return programs. `choice` says which is taken, and why; or `autotune`, which measures.
 """
 
 from functools import partial
 from math import prod
+from types import ModuleType
 from typing import Any
 
-from gpuconv.backends.cuda import bias, choice, gemm
+from gpuconv.backends.cuda import autotune, bias, gemm
 from gpuconv.backends.cuda import runtime as runtimes
 from gpuconv.backends.cuda.columns import aligned, laid
 from gpuconv.backends.cuda.problem import Epilogue, Problem
@@ -36,10 +37,13 @@ def forward(
     if y.size:
         problem = describe(window, x, y, dtype, channels_last)
         source, alignment = laid(x, runtime.address(x), channels_last), aligned(w, runtime.address(w))
-        algorithm = choice.choose(problem, "forward").algorithm
         epilogue = Epilogue(b is not None, activation == "relu")
-        plan = partial(algorithm.plan_forward, problem, source, alignment, epilogue)
-        run_within_limit("convolution", runtime, plan, _addresses(runtime, x, w, b, y))
+
+        def by(algorithm: ModuleType) -> None:
+            plan = partial(algorithm.plan_forward, problem, source, alignment, epilogue)
+            run_within_limit("convolution", runtime, plan, _addresses(runtime, x, w, b, y))
+
+        autotune.compute(runtime, problem, "forward", by)
 
 
 @runtimes.on_device("dx")
@@ -50,12 +54,15 @@ def input_grad(dy: Array, w: Array, b: Array | None, dx: Array, window: Window, 
     b = None if b is None else _contiguous(b, dtype)
     if dx.size:
         problem = describe(window, dx, dy, dtype, channels_last)
-        algorithm = choice.choose(problem, "input_grad").algorithm
-        if algorithm is gemm:
-            dy = _contiguous(dy, dtype)
-        source, alignment = laid(dy, runtime.address(dy), channels_last), aligned(w, runtime.address(w))
-        plan = partial(algorithm.plan_input_grad, problem, source, alignment, Epilogue(b is not None))
-        run_within_limit("input gradient", runtime, plan, _addresses(runtime, dy, w, b, dx))
+
+        def by(algorithm: ModuleType) -> None:
+            from_dy = _contiguous(dy, dtype) if algorithm is gemm else dy
+            source = laid(from_dy, runtime.address(from_dy), channels_last)
+            alignment = aligned(w, runtime.address(w))
+            plan = partial(algorithm.plan_input_grad, problem, source, alignment, Epilogue(b is not None))
+            run_within_limit("input gradient", runtime, plan, _addresses(runtime, from_dy, w, b, dx))
+
+        autotune.compute(runtime, problem, "input_grad", by)
 
 
 @runtimes.on_device("dw")
@@ -65,12 +72,14 @@ def weight_grad(dy: Array, x: Array, dw: Array, window: Window, channels_last: b
     dy, x = dy.astype(dtype, copy=False), x.astype(dtype, copy=False)
     if len(x):
         problem = describe(window, x, dy, dtype, channels_last)
-        algorithm = choice.choose(problem, "weight_grad").algorithm
-        if algorithm is gemm:
-            dy = _contiguous(dy, dtype)
-        source, gradient = (laid(a, runtime.address(a), channels_last) for a in (x, dy))
-        plan = partial(algorithm.plan_weight_grad, problem, source, gradient)
-        run_within_limit("weight gradient", runtime, plan, _addresses(runtime, dy, x, None, dw))
+
+        def by(algorithm: ModuleType) -> None:
+            from_dy = _contiguous(dy, dtype) if algorithm is gemm else dy
+            source, gradient = (laid(a, runtime.address(a), channels_last) for a in (x, from_dy))
+            plan = partial(algorithm.plan_weight_grad, problem, source, gradient)
+            run_within_limit("weight gradient", runtime, plan, _addresses(runtime, from_dy, x, None, dw))
+
+        autotune.compute(runtime, problem, "weight_grad", by)
     else:
         dw[...] = 0
 

@@ -41,28 +41,18 @@ ROW_OF_WEIGHT_GRAD = Registers(lambda window, rows: window.kernel[-1], 100, (51,
 def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
     """Return the program for x (LEFT), w (RIGHT, at a multiple of `alignment` elements), b (BIAS) and y."""
     p = problem
-    if p.channels_last:
-        strides = {"group": p.og, "in": p.c_out, "out": 1, "tap": p.cg * p.c_out}
-    else:
-        strides = {"group": p.og * p.rows, "in": p.window.taps, "out": p.rows, "tap": 1}
-    return _filter(p, tiles.forward(p.window, p.cg, p.og), x, strides, alignment, epilogue)
+    return _filter(p, tiles.forward(p.window, p.cg, p.og), x, alignment, epilogue)
 
 
 @planned
 def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
     """Return the program for dy (LEFT), w (RIGHT, at a multiple of `alignment` elements), b (BIAS) and dx."""
     p = problem
-    if p.channels_last:
-        strides = {"group": p.og, "in": 1, "out": p.c_out, "tap": p.cg * p.c_out}
-    else:
-        strides = {"group": p.og * p.rows, "in": p.rows, "out": p.window.taps, "tap": 1}
-    return _filter(p, tiles.backward(p.window, p.og, p.cg), dy, strides, alignment, epilogue)
+    return _filter(p, tiles.backward(p.window, p.og, p.cg), dy, alignment, epilogue)
 
 
-def _filter(
-    p: Problem, reading: Reading, source: Laid, strides: dict[str, int], alignment: int, epilogue: Epilogue
-) -> Program:
-    """Return the launch of depthwise.cu, with these strides of w."""
+def _filter(p: Problem, reading: Reading, source: Laid, alignment: int, epilogue: Epilogue) -> Program:
+    """Return the launch of depthwise.cu."""
     window, (read, written) = reading.window, reading.channels
     numbers = Numbers(p.dtype, p.channels_last)
     channels, read_channels = window.groups * written, window.groups * read
@@ -86,7 +76,7 @@ def _filter(
         (At(LEFT), At(RIGHT), At(BIAS if epilogue.bias else RIGHT), At(RESULT)),
         source=source.struct(p.images, read_channels, window.in_size),
         **tiles.fields(reading, tile, channels, numbers, wide),
-        **strides,
+        **p.weight_strides(backward=reading.backward),
     )
     return Program((launch,))
 

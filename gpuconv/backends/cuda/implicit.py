@@ -91,24 +91,16 @@ def tile(problem: Problem, channels: int, places: int) -> Tile:
 def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
     """Return the program for x (LEFT), w (RIGHT, at a multiple of `alignment` elements), b (BIAS) and y."""
     p = problem
-    if p.channels_last:
-        strides = {"group": p.og, "in": p.c_out, "out": 1, "tap": p.cg * p.c_out}
-    else:
-        strides = {"group": p.og * p.rows, "in": p.window.taps, "out": p.rows, "tap": 1}
     weights = lanes(p.itemsize, p.og, alignment) if p.channels_last else 1
-    return _product(p, p.window, (p.cg, p.og), x, strides, weights, epilogue, backward=False)
+    return _product(p, p.window, (p.cg, p.og), x, weights, epilogue, backward=False)
 
 
 @planned
 def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
     """Return the program for dy (LEFT), w (RIGHT), b (BIAS) and dx."""
     p = problem
-    if p.channels_last:
-        strides = {"group": p.og, "in": 1, "out": p.c_out, "tap": p.cg * p.c_out}
-    else:
-        strides = {"group": p.og * p.rows, "in": p.rows, "out": p.window.taps, "tap": 1}
     turned = replace(p.window, in_size=p.window.out_size, out_size=p.window.in_size)
-    return _product(p, turned, (p.og, p.cg), dy, strides, 1, epilogue, backward=True)
+    return _product(p, turned, (p.og, p.cg), dy, 1, epilogue, backward=True)
 
 
 # Of the weight gradient. Places that a part sums at least, so that writing and adding up its sums stays a
@@ -185,13 +177,12 @@ def _product(
     window: Window,
     channels: tuple[int, int],
     source: Laid,
-    strides: dict[str, int],
     weights: int,
     epilogue: Epilogue,
     *,
     backward: bool,
 ) -> Program:
-    """Return the launch for these channels of a group, read and written, and these strides of w."""
+    """Return the launch for these channels of a group, read and written."""
     groups, (read, written) = window.groups, channels
     steps = window.stride if backward else (1,) * window.axes
     grid = [-(-size // step) for size, step in zip(window.out_size, steps, strict=True)]
@@ -232,7 +223,7 @@ def _product(
         place_tiles=tiles[0],
         channel_tiles=tiles[1],
         groups=groups,
-        **strides,
+        **p.weight_strides(backward=backward),
     )
     pointers = At(LEFT), At(RIGHT), At(BIAS if epilogue.bias else RIGHT), At(RESULT)
     blocks = prod(tiles) * groups * phases

@@ -4,14 +4,15 @@ Needs no GPU: the backend works out integers, and this runtime launches nothing.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuconv.backends import cuda, unmade
+from gpuconv.backends.cuda import autotune
 from gpuconv.backends.cuda import runtime as runtimes
-from gpuconv.backends.cuda.choice import choose
 from gpuconv.backends.cuda.convolution import describe
 from gpuconv.backends.cuda.kernels import Kernel
 from gpuconv.backends.plans import Account, Part, Step
@@ -28,7 +29,24 @@ PASSES = {
 # Where the workspace lies; any place but where arrays do.
 WORKSPACE = 1 << 40
 
-_default: ContextVar[int] = ContextVar("gpuconv.default_workspace", default=runtimes.LEAST_DEFAULT)
+
+class Target(NamedTuple):
+    """The device that is planned for: by default one that isn't there, on which nothing was measured."""
+
+    default_workspace: int = runtimes.LEAST_DEFAULT
+    identity: str = ""
+
+
+def target(array: Any | None) -> Target:
+    """Return the GPU where an array is; without one the current GPU, or else none in particular."""
+    runtime = runtimes.present() if array is None else runtimes.of(array)
+    if runtime is None:
+        return Target()
+    with (None if array is None else runtime.elsewhere(array)) or nullcontext():
+        return Target(runtime.default_workspace(), runtime.identity() if autotune.wanted() else "")
+
+
+_target: ContextVar[Target] = ContextVar("gpuconv.target", default=Target())  # noqa: B039, it can't change
 
 
 class NotingRuntime:
@@ -39,7 +57,14 @@ class NotingRuntime:
 
     def default_workspace(self) -> int:
         """Return that of the device that is planned for."""
-        return _default.get()
+        return _target.get().default_workspace
+
+    def identity(self) -> str:
+        """Return that of the device that is planned for."""
+        return _target.get().identity
+
+    def time(self, call: Callable[[], object]) -> None:
+        """Return None: nothing runs."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Unmade:
         """Return a new array without values."""
@@ -84,17 +109,21 @@ def noted(function: Callable[..., object], *arguments: Any) -> list[Note]:
         return unmade.noted(function, *arguments)[1]
 
 
-def plan(primitive: Note, default_workspace: int) -> Part:
-    """Return how this backend would compute a primitive, on a device with this default workspace."""
+def plan(primitive: Note, device: Target) -> Part:
+    """Return how this backend would compute a primitive on a device."""
+    token = _target.set(device)
+    try:
+        return _plan(primitive)
+    finally:
+        _target.reset(token)
+
+
+def _plan(primitive: Note) -> Part:
     module, _, name = primitive.what.partition(".")
     if module == "activations":  # by CuPy's own kernels
         step = Step(name, {"bytes": primitive.arguments["dy"].nbytes}, 1)
         return Part("", "", (step,), 0, 1, 0)
-    token = _default.set(default_workspace)
-    try:
-        notes = noted(getattr(getattr(cuda, module), name), *primitive.arguments.values())
-    finally:
-        _default.reset(token)
+    notes = noted(getattr(getattr(cuda, module), name), *primitive.arguments.values())
     account, workspace = Account(), 0
     for what, arguments in notes:
         if what == "workspace":
@@ -131,7 +160,7 @@ def _algorithm(primitive: Note, steps: set[str]) -> tuple[str, str]:
     if what in PASSES:
         result, x, y = (arguments[name] for name in PASSES[what])
         problem = describe(arguments["window"], x, y, result.dtype, arguments["channels_last"])
-        name, why = choose(problem, what.partition(".")[2])
+        name, why = autotune.choose(runtimes.of(x), problem, what.partition(".")[2])
         return name, why
     if what == "convolution.bias_grad":
         return "kernel", "one kernel adds up parts of the batch, another the parts, always in the same order"

@@ -3,6 +3,9 @@
 Where windows are small, a thread computes a tile in registers (cuda/tile.cuh); else a few results of a row.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 from typing import Any
 
@@ -19,6 +22,23 @@ from gpuconv.geometry import Window
 
 Array = Any
 
+_by_tiles: ContextVar[bool] = ContextVar("gpuconv.pooling.by_tiles", default=True)
+
+
+def kernels(window: Window, dtype: np.dtype[Any]) -> tuple[str, ...]:
+    """Return the kinds of kernels that compute maxima, means and their gradients, the taken one first."""
+    return ("tile", "vector") if _fits(window, dtype) else ("vector",)
+
+
+@contextmanager
+def by(kind: str) -> Iterator[None]:
+    """Take kernels of this kind, where there are some: for measurements, which compare the two."""
+    token = _by_tiles.set(kind != "vector")
+    try:
+        yield
+    finally:
+        _by_tiles.reset(token)
+
 
 @runtimes.on_device("y", "argmax")
 def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_last: bool) -> None:
@@ -26,16 +46,24 @@ def max_pool(x: Array, y: Array, argmax: Array | None, window: Window, channels_
     runtime = runtimes.of(x)
     if y.size:
         n, c, source = described(runtime, x, channels_last)
-        program = _max_pool(window, n, c, source, x.dtype, channels_last, argmax is not None)
+        how = (channels_last, argmax is not None, _by_tiles.get())
+        program = _max_pool(window, n, c, source, x.dtype, *how)
         mask = 0 if argmax is None else runtime.address(argmax)
         run(runtime, program, [runtime.address(x), runtime.address(y), mask])
 
 
 @planned
 def _max_pool(
-    window: Window, n: int, c: int, x: Laid, dtype: np.dtype[Any], channels_last: bool, return_argmax: bool
+    window: Window,
+    n: int,
+    c: int,
+    x: Laid,
+    dtype: np.dtype[Any],
+    channels_last: bool,
+    return_argmax: bool,
+    by_tiles: bool,
 ) -> Program:
-    if _fits(window, dtype):
+    if by_tiles and _fits(window, dtype):
         return _tiled(
             "max_pool_tile",
             tiles.forward(window),
@@ -89,7 +117,8 @@ def _to_argmax(
         n, c, source = described(runtime, dy, channels_last)
         mask = laid(argmax, runtime.address(argmax), channels_last)
         kinds = (dy.dtype, argmax.dtype)
-        program = _max_pool_backward(window, n, c, source, mask, kinds, channels_last, last_only)
+        how = (channels_last, last_only, _by_tiles.get())
+        program = _max_pool_backward(window, n, c, source, mask, kinds, *how)
         run(runtime, program, [runtime.address(a) for a in (dy, argmax, dx)])
 
 
@@ -103,9 +132,10 @@ def _max_pool_backward(
     dtypes: tuple[np.dtype[Any], np.dtype[Any]],
     channels_last: bool,
     last_only: bool,
+    by_tiles: bool,
 ) -> Program:
     dtype, mask = dtypes
-    if _fits(window, dtype) and mask.itemsize <= 4 and not last_only:
+    if by_tiles and _fits(window, dtype) and mask.itemsize <= 4 and not last_only:
         return _tiled(
             "max_pool_backward_tile",
             tiles.backward(window),
@@ -198,7 +228,7 @@ def avg_pool(
     runtime = runtimes.of(x)
     if y.size:
         n, c, source = described(runtime, x, channels_last)
-        how = (channels_last, count_include_pad, divisor_override)
+        how = (channels_last, count_include_pad, divisor_override, _by_tiles.get())
         program = _avg_pool(window, n, c, source, x.dtype, *how)
         run(runtime, program, [runtime.address(x), runtime.address(y)])
 
@@ -213,9 +243,10 @@ def _avg_pool(
     channels_last: bool,
     count_include_pad: bool,
     divisor_override: int | None,
+    by_tiles: bool,
 ) -> Program:
     counted = _counted(window, count_include_pad, divisor_override)
-    if _fits(window, dtype):
+    if by_tiles and _fits(window, dtype):
         return _tiled(
             "avg_pool_tile",
             tiles.forward(window),
@@ -251,7 +282,7 @@ def avg_pool_backward(
     runtime = runtimes.of(dy)
     if dx.size:
         n, c, source = described(runtime, dy, channels_last)
-        how = (channels_last, count_include_pad, divisor_override)
+        how = (channels_last, count_include_pad, divisor_override, _by_tiles.get())
         program = _avg_pool_backward(window, n, c, source, dy.dtype, *how)
         run(runtime, program, [runtime.address(dy), runtime.address(dx)])
 
@@ -266,8 +297,9 @@ def _avg_pool_backward(
     channels_last: bool,
     count_include_pad: bool,
     divisor_override: int | None,
+    by_tiles: bool,
 ) -> Program:
-    if _fits(window, dtype):
+    if by_tiles and _fits(window, dtype):
         return _tiled(
             "avg_pool_backward_tile",
             tiles.backward(window),

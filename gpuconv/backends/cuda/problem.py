@@ -46,6 +46,19 @@ class Problem(NamedTuple):
         """Bytes of an element."""
         return int(self.dtype.itemsize)
 
+    def weight_strides(self, *, backward: bool) -> dict[str, int]:
+        """Return w's strides as kernels have them: by group, channel that is read, that is written, and tap.
+
+        Forward input channels are read, `backward` output channels.
+        """
+        if self.channels_last:
+            read, written, tap, group = self.c_out, 1, self.cg * self.c_out, self.og
+        else:
+            read, written, tap, group = self.window.taps, self.rows, 1, self.og * self.rows
+        if backward:
+            read, written = written, read
+        return {"group": group, "in": read, "out": written, "tap": tap}
+
     def at(self, slot: int, elements: int) -> At:
         """Return the address so many elements into an array."""
         return At(slot, elements * self.itemsize)

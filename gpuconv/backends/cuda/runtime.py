@@ -28,6 +28,15 @@ class Runtime(Protocol):
     def default_workspace(self) -> int:
         """Return the bytes of workspace that an operation may take where the user sets no limit."""
 
+    def identity(self) -> str:
+        """Return what the device is: figures taken on one hold for those that are called the same."""
+
+    def time(self, call: Callable[[], object]) -> float | None:
+        """Return the microseconds that a call takes on the device; None, uncalled, where none can be taken.
+
+        It may be called several times.
+        """
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return a new array, not filled, in row-major order."""
 
@@ -74,6 +83,7 @@ class CupyRuntime:
         self._lock = threading.Lock()
         self._functions: dict[tuple[int, Kernel], Any] = {}
         self._workspace: dict[int, int] = {}
+        self._identities: dict[int, str] = {}
         self._cublas: Any = None  # imported when first needed: pooling does without
         # The products of a chunk are many and small: their scalars lie ready, by the dtype of the factors.
         self._scalars = {
@@ -92,6 +102,33 @@ class CupyRuntime:
             l2 = self._cupy.cuda.Device(device).attributes["L2CacheSize"]
             self._workspace[device] = max(LEAST_DEFAULT, l2 // 2)
         return self._workspace[device]
+
+    def identity(self) -> str:
+        """Return the device's name, its compute capability, and CUDA's version, which cuBLAS comes with."""
+        runtime = self._cupy.cuda.runtime
+        device = runtime.getDevice()
+        if device not in self._identities:
+            found, cuda = runtime.getDeviceProperties(device), runtime.runtimeGetVersion()
+            self._identities[device] = (
+                f"{found['name'].decode()}, compute capability {found['major']}.{found['minor']}, "
+                f"CUDA {cuda // 1000}.{cuda % 1000 // 10}"
+            )
+        return self._identities[device]
+
+    def time(self, call: Callable[[], object]) -> float | None:
+        """Return the time between events on the current stream; None while it is being captured."""
+        cuda = self._cupy.cuda
+        if cuda.get_current_stream().is_capturing():
+            return None
+        begin, end = cuda.Event(), cuda.Event()
+        # While the device is at this one, the next is launched: what the CPU needs for it doesn't count, but
+        # where it needs longer than the device.
+        call()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(cuda.get_elapsed_time(begin, end) * 1e3)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return a new array, not filled."""
@@ -147,20 +184,23 @@ class CupyRuntime:
             compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
         else:
             compute = cublas.CUBLAS_COMPUTE_32F
-        with _sums_in_float32(cublas, handle) if half else nullcontext():
-            cublas.gemmStridedBatchedEx(
-                handle,
-                *(cublas.CUBLAS_OP_T if flag else cublas.CUBLAS_OP_N for flag in transposed),
-                *sizes,
-                one.ctypes.data,
-                *(a[0], CUDA_TYPES[dtypes[0]], *a[1:]),
-                *(b[0], CUDA_TYPES[dtypes[0]], *b[1:]),
-                (one if accumulate else zero).ctypes.data,
-                *(c[0], CUDA_TYPES[dtypes[1]], *c[1:]),
-                batch,
-                compute,
-                cublas.CUBLAS_GEMM_DEFAULT,
-            )
+        try:
+            with _sums_in_float32(cublas, handle) if half else nullcontext():
+                cublas.gemmStridedBatchedEx(
+                    handle,
+                    *(cublas.CUBLAS_OP_T if flag else cublas.CUBLAS_OP_N for flag in transposed),
+                    *sizes,
+                    one.ctypes.data,
+                    *(a[0], CUDA_TYPES[dtypes[0]], *a[1:]),
+                    *(b[0], CUDA_TYPES[dtypes[0]], *b[1:]),
+                    (one if accumulate else zero).ctypes.data,
+                    *(c[0], CUDA_TYPES[dtypes[1]], *c[1:]),
+                    batch,
+                    compute,
+                    cublas.CUBLAS_GEMM_DEFAULT,
+                )
+        except NotImplementedError as error:  # while the stream is captured
+            raise NotImplementedError(f"CuPy: {error}; {CAPTURE}") from error
 
 
 @contextmanager
@@ -176,6 +216,10 @@ def _sums_in_float32(cublas: Any, handle: int) -> Iterator[None]:
 
 # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 NO_REDUCED_PRECISION = 16
+CAPTURE = (
+    'gpuconv.config.algorithm = "implicit" has kernels of our own do what they can of it, and '
+    "gpuconv.explain(...).capturable tells whether a CUDA graph can hold a call"
+)
 # The default workspace where the L2 is small (or its size unknown).
 LEAST_DEFAULT = 16 << 20
 OPTIONS = ("--std=c++17",)
@@ -257,15 +301,15 @@ def of(array: Array) -> Runtime:
     return runtime
 
 
-def present_workspace() -> int:
-    """Return the default workspace of CuPy's current device; without a GPU, the least that there is."""
+def present() -> Runtime | None:
+    """Return the runtime of CuPy's current device; None without a GPU."""
     try:
         check_installed()
     except RuntimeError:
-        return LEAST_DEFAULT
+        return None
     import cupy
 
-    return (_RUNTIMES.get(cupy.ndarray) or CupyRuntime()).default_workspace()
+    return _RUNTIMES.get(cupy.ndarray) or CupyRuntime()
 
 
 def on_device(*results: str) -> Callable[[F], F]:

@@ -1,6 +1,9 @@
 """Where the CUDA sources are: in the installed package, or in the checkout's `cuda/` folder."""
 
+import hashlib
 import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -47,6 +50,21 @@ _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 def common() -> str:
     """Return the text that is put in front of every source."""
     return (folder() / "common.cuh").read_text(encoding="utf-8")
+
+
+@cache
+def sha256() -> str:
+    """Return the SHA-256 of what computes on a GPU: this backend and its kernels."""
+    files = [*Path(__file__).parent.glob("*.py"), *folder().glob("*.cu*")]
+    return digest({path.name: path for path in files})
+
+
+def digest(files: Mapping[str, Path]) -> str:
+    """Return the SHA-256 over the names and contents of files."""
+    found = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        found.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()
 
 
 def names() -> list[str]:

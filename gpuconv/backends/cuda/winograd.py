@@ -53,11 +53,7 @@ def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, 
     LimitTooSmall
         Where the workspace can't hold the weights of one block of channels.
     """
-    p = problem
-    if p.channels_last:
-        strides = {"group": p.og, "in": p.c_out, "out": 1, "tap": p.cg * p.c_out}
-    else:
-        strides = {"group": p.og * p.rows, "in": p.window.taps, "out": p.rows, "tap": 1}
+    p, strides = problem, problem.weight_strides(backward=False)
     return _plan(p, p.window, x, p.cg, p.og, {**strides, "corner": 0}, epilogue, limit)
 
 
@@ -70,11 +66,7 @@ def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilog
     LimitTooSmall
         Where the workspace can't hold the weights of one block of channels.
     """
-    p, window = problem, problem.window
-    if p.channels_last:
-        tap, strides = p.cg * p.c_out, {"group": p.og, "in": 1, "out": p.c_out}
-    else:
-        tap, strides = 1, {"group": p.og * p.rows, "in": p.rows, "out": window.taps}
+    p, window, strides = problem, problem.window, problem.weight_strides(backward=True)
     back = replace(
         window,
         in_size=window.out_size,
@@ -82,7 +74,7 @@ def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilog
         before=tuple(2 - before for before in window.before),
         after=tuple(2 - after for after in window.after),
     )
-    turned = {**strides, "tap": -tap, "corner": (window.taps - 1) * tap}
+    turned = {**strides, "tap": -strides["tap"], "corner": (window.taps - 1) * strides["tap"]}
     return _plan(p, back, dy, p.og, p.cg, turned, epilogue, limit)
 
 
