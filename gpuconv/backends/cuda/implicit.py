@@ -59,11 +59,12 @@ class Tile(NamedTuple):
         return slices + THREADS * term
 
 
-# The largest first. Sums are registers: a thread of the first has 64, beside 16 factors of a term.
+# The largest first. Sums are registers: a thread of the first has 64, beside 16 factors of a term. Where it
+# has fewer, slices are deeper, so that what is to be done beside multiplying is shared by more (docs/gpu.md).
 SINGLE = (
     Tile(128, 128, 8, 8, 8, 3, 2),
-    Tile(64, 128, 4, 8, 8, 3, 2),
-    Tile(32, 256, 4, 8, 8, 3, 2),
+    Tile(64, 128, 4, 8, 16, 2, 2),
+    Tile(32, 256, 4, 8, 16, 2, 2),
     Tile(16, 256, 4, 4, 16, 2, 2),
 )
 DOUBLE = (Tile(64, 64, 4, 4, 8, 3, 2), Tile(32, 128, 4, 4, 8, 3, 2))
