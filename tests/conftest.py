@@ -158,6 +158,12 @@ def backend(request):
     yield from _use(BACKENDS[request.param])
 
 
+@pytest.fixture(scope="module", params=[_parameter(name) for name in BACKENDS if not BACKENDS[name].is_numpy])
+def gpu(request):
+    """Each backend with the CUDA kernels in turn."""
+    yield from _use(BACKENDS[request.param])
+
+
 @pytest.fixture(scope="module", params=[_parameter(name) for name in ("numpy", "kernels", "cupy")])
 def device(request):
     """Each backend once, for what is built on the public functions: how these cut arrays is their affair."""

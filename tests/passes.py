@@ -5,6 +5,12 @@ from cases import in_layout, weights_in_layout
 
 import gpuconv
 from gpuconv import reference as define
+from gpuconv.backends.cuda.problem import Problem
+
+
+def problem_of(shape, dtype, channels_last):
+    """Return what programs are planned for, of a line of the shared shapes."""
+    return Problem(shape.window(), shape.n, shape.c_in, shape.c_out, np.dtype(dtype), channels_last, "ieee")
 
 
 def arrays(case, dtype):

@@ -9,7 +9,7 @@ from host import compiler
 from host import runtime as host_runtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes import arrays, computed, defined
+from passes import arrays, computed, defined, problem_of
 
 import gpuconv
 from gpuconv import reference as define
@@ -36,14 +36,6 @@ def drawn(rng, channels_last):
         "in_size": tuple(size + larger for size in case.in_size), "channels_last": channels_last,
     }  # fmt: skip
     return Case(**{**case.__dict__, **changes})
-
-
-@pytest.fixture(scope="module")
-def gpu(backend):
-    """The backends with the CUDA kernels."""
-    if backend.is_numpy:
-        pytest.skip("for the CUDA kernels")
-    return backend
 
 
 @LAYOUTS
@@ -181,14 +173,6 @@ def test_weight_gradients_keep_to_the_limit_in_fewer_parts(channels_last, monkey
 
 
 # What is chosen.
-
-
-def problem_of(shape, dtype, channels_last):
-    window = sliding_window(
-        "test", (shape.h, shape.w), (shape.kh, shape.kw), shape.stride, shape.padding, shape.dilation,
-        groups=shape.groups,
-    )  # fmt: skip
-    return Problem(window, shape.n, shape.c_in, shape.c_out, np.dtype(dtype), channels_last, "ieee")
 
 
 @LAYOUTS

@@ -10,7 +10,7 @@ from host import compiler
 from host import runtime as host_runtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes import arrays, computed, defined
+from passes import arrays, computed, defined, problem_of
 
 import gpuconv
 from gpuconv.backends.cuda import choice, implicit
@@ -32,10 +32,6 @@ def drawn(rng, channels_last):
         "channels_last": channels_last,
     }  # fmt: skip
     return Case(**{**case.__dict__, **changes})
-
-
-def problem_of(shape, dtype, channels_last):
-    return Problem(shape.window(), shape.n, shape.c_in, shape.c_out, np.dtype(dtype), channels_last, "ieee")
 
 
 def programs(p, limit=16 << 20):
@@ -66,14 +62,6 @@ def check(case, dtype=np.float32):
     found = computed(case, "implicit", *map(host_runtime.to_device, given_arrays))
     for got, must in zip(found, defined(case, *given_arrays), strict=True):
         np.testing.assert_array_equal(host_runtime.to_host(got), must)
-
-
-@pytest.fixture(scope="module")
-def gpu(backend):
-    """The backends with the CUDA kernels."""
-    if backend.is_numpy:
-        pytest.skip("for the CUDA kernels")
-    return backend
 
 
 @pytest.fixture

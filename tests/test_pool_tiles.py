@@ -60,14 +60,6 @@ def agree(found, must, dtype):
         np.testing.assert_allclose(got, want, rtol=near, atol=8 * near)
 
 
-@pytest.fixture(scope="module")
-def gpu(backend):
-    """The backends with the CUDA kernels."""
-    if backend.is_numpy:
-        pytest.skip("for the CUDA kernels")
-    return backend
-
-
 @LAYOUTS
 @settings(max_examples=8)
 @given(rng=st.randoms(use_true_random=False))

@@ -59,14 +59,6 @@ def weights_shaped(channels_last, c_out, c_in):
     return (3, 3, c_in, c_out) if channels_last else (c_out, c_in, 3, 3)
 
 
-@pytest.fixture(scope="module")
-def gpu(backend):
-    """The backends with the CUDA kernels."""
-    if backend.is_numpy:
-        pytest.skip("for the CUDA kernels")
-    return backend
-
-
 @LAYOUTS
 @settings(max_examples=25)
 @given(rng=st.randoms(use_true_random=False))
