@@ -211,6 +211,20 @@ def test_infinities_arrive_where_they_should_and_nowhere_else(precision):
 
 
 @needs_kernels
+@LAYOUTS
+def test_slices_are_filled_up_with_nothing_that_an_infinity_would_spoil(channels_last):
+    x = np.ones((1, 5, 5, 3) if channels_last else (1, 3, 5, 5), np.float32)  # 27 terms, and 9 places
+    w = np.ones((3, 3, 3, 2) if channels_last else (2, 3, 3, 3), np.float32)
+    dy = np.ones((1, 3, 3, 2) if channels_last else (1, 2, 3, 3), np.float32)
+    x[0, 0, 0, 0] = w[0, 0, 0, 0] = dy[0, 0, 0, 0] = np.inf
+    with gpuconv.config(algorithm="implicit"):
+        there = [host_runtime.to_device(a) for a in (x, w, dy)]
+        y = gpuconv.conv2d(*there[:2], channels_last=channels_last)
+        dw = gpuconv.conv2d_weight_grad(there[2], there[0], 3, channels_last=channels_last)
+    assert not np.isnan(host_runtime.to_host(y)).any() and not np.isnan(host_runtime.to_host(dw)).any()
+
+
+@needs_kernels
 def test_a_transposed_convolution_adds_its_bias_where_no_window_is():
     x, w, b = np.ones((1, 4, 2, 2), np.float32), np.ones((4, 5, 1, 1), np.float32), np.arange(5, dtype="f")
     with gpuconv.config(algorithm="implicit"):
