@@ -8,6 +8,7 @@ from typing import Any
 import gpuconv
 from gpuconv.backends.cpu import threads
 from gpuconv.backends.cuda import pooling
+from gpuconv.config import PRECISIONS
 from gpuconv.measure.calls import Calls, difference, results
 from gpuconv.measure.devices import Device
 from gpuconv.measure.records import rounded
@@ -18,7 +19,7 @@ from gpuconv.measure.timing import in_turns
 Record = dict[str, Any]
 
 # ||ours - PyTorch's|| / ||PyTorch's||: far above rounding, far below what a wrong answer gives.
-TOLERANCE = {"ieee": 1e-3, "tf32": 1e-2, "fp16": 1e-2, "fp64": 1e-10}
+TOLERANCE = {"ieee": 1e-3, "3xtf32": 1e-3, "tf32": 1e-2, "fp16": 1e-2, "fp64": 1e-10}
 
 FIGURES = ("us", "cpu_us", "torch_us", "floor_us", "gbps", "tflops", "workspace_bytes")
 # Workspace is the most that a call held beside arguments and results; with the results, `allocated_bytes`.
@@ -53,7 +54,10 @@ def ceilings(device: Device, precisions: tuple[str, ...]) -> Record:
 
 def floor_us(row: Row, rates: Mapping[str, Any]) -> float | None:
     """Return the least time for a row: its bytes at a copy's bandwidth or its products at a GEMM's rate."""
-    rate: float | None = rates.get("gemm_tflops", {}).get(row.precision)
+    measured = rates.get("gemm_tflops", {})
+    rate: float | None = measured.get(row.precision)
+    if row.precision == "3xtf32" and "tf32" in measured:
+        rate = measured["tf32"] / 3
     if "copy_gbps" not in rates or rate is None:
         return None
     bytes_us: float = row.shape.least_bytes(row.op, row.dtype) / rates["copy_gbps"] / 1e3
@@ -100,7 +104,7 @@ def _measured(row: Row, device: Device, torch: ModuleType | None, seconds: float
     calls = Calls(row.op, row.shape, row.dtype, row.channels_last, device.xp)
     contenders: dict[str, Callable[[], object]] = {"ours": calls.ours}
     found: Record = {}
-    precision = "tf32" if row.precision == "tf32" else "ieee"
+    precision = row.precision if row.precision in PRECISIONS else "ieee"
     with gpuconv.config(fp32_precision=precision), _by(row.algorithm, row):
         with device.poisoned(0xFF):
             result, found["workspace_bytes"] = device.workspace(calls.ours)

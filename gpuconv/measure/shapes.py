@@ -261,25 +261,27 @@ NUMBERS: tuple[Numbers, ...] = (
     ("float32", "tf32", False),
 )
 DOUBLE: Numbers = ("float64", "fp64", True)
+TRIPLE: Numbers = ("float32", "3xtf32", False)
 LAYOUTS = (False, True)  # channels_last
 
 # Numbers with their layout, in the order of a GPU's rows. Each first in the layout that it is mostly used in.
 FLOAT32, FLOAT16, TF32 = NUMBERS
 FIRST = ((FLOAT32, False), (FLOAT16, True), (FLOAT32, True), (FLOAT16, False))
 AFTERWARDS = ((TF32, True), (TF32, False))
+AT_LAST = ((TRIPLE, True), (TRIPLE, False))
 
 
 def rows() -> Iterator[Row]:
     """Yield what is to be timed of the shared shapes on a GPU, what matters most first.
 
     A session may end anywhere. First comes what users get: the planner's choice, in float32 and float16. Then
-    what it waits for, the other algorithms; TF32 likewise; and last what should confirm it. The kinds of
-    shapes take turns. An algorithm that isn't chosen is timed in turns with the one that is: what a GPU does
-    at one time and another isn't compared.
+    what it waits for, the other algorithms; TF32 likewise, and "3xtf32"; and last what should confirm it. The
+    kinds of shapes take turns. An algorithm that isn't chosen is timed in turns with the one that is: what a
+    GPU does at one time and another isn't compared.
     """
     shapes = _kinds_in_turns([*conv_shapes(), *pool_shapes()])
     confirming: list[Row] = []
-    for order in (FIRST, AFTERWARDS):
+    for order in (FIRST, AFTERWARDS, AT_LAST):
         every = [row for numbers, last in order for row in rows_of(shapes, [numbers], [last])]
         yield from (replace(row, algorithm=candidates(row)[0]) for row in every)
         for row in every:
