@@ -47,6 +47,7 @@ struct ImplicitGemm {
     int read, written;  // channels of a group
     Divisor depth;      // those that are read, to divide by
     int place_tiles, channel_tiles, groups;
+    int last_phase_first;  // whether it has more taps: what takes longest should begin first
     INDEX group, in, out, tap;  // strides of w: by group, channel of the source in it, of the result in it, tap
 };
 
@@ -220,6 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     rest /= p.place_tiles;
     const int group = rest % p.groups;
     rest /= p.groups;
+    if (p.last_phase_first) rest = STEP(0) * STEP(1) * STEP(2) - 1 - rest;
     Along along[3] = {{0, 1, 1, 0}, {0, 1, 1, 0}, {0, 1, 1, 0}};
 #pragma unroll
     for (int axis = 2; axis >= FIRST_AXIS; --axis) {

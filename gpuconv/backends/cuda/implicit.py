@@ -173,6 +173,12 @@ def _mask(window: Window) -> str:
     return "unsigned" if window.taps <= NARROW_MASK else "unsigned long long"
 
 
+def _taps_of_phase(window: Window, phase: int) -> int:
+    """Return how many taps the places of a phase read with: of the first, 0, or of the last, -1."""
+    each = zip(window.kernel, window.stride, window.dilation, window.before, strict=True)
+    return prod(sum((phase + before - tap * d) % s == 0 for tap in range(k)) for k, s, d, before in each)
+
+
 def _product(
     p: Problem,
     window: Window,
@@ -224,6 +230,7 @@ def _product(
         place_tiles=tiles[0],
         channel_tiles=tiles[1],
         groups=groups,
+        last_phase_first=int(backward and _taps_of_phase(window, 0) < _taps_of_phase(window, -1)),
         **p.weight_strides(backward=backward),
     )
     pointers = At(LEFT), At(RIGHT), At(BIAS if epilogue.bias else RIGHT), At(RESULT)
