@@ -27,6 +27,7 @@
 #define PLACED (CHANNELS_LAST ? ROWS : COLUMNS)    // places of a block
 #define FILTERS (CHANNELS_LAST ? COLUMNS : ROWS)   // channels of a block
 #define STEP(axis) (BACKWARD ? stride(axis) : 1)   // from a place of a phase to the next
+#define PHASES(axis) (BACKWARD && stride(axis) < p.window.out[axis] ? stride(axis) : BACKWARD ? p.window.out[axis] : 1)
 
 // The taps of a phase along an axis: `count` of them from `first` on, `apart`; tap j reads at the place's number + shift.
 struct Along {
@@ -67,8 +68,9 @@ __device__ __forceinline__ Along taps_along(int axis, int phase, const Window &w
         rest = last;
     }
     Along along = {0, 0, stride(axis) / divisor, phase + window.before[axis]};
-    while (along.first < along.apart && (along.shift - along.first * dilation(axis)) % stride(axis)) ++along.first;
-    if (along.first < along.apart && along.first < kernel(axis))
+    const int last = along.apart < kernel(axis) ? along.apart : kernel(axis);  // from where on they come again
+    while (along.first < last && (along.shift - along.first * dilation(axis)) % stride(axis)) ++along.first;
+    if (along.first < last)
         along.count = (kernel(axis) - 1 - along.first) / along.apart + 1;
     return along;
 }
@@ -221,12 +223,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     rest /= p.place_tiles;
     const int group = rest % p.groups;
     rest /= p.groups;
-    if (p.last_phase_first) rest = STEP(0) * STEP(1) * STEP(2) - 1 - rest;
+    if (p.last_phase_first) rest = PHASES(0) * PHASES(1) * PHASES(2) - 1 - rest;
     Along along[3] = {{0, 1, 1, 0}, {0, 1, 1, 0}, {0, 1, 1, 0}};
 #pragma unroll
     for (int axis = 2; axis >= FIRST_AXIS; --axis) {
-        phase[axis] = rest % STEP(axis);
-        rest /= STEP(axis);
+        phase[axis] = rest % PHASES(axis);
+        rest /= PHASES(axis);
         along[axis] = taps_along(axis, phase[axis], p.window);
     }
 

@@ -33,10 +33,11 @@ struct ImplicitWeightGrad {
     INDEX size;            // elements of dw
 };
 
-// Where a place begins in x and dy, and which taps read within x; none behind the last one.
+// Where a place begins in x and dy, and which taps read within x; behind the last one there is none.
 struct alignas(16) Term {
     INDEX x, dy;
     Taps taps;
+    bool there;
 };
 
 __device__ __forceinline__ Term term_at(INDEX flat, INDEX end, const ImplicitWeightGrad &p) {
@@ -56,6 +57,7 @@ __device__ __forceinline__ Term term_at(INDEX flat, INDEX end, const ImplicitWei
     term.x = flat * p.x.image + offset(start, p.x);
     term.dy = flat * p.dy.image + offset(out, p.dy);
     term.taps = combined(inside);
+    term.there = true;  // without taps, too: a NaN in dy is not lost
     return term;
 }
 
@@ -117,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
         });
         Filter::for_each(listed, [&](int k, int i, const Term &term) {
             copy<WEIGHTS>(of_dy + k * (CHANNELS_LAST ? RIGHT_PITCH : LEFT_PITCH) + Filter::place(i),
-                          (dy + term.dy) + filters[i], term.taps != 0);
+                          (dy + term.dy) + filters[i], term.there);
         });
     };
     Sums sum;

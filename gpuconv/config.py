@@ -41,9 +41,9 @@ class Config:
     fp32_precision : "ieee", "3xtf32" or "tf32", default "ieee"
         How float32 is multiplied on a GPU: as IEEE 754 says; or by tensor cores with factors rounded to 10
         bits of mantissa ("tf32"), which can be several times as fast; or as three such products of what is
-        kept of a factor and what is left of it ("3xtf32"), nearly as exact as float32, though infinities
-        become NaN. Sums are float32 in all. What has no kernel for "3xtf32" (all but "implicit", below)
-        computes as "ieee". Ignored elsewhere.
+        kept of a factor and what is left of it ("3xtf32"), nearly as exact as float32, though infinities, and
+        what rounds to one, become NaN. Sums are float32 in all. What has no kernel for "3xtf32" (all but
+        "implicit", below) computes as "ieee". Ignored elsewhere.
     ranges : "none", "layers", "operations" or "stages", default "stages"
         What a profiler that listens to NVTX sees, each with those before it: layers and the steps of
         training; public operations with their shapes; an operation's kernels, matrix products and copies.
@@ -113,7 +113,7 @@ class Config:
 
     @property
     def algorithm(self) -> str:
-        """How arrays are convolved: "auto", "gemm", "direct" or "winograd"."""
+        """How arrays are convolved: "auto", "gemm", "direct", "implicit" or "winograd"."""
         return str(self._get("algorithm"))
 
     @algorithm.setter

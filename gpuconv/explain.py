@@ -43,7 +43,8 @@ class Plan:
         Where it would run.
     algorithm : str
         "gemm": products with columns, or with what needs none; "direct": a convolution from the image itself,
-        without columns; "kernel": a CUDA kernel of our own, of what is no convolution;
+        without columns; "implicit": products whose columns are nowhere in memory; "winograd": 3x3 kernels in
+        fewer multiplications; "kernel": a CUDA kernel of our own, of what is no convolution;
         "depthwise": a channel at a time; "taps", "axes", "sum", …: how NumPy goes about it; "none": there is
         nothing to do. Several, with commas, where a function's gradients differ.
     why : str

@@ -12,7 +12,7 @@ from host import compiler
 from host.runtime import HostRuntime, host, to_device, to_host
 
 import gpuconv
-from gpuconv.backends.cuda import autotune, runtime, sources
+from gpuconv.backends.cuda import autotune, choice, runtime, sources
 from gpuconv.backends.cuda.autotune import TURNS
 
 needs_kernels = pytest.mark.skipif(bool(compiler.missing()), reason=compiler.missing())
@@ -341,3 +341,44 @@ def test_on_a_gpu_the_fastest_is_measured_and_remembered():
         want = gpuconv.conv2d(x, w, **OPTIONS)
     for found in (y, again):
         np.testing.assert_array_equal(there.to_numpy(found), there.to_numpy(want))
+
+
+@needs_kernels
+def test_an_algorithm_that_does_not_compile_here_is_left_out(monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("it doesn't compile")
+
+    monkeypatch.setattr(choice.ALGORITHMS["implicit"], "plan_forward", fails)
+    want, _ = conv2d()
+    y, _ = conv2d(autotune=True)
+    np.testing.assert_array_equal(y, want)
+    assert "implicit" not in explained().why
+    autotune.forget()
+    monkeypatch.setattr(choice.ALGORITHMS["direct"], "plan_forward", fails)
+    with pytest.raises(RuntimeError, match="doesn't compile"):  # as without a measurement
+        conv2d(autotune=True)
+
+
+@needs_kernels
+def test_where_an_algorithm_finds_no_memory_the_rules_decide(monkeypatch):
+    monkeypatch.setattr(host, "us", {"winograd": 1.0, "winograd_weights": 1.0, "others": 100.0})
+    want, usual = conv2d()
+    conv2d(autotune=True)
+    assert conv2d(autotune=True)[1] == ["winograd_weights", "winograd"]
+    monkeypatch.setattr(host, "workspace", refuse)
+    for settings in ({"autotune": True}, {"algorithm": "winograd"}):
+        y, started = conv2d(**settings)
+        np.testing.assert_array_equal(y, want)
+        assert started == usual
+
+
+def refuse(size):
+    raise MemoryError(size)
+
+
+def test_an_algorithm_that_the_limit_is_too_small_for_is_none_that_can():
+    shapes = (1, 512, 8, 8), (8, 512, 3, 3)
+    with gpuconv.config(algorithm="winograd"):
+        assert gpuconv.explain("conv2d", *shapes, device="cuda").algorithm == "winograd"
+        with gpuconv.config(workspace_limit=1 << 20):
+            assert gpuconv.explain("conv2d", *shapes, device="cuda").algorithm == "gemm"

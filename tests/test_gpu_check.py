@@ -546,9 +546,9 @@ def test_graphs_are_replayed_with_the_inputs_of_the_day(results, monkeypatch):
     few.append(Case("max_pool2d", POOL, "float16", True))
     assert graphs.run(results, Deadline(60), FakeGpu(), few) == "complete"
     found = results.data["graphs"]
-    assert found == {"captured": 4, "refused": [], "wrong": [], "call_us": 10.0, "launch_us": 10.0}
+    assert found == {"captured": 3, "refused": [], "wrong": [], "call_us": 10.0, "launch_us": 10.0}
     assert report.graphs(found) == (
-        "CUDA graphs: 4 cases replayed, 0 of them wrong; a launch takes 10.0 us of the CPU, a call 10.0"
+        "CUDA graphs: 3 cases replayed, 0 of them wrong; a launch takes 10.0 us of the CPU, a call 10.0"
     )
     captured = FakeGpu.captured
     monkeypatch.setattr(FakeGpu, "captured", lambda *a: (captured(*a)[0], lambda: None))
@@ -585,7 +585,8 @@ def test_what_cannot_be_captured_is_told_and_no_fault(results, monkeypatch):
         FakeGpu, "captured", lambda *a: captured(*a) if gpuconv.config.algorithm == "implicit" else None
     )
     case = Case("conv2d", CONV, "float32", False)
-    assert graphs.run(results, Deadline(60), FakeGpu(), [case]) == "complete"
+    asked = Case("conv2d", CONV, "float32", False, "implicit")
+    assert graphs.run(results, Deadline(60), FakeGpu(), [case, asked]) == "complete"
     assert results.data["graphs"]["refused"] == [str(case)] and results.data["graphs"]["captured"] == 1
     assert faults(results.data) == []
     assert report.graphs(results.data["graphs"]).endswith("refused, for cuBLAS: some of conv2d")
@@ -1104,3 +1105,16 @@ def test_where_there_is_no_memory_for_the_chosen_one_the_other_is_timed_alone(re
     monkeypatch.setattr(gpuconv, "conv2d", conv2d)
     timed(results, 60, [Row("conv2d", CONV, "float32", "ieee", False, "gemm", beside="direct")])
     assert results.rows[0]["us"] == 100 and "chosen_us" not in results.rows[0]
+
+
+def test_algorithms_that_have_to_be_asked_for_are_checked_too():
+    asked = list(cases.asked_cases())
+    found = {(case.algorithm, case.precision, case.op) for case in asked}
+    for algorithm, precision in cases.ASKED:
+        ops = set(shapes.CONV_PASSES) - ({"conv2d_weight_grad"} if algorithm == "winograd" else set())
+        assert {op for name, numbers, op in found if (name, numbers) == (algorithm, precision)} == ops
+    for case in asked:
+        row = Row(case.op, case.shape, case.dtype, case.precision, case.channels_last)
+        assert shapes.candidates(row)[0] != case.algorithm
+        with case.settings():
+            assert shapes.candidates(row)[0] == case.algorithm

@@ -212,6 +212,33 @@ def test_infinities_arrive_where_they_should_and_nowhere_else(precision):
 
 @needs_kernels
 @LAYOUTS
+def test_a_dy_that_reads_nothing_but_padding_still_counts(channels_last):
+    x, dy = (np.ones((1, *s, 1) if channels_last else (1, 1, *s), np.float32) for s in ((2, 2), (5, 5)))
+    dy[0, :1, :1, :1] = np.nan
+    with gpuconv.config(algorithm="implicit"):
+        there = host_runtime.to_device(dy), host_runtime.to_device(x)
+        dw = gpuconv.conv2d_weight_grad(*there, 2, padding=2, channels_last=channels_last)
+    assert np.isnan(host_runtime.to_host(dw)).all()
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("stride, dilation", [((5, 1), (1, 1)), ((100, 7), (1, 1)), ((3, 3), (2**30, 2))])
+def test_there_are_no_more_phases_than_places(stride, dilation, channels_last):
+    case = case_of(
+        channels_last, 3, 4, (4, 6), (1, 2), stride=stride, dilation=dilation, padding=((0, 0), (1, 1))
+    )
+    check(case)
+    dx = implicit.plan_input_grad(
+        Problem(sliding_window("test", (4, 6), (1, 2), stride, ((0, 0), (1, 1)), dilation), 1, 3, 4,
+                np.dtype("f4"), channels_last, "ieee"),
+        dense(4, case.sliding().out_size, channels_last), 16, Epilogue(False), 0,
+    )  # fmt: skip
+    assert dx.steps[0].blocks == min(stride[0], 4) * min(stride[1], 6)
+
+
+@needs_kernels
+@LAYOUTS
 def test_slices_are_filled_up_with_nothing_that_an_infinity_would_spoil(channels_last):
     x = np.ones((1, 5, 5, 3) if channels_last else (1, 3, 5, 5), np.float32)  # 27 terms, and 9 places
     w = np.ones((3, 3, 3, 2) if channels_last else (2, 3, 3, 3), np.float32)

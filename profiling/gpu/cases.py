@@ -1,9 +1,20 @@
 """What is checked for being right: every operation on small shapes, and named ones of the shared shapes."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from gpuconv.measure.shapes import CONV_OPS, POOL_OPS, ConvShape, PoolShape, Shape
+import gpuconv
+from gpuconv.measure.shapes import (
+    CONV_OPS,
+    CONV_PASSES,
+    POOL_OPS,
+    ConvShape,
+    PoolShape,
+    Row,
+    Shape,
+    candidates,
+)
 
 # Small shapes that between them meet tails, strides, padding, dilation, groups and single taps; few, for each
 # has kernels of its own to compile.
@@ -28,10 +39,17 @@ class Case:
     shape: Shape
     dtype: str
     channels_last: bool
+    algorithm: str = "auto"
+    precision: str = "ieee"
 
     def __str__(self) -> str:
         layout = "channels last" if self.channels_last else "channels first"
-        return f"{self.op}, {self.shape.name}, {self.dtype}, {layout}"
+        asked = "" if self.algorithm == "auto" else f", {self.algorithm} {self.precision}"
+        return f"{self.op}, {self.shape.name}, {self.dtype}, {layout}{asked}"
+
+    def settings(self) -> AbstractContextManager[None]:
+        """Return the context that it is computed in."""
+        return gpuconv.config(algorithm=self.algorithm, fp32_precision=self.precision)
 
 
 def small_cases() -> Iterator[Case]:
@@ -39,6 +57,28 @@ def small_cases() -> Iterator[Case]:
     for dtype in ("float32", "float16", "float64"):
         most = 1 if dtype == "float64" else None
         yield from cases((*SMALL_CONVS[:most], *SMALL_POOLS[:most]), dtype)
+    yield from asked_cases()
+
+
+# What the planner takes on none of these by itself, and how float32 is multiplied.
+ASKED = (
+    ("direct", "ieee"),
+    ("implicit", "ieee"),
+    ("implicit", "tf32"),
+    ("implicit", "3xtf32"),
+    ("winograd", "ieee"),
+)
+
+
+def asked_cases() -> Iterator[Case]:
+    """Yield what algorithms compute that have to be asked for, on the first two shapes."""
+    for algorithm, precision in ASKED:
+        for shape in SMALL_CONVS[:2]:
+            for channels_last in (False, True):
+                for op in CONV_PASSES:
+                    row = Row(op, shape, "float32", precision, channels_last)
+                    if algorithm in candidates(row)[1:]:
+                        yield Case(op, shape, "float32", channels_last, algorithm, precision)
 
 
 def cases(shapes: Iterable[Shape], dtype: str) -> Iterator[Case]:

@@ -12,7 +12,8 @@ def main() -> None:
 
     cupy.cuda.set_allocator(None)  # each array an allocation of its own: what lies outside it is nobody's
     for case in small_cases():
-        Calls(case.op, case.shape, case.dtype, case.channels_last, cupy).ours()
+        with case.settings():
+            Calls(case.op, case.shape, case.dtype, case.channels_last, cupy).ours()
     cupy.cuda.runtime.deviceSynchronize()
     print(END)
 

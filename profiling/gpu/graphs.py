@@ -1,15 +1,12 @@
 """Every operation captured in a CUDA graph and replayed: the same bits as a call, and what a launch costs."""
 
-from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-import gpuconv
 from gpuconv.measure.calls import Calls
 from gpuconv.measure.calls import results as arrays
-from gpuconv.measure.shapes import CONV_PASSES
 
 from .cases import Case, small_cases
 from .children import Deadline
@@ -28,32 +25,24 @@ def run(results: Results, deadline: Deadline, gpu: Any, among: list[Case] | None
     for i, case in enumerate(wanted):
         if deadline.left < 2:
             return f"stopped: out of time after {i} of {len(wanted)} cases"
-        for name, algorithm in _ways(case):
-            with gpuconv.config(algorithm=algorithm):
-                calls = Calls(case.op, case.shape, case.dtype, case.channels_last, gpu.xp)
-                captured = gpu.captured(calls.ours)
-                if captured is None:
-                    found["refused"].append(name)
-                    continue
-                result, launch = captured
-                found["captured"] += 1
-                if not _replays(calls, arrays(result), launch, gpu):
-                    found["wrong"].append(name)
-                call_us.append(gpu.time(calls.ours, WAIT_US)[1])
-                launch_us.append(gpu.time(launch, WAIT_US)[1])
-                found |= {"call_us": median(call_us), "launch_us": median(launch_us)}
+        with case.settings():
+            calls = Calls(case.op, case.shape, case.dtype, case.channels_last, gpu.xp)
+            captured = gpu.captured(calls.ours)
+            if captured is None:  # products by cuBLAS can't be
+                found["refused"].append(str(case))
+                continue
+            result, launch = captured
+            found["captured"] += 1
+            if not _replays(calls, arrays(result), launch, gpu):
+                found["wrong"].append(str(case))
+            call_us.append(gpu.time(calls.ours, WAIT_US)[1])
+            launch_us.append(gpu.time(launch, WAIT_US)[1])
+            found |= {"call_us": median(call_us), "launch_us": median(launch_us)}
         gpu.release()
         results.save()
     shown = f"{found['captured']} captured, {len(found['refused'])} refused, {len(found['wrong'])} wrong"
     print(f"graphs: {shown}", flush=True)
     return "complete"
-
-
-def _ways(case: Case) -> Iterator[tuple[str, str]]:
-    """Yield names and algorithms: products by cuBLAS can't be captured, those of our own kernels can."""
-    yield str(case), "auto"
-    if case.op in CONV_PASSES:
-        yield f"{case}, implicit", "implicit"
 
 
 def _replays(calls: Calls, result: tuple[Any, ...], launch: Any, gpu: Any) -> bool:

@@ -81,12 +81,14 @@ class Memory:
         """Raise DeviceError where a guard was written to since the last check, and mend it."""
         for start in list(self._guarded):
             size = self._live.get(start, 0)
-            before, after = ctypes.string_at(start - GUARD, GUARD), ctypes.string_at(self._end(start), GUARD)
-            if before == PATTERN == after:
+            end = start + max(size, 1)
+            before, after = ctypes.string_at(start - GUARD, GUARD), ctypes.string_at(end, GUARD)
+            # One that the garbage collector frees in the midst of this has no guards any more.
+            if before == PATTERN == after or start not in self._live:
                 continue
             self._paint(start)
             wrong = [i - GUARD for i in range(GUARD) if before[i] != PATTERN[i]]
-            wrong += [self._end(start) - start + i for i in range(GUARD) if after[i] != PATTERN[i]]
+            wrong += [end - start + i for i in range(GUARD) if after[i] != PATTERN[i]]
             nearest = min(wrong, key=abs)
             raise DeviceError(f"{who} wrote byte {nearest} of an allocation of {size} bytes")
 

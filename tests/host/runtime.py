@@ -7,6 +7,7 @@ import numpy as np
 from gpuconv.backends import dispatch
 from gpuconv.backends.cuda import runtime
 from gpuconv.backends.cuda.kernels import THREADS
+from gpuconv.config import PRECISIONS
 from host.compiler import address_sanitized
 from host.gemm import gemm
 from host.kernel import HostKernel
@@ -124,7 +125,7 @@ class HostRuntime:
         self._kernels[key]((blocks,), (THREADS,), arguments, shared_mem=shared)
 
     def gemm(self, transposed, sizes, a, b, c, batch, dtypes, accumulate, precision):
-        assert precision in ("ieee", "tf32"), precision
+        assert precision in PRECISIONS, precision
         if self.capturing:
             raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
         self.gemms.append((*sizes, batch))

@@ -82,6 +82,11 @@ def choose(problem: Problem, which: str) -> Choice:
     asked = config.algorithm
     if asked in ALGORITHMS and ALGORITHMS[asked].takes(problem, which):
         return Choice(asked, f'config.algorithm is "{asked}"')
+    return by_rules(problem, which)
+
+
+def by_rules(problem: Problem, which: str) -> Choice:
+    """Choose by geometry alone."""
     rule = _rule(problem, which)
     return Choice(rule.name, rule.why)
 

@@ -193,7 +193,7 @@ def _product(
     groups, (read, written) = window.groups, channels
     steps = window.stride if backward else (1,) * window.axes
     grid = [-(-size // step) for size, step in zip(window.out_size, steps, strict=True)]
-    places, phases = p.images * prod(grid), prod(steps)
+    places, phases = p.images * prod(grid), prod(map(min, steps, window.out_size))
     chosen = tile(p, written, places * phases * groups)
     if p.channels_last:
         vector = chosen.lanes(p.itemsize, written)

@@ -4,6 +4,7 @@ cuda/winograd_weights.cu makes 16 matrices of the weights, in the workspace; cud
 Where the limit is too small for the weights of all channels, blocks of channels follow each other.
 """
 
+import sys
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -22,8 +23,10 @@ from gpuconv.backends.cuda.problem import (
     Problem,
     Steps,
     even,
+    round_up,
 )
 from gpuconv.backends.cuda.program import At, Launch, LimitTooSmall, Program, kernel_launch, planned
+from gpuconv.config import config
 from gpuconv.geometry import Window
 
 # As in the kernels: a block's tiles and channels, and channels read at a time, twice in shared memory.
@@ -33,7 +36,10 @@ SHARED = 2 * 16 * SLICE * (TILES + KERNELS) * np.dtype(np.float32).itemsize
 
 
 def takes(problem: Problem, which: str) -> bool:
-    """Tell whether it can compute this: y and dx with 3x3 kernels and stride 1, in float32 that stays so."""
+    """Tell whether it can compute this: y and dx with 3x3 kernels and stride 1, in float32 that stays so.
+
+    And within the limit that the user has set for the workspace, if any.
+    """
     window = problem.window
     return (
         which != "weight_grad"
@@ -41,7 +47,14 @@ def takes(problem: Problem, which: str) -> bool:
         and problem.precision == "ieee"
         and window.kernel == (3, 3)
         and window.stride == window.dilation == (1, 1)
+        and _block_bytes(problem.cg if which == "forward" else problem.og)
+        <= (config.workspace_limit or sys.maxsize)
     )
+
+
+def _block_bytes(read: int) -> int:
+    """Return the workspace of one block of channels' weights, for so many that are read."""
+    return 16 * round_up(max(1, read), SLICE) * KERNELS * np.dtype(np.float32).itemsize
 
 
 @planned
@@ -90,11 +103,11 @@ def _plan(
 ) -> Program:
     """Return the launches for so many channels of a group, read and written, and these strides of w."""
     blocks, slices = -(-written // KERNELS), max(1, -(-read // SLICE))
-    numbers = 16 * slices * SLICE * KERNELS  # of a block's U
-    if numbers * p.itemsize > limit:
-        raise LimitTooSmall(numbers * p.itemsize)
+    if (block_bytes := _block_bytes(read)) > limit:
+        raise LimitTooSmall(block_bytes)
+    numbers = block_bytes // p.itemsize
     total = window.groups * blocks
-    together = even(total, limit // (numbers * p.itemsize))
+    together = even(total, limit // block_bytes)
     grid = tuple(-(-size // 2) for size in window.out_size)
     tiles = p.images * prod(grid)
     # Nothing is read in the padding, but where its places would lie is worked out; and so with channels.
