@@ -29,7 +29,8 @@ class Memory:
     """All live allocations of one device."""
 
     def __init__(self):
-        self._live = {}  # bytes by start
+        # Bytes by start. The garbage collector may free some at any time, so that what is gone through is a copy.
+        self._live = {}
         self._guarded = set()
 
     def allocate(self, size):
@@ -72,14 +73,14 @@ class Memory:
         DeviceError
             Where there is none.
         """
-        for start, length in list(self._live.items()):
+        for start, length in self._live.copy().items():
             if start <= address and address + size <= start + length:
                 return start, length
         raise DeviceError(f"{size} bytes at {address:#x} are not within one live allocation")
 
     def check(self, who):
         """Raise DeviceError where a guard was written to since the last check, and mend it."""
-        for start in list(self._guarded):
+        for start in self._guarded.copy():
             size = self._live.get(start, 0)
             end = start + max(size, 1)
             before, after = ctypes.string_at(start - GUARD, GUARD), ctypes.string_at(end, GUARD)
@@ -93,7 +94,7 @@ class Memory:
             raise DeviceError(f"{who} wrote byte {nearest} of an allocation of {size} bytes")
 
     def _holds(self, address):
-        return any(start <= address < start + length for start, length in list(self._live.items()))
+        return any(start <= address < start + length for start, length in self._live.copy().items())
 
     def _end(self, start):
         return start + max(self._live[start], 1)
