@@ -29,7 +29,7 @@ class Memory:
     """All live allocations of one device."""
 
     def __init__(self):
-        # Bytes by start. The garbage collector may free some at any time, so that what is gone through is a copy.
+        # Bytes by start. The garbage collector may free some at any time: what is gone through is a copy.
         self._live = {}
         self._guarded = set()
 
