@@ -2,6 +2,7 @@
 
 import numpy as np
 from cases import in_layout, weights_in_layout
+from host import runtime as host_runtime
 
 import gpuconv
 from gpuconv import reference as define
@@ -38,3 +39,20 @@ def defined(case, x, w, b, dy):
         in_layout(case, define.conv_input_grad(dy, w, sliding, case.groups)),
         weights_in_layout(case, define.conv_weight_grad(dy, x, sliding, case.groups)),
     )
+
+
+def check(case, algorithm, dtype, backend):
+    """Compare all passes with the definition, on whole numbers: to the last bit."""
+    given = arrays(case, dtype)
+    found = computed(case, algorithm, *map(backend.to_array, given))
+    for got, must in zip(found, defined(case, *given), strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(got), must.astype(dtype))
+
+
+def check_nothing_around_is_read(case, algorithm, rng):
+    """Compare all passes on arrays that lie within NaN with the same on arrays that lie alone."""
+    given = arrays(case, np.float32)
+    alone = computed(case, algorithm, *map(host_runtime.to_device, given))
+    within = computed(case, algorithm, *(host_runtime.within_nan(rng, a) for a in given))
+    for got, must in zip(within, alone, strict=True):
+        np.testing.assert_array_equal(host_runtime.to_host(got), host_runtime.to_host(must))

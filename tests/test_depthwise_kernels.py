@@ -9,7 +9,7 @@ from host import compiler
 from host import runtime as host_runtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes import arrays, computed, defined, problem_of
+from passes import check, check_nothing_around_is_read, problem_of
 
 import gpuconv
 from gpuconv import reference as define
@@ -43,10 +43,7 @@ def drawn(rng, channels_last):
 @given(rng=st.randoms(use_true_random=False))
 def test_small_groups_are_exactly_the_definition_on_whole_numbers(gpu, channels_last, rng):
     case, dtype = drawn(rng, channels_last), rng.choice([np.float16, np.float32, np.float64])
-    given_arrays = arrays(case, dtype)
-    found = computed(case, "direct", *map(gpu.to_array, given_arrays))
-    for got, must in zip(found, defined(case, *given_arrays), strict=True):
-        np.testing.assert_array_equal(gpu.to_numpy(got), must.astype(dtype))
+    check(case, "direct", dtype, gpu)
 
 
 @needs_kernels
@@ -54,12 +51,7 @@ def test_small_groups_are_exactly_the_definition_on_whole_numbers(gpu, channels_
 @settings(max_examples=8)
 @given(rng=st.randoms(use_true_random=False))
 def test_nothing_around_an_array_is_read(channels_last, rng):
-    case = drawn(rng, channels_last)
-    x, w, b, dy = arrays(case, np.float32)
-    dense_ones = computed(case, "direct", *map(host_runtime.to_device, (x, w, b, dy)))
-    within = [host_runtime.within_nan(rng, a) for a in (x, w, b, dy)]
-    for got, must in zip(computed(case, "direct", *within), dense_ones, strict=True):
-        np.testing.assert_array_equal(host_runtime.to_host(got), host_runtime.to_host(must))
+    check_nothing_around_is_read(drawn(rng, channels_last), "direct", rng)
 
 
 @needs_kernels

@@ -6,11 +6,12 @@ from itertools import product
 import numpy as np
 import pytest
 from cases import Case, draw
+from conftest import BACKENDS
 from host import compiler
 from host import runtime as host_runtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes import arrays, computed, defined, problem_of
+from passes import check, check_nothing_around_is_read, problem_of
 
 import gpuconv
 from gpuconv.backends.cuda import choice, implicit
@@ -56,14 +57,6 @@ def case_of(channels_last, c_in, c_out, in_size, kernel, **options):
     return Case(**{**plain, **unused, **sizes, **options}, channels_last=channels_last)
 
 
-def check(case, dtype=np.float32):
-    """Compare all passes with the definition, on whole numbers."""
-    given_arrays = arrays(case, dtype)
-    found = computed(case, "implicit", *map(host_runtime.to_device, given_arrays))
-    for got, must in zip(found, defined(case, *given_arrays), strict=True):
-        np.testing.assert_array_equal(host_runtime.to_host(got), must)
-
-
 @pytest.fixture
 def any_tile(monkeypatch):
     """Let a test choose the tile."""
@@ -77,6 +70,10 @@ def any_tile(monkeypatch):
     forget()
 
 
+def check_here(case):
+    check(case, "implicit", np.float32, BACKENDS["kernels"])
+
+
 def forget():
     for plan in (implicit.plan_forward, implicit.plan_input_grad, implicit.plan_weight_grad):
         plan.cache_clear()
@@ -87,10 +84,7 @@ def forget():
 @given(rng=st.randoms(use_true_random=False))
 def test_all_passes_are_exactly_the_definition_on_whole_numbers(gpu, channels_last, rng):
     case, dtype = drawn(rng, channels_last), rng.choice([np.float32, np.float32, np.float64])
-    given_arrays = arrays(case, dtype)
-    found = computed(case, "implicit", *map(gpu.to_array, given_arrays))
-    for got, must in zip(found, defined(case, *given_arrays), strict=True):
-        np.testing.assert_array_equal(gpu.to_numpy(got), must.astype(dtype))
+    check(case, "implicit", dtype, gpu)
 
 
 @needs_kernels
@@ -98,12 +92,7 @@ def test_all_passes_are_exactly_the_definition_on_whole_numbers(gpu, channels_la
 @settings(max_examples=8)
 @given(rng=st.randoms(use_true_random=False))
 def test_nothing_around_an_array_is_read(channels_last, rng):
-    case = drawn(rng, channels_last)
-    given_arrays = arrays(case, np.float32)
-    alone = computed(case, "implicit", *map(host_runtime.to_device, given_arrays))
-    within = [host_runtime.within_nan(rng, a) for a in given_arrays]
-    for got, must in zip(computed(case, "implicit", *within), alone, strict=True):
-        np.testing.assert_array_equal(host_runtime.to_host(got), host_runtime.to_host(must))
+    check_nothing_around_is_read(drawn(rng, channels_last), "implicit", rng)
 
 
 @needs_kernels
@@ -113,7 +102,7 @@ def test_nothing_around_an_array_is_read(channels_last, rng):
 )
 def test_every_tile_is_filled_and_overflows(tile, channels_last, any_tile):
     any_tile(tile)
-    check(case_of(channels_last, 5, tile.channels + 5, (13, 16), (3, 2), n=2, stride=(1, 2)))
+    check_here(case_of(channels_last, 5, tile.channels + 5, (13, 16), (3, 2), n=2, stride=(1, 2)))
 
 
 @needs_kernels
@@ -124,7 +113,7 @@ def test_every_tile_is_filled_and_overflows(tile, channels_last, any_tile):
 )
 def test_every_tile_of_tensor_cores_is_filled_and_overflows(tile, products, channels_last, any_tile):
     any_tile(tile._replace(tensor=products))  # whole numbers this small are TF32's, too
-    check(case_of(channels_last, 3, tile.channels + 3, (9, 8), (3, 2), n=2, stride=(1, 2)))
+    check_here(case_of(channels_last, 3, tile.channels + 3, (9, 8), (3, 2), n=2, stride=(1, 2)))
 
 
 @needs_kernels
@@ -148,14 +137,14 @@ def test_factors_are_rounded_as_the_precision_says(precision, bound, channels_la
 def test_sums_of_many_terms_go_through_several_tables(stride, dilation, channels_last):
     # 9 * 70 terms forward and 9 * 66 backward, of which some phases have a quarter or none
     window = {"stride": (stride,) * 2, "dilation": (dilation,) * 2, "padding": ((2, 1), (0, 3))}
-    check(case_of(channels_last, 70, 66, (9, 10), (3, 3), **window))
+    check_here(case_of(channels_last, 70, 66, (9, 10), (3, 3), **window))
 
 
 @needs_kernels
 @LAYOUTS
 @pytest.mark.parametrize("kernel", [(8, 8), (1, 64), (40,)])
 def test_every_bit_of_a_mask_is_a_tap(kernel, channels_last):
-    check(case_of(channels_last, 2, 3, tuple(k + 3 for k in kernel), kernel, padding=2))
+    check_here(case_of(channels_last, 2, 3, tuple(k + 3 for k in kernel), kernel, padding=2))
 
 
 @needs_kernels
@@ -163,7 +152,7 @@ def test_every_bit_of_a_mask_is_a_tap(kernel, channels_last):
 def test_constants_that_are_compiled_in_change_nothing(channels_last, monkeypatch):
     monkeypatch.setattr(host_runtime.host, "exact", True)
     options = {"stride": (2, 1), "dilation": (1, 2), "groups": 2, "n": 2}
-    check(case_of(channels_last, 6, 18, (9, 12), (3, 2), **options))
+    check_here(case_of(channels_last, 6, 18, (9, 12), (3, 2), **options))
 
 
 @needs_kernels
@@ -228,7 +217,7 @@ def test_there_are_no_more_phases_than_places(stride, dilation, channels_last):
     case = case_of(
         channels_last, 3, 4, (4, 6), (1, 2), stride=stride, dilation=dilation, padding=((0, 0), (1, 1))
     )
-    check(case)
+    check_here(case)
     dx = implicit.plan_input_grad(
         Problem(sliding_window("test", (4, 6), (1, 2), stride, ((0, 0), (1, 1)), dilation), 1, 3, 4,
                 np.dtype("f4"), channels_last, "ieee"),

@@ -66,10 +66,11 @@ def compute(runtime: Runtime, problem: Problem, which: str, by: Callable[[Module
     """Compute by the algorithm that is chosen; where that is wanted and not yet known, measure them first."""
     if wanted():
         _measure_once(runtime, _key(runtime, problem, which), by)
-    chosen, usual = choose(runtime, problem, which), choice.by_rules(problem, which)
+    chosen = choose(runtime, problem, which)
     try:
         by(chosen.algorithm)
     except MemoryError:  # what one that was asked for or measured takes isn't what the call must
+        usual = choice.by_rules(problem, which)
         if chosen.name == usual.name:
             raise
         by(usual.algorithm)
