@@ -41,3 +41,13 @@ __device__ __forceinline__ void await_slices() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 #endif
 }
+
+// Read what no kernel writes meanwhile, and lies in global memory.
+template <typename E>
+__device__ __forceinline__ E read_only(const E *from) {
+#ifdef __CUDA_ARCH__
+    return __ldg(from);
+#else
+    return *from;
+#endif
+}

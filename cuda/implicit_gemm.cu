@@ -15,17 +15,35 @@
 // them (product.cuh). For 256 terms at a time, what a term adds to an address stands in a table in shared memory, and
 // which tap it is; a thread knows where each of its places begins, and which taps read within the source.
 //
-// Bytes: the result once; the source once for each FILTERS channels of the result and K1 * K2 / (S1 * S2) times, and the
-// weights once for each PLACED places, both mostly from the L2.
+// Bytes: the result once; the source once for each Filters::SIZE channels of the result and K1 * K2 / (S1 * S2) times, and the
+// weights once for each Places::SIZE places, both mostly from the L2.
 //
-// Fixed when compiled, besides: BACKWARD; WEIGHTS, elements of a copy of weights; and what product.cuh and
-// epilogue.cuh name.
+// Fixed when compiled, besides: BACKWARD; SOURCE_WIDTH and WEIGHTS_WIDTH, elements of a copy of source and weights; and
+// what product.cuh and epilogue.cuh name.
 
+#define SOURCE_ALONG_DEPTH CHANNELS_LAST                  // channels lie side by side, or places
+#define WEIGHTS_ALONG_DEPTH !(CHANNELS_LAST && !BACKWARD)  // and of weights terms, or channels
+#if CHANNELS_LAST
+#define LEFT_ALONG_DEPTH SOURCE_ALONG_DEPTH
+#define RIGHT_ALONG_DEPTH WEIGHTS_ALONG_DEPTH
+#else
+#define LEFT_ALONG_DEPTH WEIGHTS_ALONG_DEPTH
+#define RIGHT_ALONG_DEPTH SOURCE_ALONG_DEPTH
+#endif
 #include "epilogue.cuh"
 #include "product.cuh"
 
-#define PLACED (CHANNELS_LAST ? ROWS : COLUMNS)    // places of a block
-#define FILTERS (CHANNELS_LAST ? COLUMNS : ROWS)   // channels of a block
+#if CHANNELS_LAST  // a block's places and channels, and where their slices lie in shared memory
+typedef Left Places;
+typedef Right Filters;
+#define PLACES_AT 0
+#define FILTERS_AT Left::ELEMENTS
+#else
+typedef Right Places;
+typedef Left Filters;
+#define PLACES_AT Left::ELEMENTS
+#define FILTERS_AT 0
+#endif
 #define STEP(axis) (BACKWARD ? stride(axis) : 1)   // from a place of a phase to the next
 #define PHASES(axis) (BACKWARD && stride(axis) < p.window.out[axis] ? stride(axis) : BACKWARD ? p.window.out[axis] : 1)
 
@@ -208,18 +226,18 @@ __device__ __forceinline__ void write(const Sums &sum, const T *b, T *result, IN
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
     gpuconv_implicit_gemm(const T *__restrict__ source, const T *__restrict__ w, const T *__restrict__ b,
                           T *__restrict__ result, const ImplicitGemm p) {
-    typedef Share<PLACED, 1, CHANNELS_LAST> Gather;                     // channels lie side by side, or places
-    typedef Share<FILTERS, WEIGHTS, !(CHANNELS_LAST && !BACKWARD)> Filter;  // and of weights terms, or channels
+    typedef Share<Places, SOURCE_WIDTH> Gather;
+    typedef Share<Filters, WEIGHTS_WIDTH> Filter;
     SHARED(T, shared);
     Term *const terms = reinterpret_cast<Term *>(shared + STAGES * STAGE);
 
     int rest = (int)blockIdx.x, phase[3] = {0, 0, 0};
-    const int first_channel = rest % p.channel_tiles * FILTERS;
+    const int first_channel = rest % p.channel_tiles * Filters::SIZE;
     rest /= p.channel_tiles;
-    const INDEX first_place = (INDEX)(rest % p.place_tiles) * PLACED;
+    const INDEX first_place = (INDEX)(rest % p.place_tiles) * Places::SIZE;
     rest /= p.place_tiles;
     const int group = rest % p.groups;
     rest /= p.groups;
@@ -240,27 +258,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     INDEX filters[Filter::SEEN];
 #pragma unroll
     for (int i = 0; i < Filter::SEEN; ++i) {  // beyond the last channel the last again, for sums that nobody writes
-        const int channel = first_channel + Filter::place(i), last = p.written - WEIGHTS;
+        const int channel = first_channel + Filter::place(i);
+        const int last = p.written - (WEIGHTS_ALONG_DEPTH ? 1 : WEIGHTS_WIDTH);
         filters[i] = (channel < last ? channel : last) * p.out;
     }
 
+    Gather gather;
+    Filter filter;
     const auto list = [&](int slice) {
         terms[threadIdx.x] = term_at((INDEX)slice * DEPTH + (INDEX)threadIdx.x, along, p);
     };
-    const auto load = [&](int slice, T *to) {
+    const auto ask = [&](int slice, T *to) {
         const Term *listed = terms + slice * DEPTH % THREADS;
-        T *const places = CHANNELS_LAST ? to : to + LEFT_SIZE, *const channels = CHANNELS_LAST ? to + LEFT_SIZE : to;
-        Gather::for_each(listed, [&](int k, int i, const Term &term) {
-            copy<1>(places + k * (CHANNELS_LAST ? LEFT_PITCH : RIGHT_PITCH) + Gather::place(i),
-                    readers[i].source + term.source, (readers[i].taps & term.tap) != 0);
+        gather.ask(listed, to + PLACES_AT, [&](int i, const Term &term) -> Found {
+            return {readers[i].source + term.source, (readers[i].taps & term.tap) != 0};
         });
-        Filter::for_each(listed, [&](int k, int i, const Term &term) {
-            copy<WEIGHTS>(channels + k * (CHANNELS_LAST ? RIGHT_PITCH : LEFT_PITCH) + Filter::place(i),
-                          (w + term.weights) + filters[i], term.tap != 0);
+        filter.ask(listed, to + FILTERS_AT, [&](int i, const Term &term) -> Found {
+            return {(w + term.weights) + filters[i], term.tap != 0};
         });
+    };
+    const auto settle = [&](T *to) {
+        gather.settle(to + PLACES_AT);
+        filter.settle(to + FILTERS_AT);
     };
     const INDEX depth = (INDEX)along[0].count * along[1].count * along[2].count * p.read;
     Sums sum;
-    add_slices<THREADS / DEPTH>((int)((depth + DEPTH - 1) / DEPTH), shared, sum, list, load);
+    add_slices<THREADS / DEPTH>((int)((depth + DEPTH - 1) / DEPTH), shared, sum, list, ask, settle);
     write(sum, b, result, first_place, first_channel, group, phase, p);
 }

@@ -12,15 +12,27 @@
 // time a table in shared memory has where they begin in x and dy, and which taps read within x; a thread knows what each
 // of its pairs adds to that.
 //
-// Bytes: dy once for each PAIRS pairs, x once for each FILTERS channels and K1 * K2 / (S1 * S2) times, mostly from the
+// Bytes: dy once for each Pairs::SIZE pairs, x once for each Filters::SIZE channels and K1 * K2 / (S1 * S2) times, mostly from the
 // L2; the sums of all parts.
 //
-// Fixed when compiled, besides: WEIGHTS, elements of a copy of dy; and what product.cuh names.
+// Fixed when compiled, besides: X_WIDTH and DY_WIDTH, elements of a copy of x and dy; SUM, the type of what is written:
+// ACC, or T where there is one part; and what product.cuh names.
 
+#define LEFT_ALONG_DEPTH !CHANNELS_LAST  // places lie side by side, or channels
+#define RIGHT_ALONG_DEPTH !CHANNELS_LAST
 #include "product.cuh"
 
-#define PAIRS (CHANNELS_LAST ? ROWS : COLUMNS)    // (c, j) of a block; channels last (j, c), as dw has them
-#define FILTERS (CHANNELS_LAST ? COLUMNS : ROWS)  // output channels of a block
+#if CHANNELS_LAST  // a block's (c, j), which are (j, c) as dw has them, its output channels, and where their slices lie
+typedef Left Pairs;
+typedef Right Filters;
+#define PAIRS_AT 0
+#define FILTERS_AT Left::ELEMENTS
+#else
+typedef Right Pairs;
+typedef Left Filters;
+#define PAIRS_AT Left::ELEMENTS
+#define FILTERS_AT 0
+#endif
 
 struct ImplicitWeightGrad {
     Window window;
@@ -78,18 +90,18 @@ __device__ __forceinline__ Pair pair_at(int number, const ImplicitWeightGrad &p)
     return pair;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
-    gpuconv_implicit_weight_grad(const T *__restrict__ dy, const T *__restrict__ x, ACC *__restrict__ partial,
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
+    gpuconv_implicit_weight_grad(const T *__restrict__ dy, const T *__restrict__ x, SUM *__restrict__ partial,
                                  const ImplicitWeightGrad p) {
-    typedef Share<PAIRS, 1, !CHANNELS_LAST> Gather;          // places lie side by side, or channels
-    typedef Share<FILTERS, WEIGHTS, !CHANNELS_LAST> Filter;
+    typedef Share<Pairs, X_WIDTH> Gather;
+    typedef Share<Filters, DY_WIDTH> Filter;
     SHARED(T, shared);
     Term *const terms = reinterpret_cast<Term *>(shared + STAGES * STAGE);
 
     int rest = (int)blockIdx.x;
-    const int first_filter = rest % p.filter_tiles * FILTERS;
+    const int first_filter = rest % p.filter_tiles * Filters::SIZE;
     rest /= p.filter_tiles;
-    const int first_pair = rest % p.pair_tiles * PAIRS;
+    const int first_pair = rest % p.pair_tiles * Pairs::SIZE;
     rest /= p.pair_tiles;
     const int group = rest % p.groups;
     const INDEX part = rest / p.groups, begin = part * p.length;
@@ -103,27 +115,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     INDEX filters[Filter::SEEN];
 #pragma unroll
     for (int i = 0; i < Filter::SEEN; ++i) {  // beyond the last channel the last again, for sums that nobody writes
-        const int filter = first_filter + Filter::place(i), last = p.written - WEIGHTS;
-        filters[i] = (filter < last ? filter : last) * p.dy.channel;
+        const int channel = first_filter + Filter::place(i), last = p.written - (CHANNELS_LAST ? DY_WIDTH : 1);
+        filters[i] = (channel < last ? channel : last) * p.dy.channel;
     }
 
+    Gather gather;
+    Filter filter;
     const auto list = [&](int slice) {
         terms[threadIdx.x] = term_at(begin + (INDEX)slice * DEPTH + (INDEX)threadIdx.x, end, p);
     };
-    const auto load = [&](int slice, T *to) {
+    const auto ask = [&](int slice, T *to) {
         const Term *listed = terms + slice * DEPTH % THREADS;
-        T *const of_x = CHANNELS_LAST ? to : to + LEFT_SIZE, *const of_dy = CHANNELS_LAST ? to + LEFT_SIZE : to;
-        Gather::for_each(listed, [&](int k, int i, const Term &term) {
-            copy<1>(of_x + k * (CHANNELS_LAST ? LEFT_PITCH : RIGHT_PITCH) + Gather::place(i),
-                    x + (term.x + pairs[i].x), (term.taps & pairs[i].tap) != 0);
+        gather.ask(listed, to + PAIRS_AT, [&](int i, const Term &term) -> Found {
+            return {x + (term.x + pairs[i].x), (term.taps & pairs[i].tap) != 0};
         });
-        Filter::for_each(listed, [&](int k, int i, const Term &term) {
-            copy<WEIGHTS>(of_dy + k * (CHANNELS_LAST ? RIGHT_PITCH : LEFT_PITCH) + Filter::place(i),
-                          (dy + term.dy) + filters[i], term.there);
+        filter.ask(listed, to + FILTERS_AT, [&](int i, const Term &term) -> Found {
+            return {(dy + term.dy) + filters[i], term.there};
         });
     };
+    const auto settle = [&](T *to) {
+        gather.settle(to + PAIRS_AT);
+        filter.settle(to + FILTERS_AT);
+    };
     Sums sum;
-    add_slices<THREADS / DEPTH>((int)((end - begin + DEPTH - 1) / DEPTH), shared, sum, list, load);
+    add_slices<THREADS / DEPTH>((int)((end - begin + DEPTH - 1) / DEPTH), shared, sum, list, ask, settle);
 
     // dw as it lies in memory: rows of o with (c, j) pairs, or of (j, c) pairs with all o of all groups.
     const int rows = CHANNELS_LAST ? p.read * TAPS : p.written, columns = CHANNELS_LAST ? p.written : p.read * TAPS;
@@ -136,9 +151,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
             const int row = (CHANNELS_LAST ? first_pair : first_filter) + row_of(i);
             const int column = (CHANNELS_LAST ? first_filter : first_pair) + column_of(j);
             if (row >= rows || column >= columns) continue;
-            Vector<ACC> values;
+            ACC values[VECTOR];
 #pragma unroll
-            for (int v = 0; v < VECTOR; ++v) values.lane[v] = sum[i][j + v];
+            for (int v = 0; v < VECTOR; ++v) values[v] = sum[i][j + v];
             store(partial + (row * pitch + column), values);
         }
 }

@@ -10,8 +10,10 @@
 //   STAGES                slices that are there at once: one is multiplied while the others arrive
 //   RESIDENT              blocks that are to share the registers of a multiprocessor
 //   MASK                  an unsigned type with a bit for each tap
-//   TENSOR                0: multiplied one by one; else by tensor cores in TF32, from sm_80 on: 1, or 3 for the three
-//                         products of what TF32 holds of a float and what is left of it
+//   TENSOR                0: multiplied one by one; else by tensor cores, from sm_80 on: 1, or 3 for the three products
+//                         of what TF32 holds of a float and what is left of it
+//   LEFT_ALONG_DEPTH      whether terms lie side by side in memory, or rows
+//   RIGHT_ALONG_DEPTH     the same, or columns
 
 #include "async.cuh"
 #if TENSOR && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
@@ -22,14 +24,32 @@
 #endif
 
 #define THREADS 256
+// One by one, factors of float16 take registers as floats, besides.
+#define RESIDENT_HERE (TENSOR && !BY_TENSOR_CORES ? 1 : RESIDENT_BLOCKS)
 #define LANES 4  // rows, and columns, of a thread that lie side by side: one access
-// A row has four words more than needed: eight threads that write one column of a slice write to eight banks, four apart,
-// and the four of a warp that lie behind each other fill the gaps. For tensor cores eight: of four rows, eight columns
-// are read at once.
-#define LEFT_PITCH (ROWS + (TENSOR ? 8 : 4))
-#define RIGHT_PITCH (COLUMNS + (TENSOR ? 8 : 4))
-#define LEFT_SIZE (DEPTH * LEFT_PITCH)
-#define STAGE (LEFT_SIZE + DEPTH * RIGHT_PITCH)
+
+// How a slice of a factor lies in shared memory: one term's rows (or columns) side by side, as they are multiplied one by
+// one; for tensor cores a row's terms, where memory has them so.
+//
+// What lies side by side ends in a gap. Multiplied one by one: eight threads that write one column of a slice write to
+// eight banks, four apart, and the four of a warp that lie behind each other fill the gaps. For tensor cores: eight rows
+// of 16 bytes, or of four terms eight rows, are read at once.
+template <int ROWS_OR_COLUMNS, bool ALONG>
+struct Factor {
+    enum {
+        SIZE = ROWS_OR_COLUMNS,
+        ALONG_DEPTH = ALONG,
+        BY_DEPTH = TENSOR && ALONG,
+        PITCH = BY_DEPTH ? DEPTH + 16 / (int)sizeof(T) : SIZE + (TENSOR ? 8 : 4),
+        ELEMENTS = (BY_DEPTH ? SIZE : DEPTH) * PITCH,
+    };
+
+    static __device__ __forceinline__ int at(int row, int k) { return BY_DEPTH ? row * PITCH + k : k * PITCH + row; }
+};
+
+typedef Factor<ROWS, LEFT_ALONG_DEPTH> Left;
+typedef Factor<COLUMNS, RIGHT_ALONG_DEPTH> Right;
+#define STAGE (Left::ELEMENTS + Right::ELEMENTS)
 // Threads along the rows and columns of the tile; a warp takes a patch that is as square as accesses allow.
 #if ROWS % MY_ROWS || COLUMNS % MY_COLUMNS || ROWS / MY_ROWS * (COLUMNS / MY_COLUMNS) != THREADS
 #error "256 threads must share a tile evenly"
@@ -40,12 +60,15 @@
 #define WARP_ROWS (MY_ROWS * 8)
 #define WARP_COLUMNS (MY_COLUMNS * 4)
 
-__device__ __forceinline__ int row_of(int i) {
-    return (int)threadIdx.x / 32 / (COLUMNS / WARP_COLUMNS) * WARP_ROWS + i * 8 + (int)threadIdx.x % 32 / 4;
+__device__ __forceinline__ int warp_row() { return (int)threadIdx.x / 32 / (COLUMNS / WARP_COLUMNS) * WARP_ROWS; }
+__device__ __forceinline__ int warp_column() {
+    return (int)threadIdx.x / 32 % (COLUMNS / WARP_COLUMNS) * WARP_COLUMNS;
 }
 
+// The tile's row of a thread's i-th, and column of its j-th.
+__device__ __forceinline__ int row_of(int i) { return warp_row() + i * 8 + (int)threadIdx.x % 32 / 4; }
 __device__ __forceinline__ int column_of(int j) {
-    return (int)threadIdx.x / 32 % (COLUMNS / WARP_COLUMNS) * WARP_COLUMNS + j / 2 * 8 + (int)threadIdx.x % 4 * 2 + j % 2;
+    return warp_column() + j / 2 * 8 + (int)threadIdx.x % 4 * 2 + j % 2;
 }
 #else
 #define DOWN (ROWS / MY_ROWS)
@@ -69,71 +92,126 @@ __device__ __forceinline__ int column_of(int j) {
 }
 #endif
 
-// How threads share the elements of a slice of SIZE rows, or columns: WIDTH elements at a time, neighbours along the
-// depth (ALONG_DEPTH), or along the rows. A thread has SEEN different rows, the i-th of them at place(i).
-template <int SIZE, int WIDTH, bool ALONG_DEPTH>
+// An element, and whether there is one to read.
+struct Found {
+    const T *at;
+    bool there;
+};
+
+// How threads share the copies of a slice, of WIDTH elements that lie side by side. A thread has SEEN different rows, the
+// i-th of them at place(i).
+template <typename Of, int WIDTH>
 struct Share {
     enum {
-        SIDE = ALONG_DEPTH ? (SIZE < 32 ? THREADS / SIZE : 8) : SIZE / WIDTH,  // neighbours
+        ALONG = Of::ALONG_DEPTH,
+        COUNT = DEPTH / WIDTH,  // of copies along the depth
+        SIDE = !ALONG ? Of::SIZE / WIDTH : COUNT < 8 ? COUNT : Of::SIZE < 32 ? THREADS / Of::SIZE : 8,  // neighbours
         BEHIND = THREADS / SIDE,
-        SEEN = ALONG_DEPTH ? SIZE / BEHIND : 1,
-        TOGETHER = ALONG_DEPTH ? SIDE : BEHIND,
+        SEEN = ALONG && Of::SIZE > BEHIND ? Of::SIZE / BEHIND : 1,
+        TOGETHER = ALONG ? SIDE * WIDTH : BEHIND,
         STEPS = (DEPTH + TOGETHER - 1) / TOGETHER,
-        EVEN = DEPTH % TOGETHER == 0,  // every thread takes part in every step
+        ALL_TERMS = DEPTH % TOGETHER == 0,  // every thread takes part in every step
+        ALL_ROWS = !ALONG || Of::SIZE >= BEHIND,
+        LATER = WIDTH * sizeof(T) < 4,  // too small for cp.async: they wait in registers while a slice is multiplied
     };
+    typedef typename Words<sizeof(T)>::type Word;
+    Word waiting[LATER ? STEPS * SEEN : 1];
 
     static __device__ __forceinline__ int place(int i) {
         const int thread = (int)threadIdx.x;
-        return ALONG_DEPTH ? thread / SIDE + i * BEHIND : thread % SIDE * WIDTH;
+        return ALONG ? thread / SIDE + i * BEHIND : thread % SIDE * WIDTH;
     }
 
     static __device__ __forceinline__ int depth(int step) {
         const int thread = (int)threadIdx.x;
-        return ALONG_DEPTH ? thread % SIDE + step * SIDE : thread / SIDE + step * BEHIND;
+        return ALONG ? thread % SIDE * WIDTH + step * TOGETHER : thread / SIDE + step * BEHIND;
     }
 
-    // Call visit(k, i, term) for what the thread copies of a slice; the terms are read first, since nothing is read
-    // from shared memory between copies without three instructions that do nothing (sm_90).
-    template <typename Term, typename Visit>
-    static __device__ __forceinline__ void for_each(const Term *terms, Visit visit) {
-        Term found[STEPS];
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step) found[step] = terms[EVEN ? depth(step) : depth(step) % DEPTH];
+    // Call visit(step, i) for what the thread copies.
+    template <typename Visit>
+    static __device__ __forceinline__ void for_each(Visit visit) {
+        if (!ALL_ROWS && place(0) >= Of::SIZE) return;
 #pragma unroll
         for (int step = 0; step < STEPS; ++step)
-            if (EVEN || depth(step) < DEPTH)
+            if (ALL_TERMS || depth(step) < DEPTH)
 #pragma unroll
-                for (int i = 0; i < SEEN; ++i) visit(depth(step), i, found[step]);
+                for (int i = 0; i < SEEN; ++i) visit(step, i);
+    }
+
+    // Ask for the elements that find(i, term) tells of. The terms are read first, since nothing is read from shared
+    // memory between copies without three instructions that do nothing (sm_90).
+    template <typename Term, typename Find>
+    __device__ __forceinline__ void ask(const Term *terms, T *to, Find find) {
+        Term known[STEPS];
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) known[step] = terms[ALL_TERMS ? depth(step) : depth(step) % DEPTH];
+        for_each([&](int step, int i) {
+            const Found found = find(i, known[step]);
+            if (LATER)
+                waiting[step * SEEN + i] = found.there ? read_only(reinterpret_cast<const Word *>(found.at)) : Word();
+            else
+                copy<WIDTH>(to + Of::at(place(i), depth(step)), found.at, found.there);
+        });
+    }
+
+    // Write those that waited.
+    __device__ __forceinline__ void settle(T *to) const {
+        Word *const words = reinterpret_cast<Word *>(to);
+        if (LATER) for_each([&](int step, int i) { words[Of::at(place(i), depth(step))] = waiting[step * SEEN + i]; });
     }
 };
 
 typedef ACC Sums[MY_ROWS][MY_COLUMNS];
 
 #if BY_TENSOR_CORES
-// What tensor cores read of a float, and what they would lose of it.
-__device__ __forceinline__ void split(float value, float &head, float &rest) {
-    head = rounded(value);
-    if (TENSOR == 3) rest = rounded(value - head);
+// Read sixteen rows (or columns) from the first one on, and eight words of their terms from k on: four matrices, as
+// multiply_add has them in neighbouring registers: of A those of a term follow each other, of B those of a column.
+template <typename Of, bool OF_B>
+__device__ __forceinline__ void read_factors(const T *slice, int first, int k, unsigned (&words)[4]) {
+    const int lane = (int)threadIdx.x % 32, below = OF_B ? lane / 16 : lane / 8 % 2;
+    const int behind = OF_B ? lane / 8 % 2 : lane / 16;
+    if (Of::BY_DEPTH)
+        read_matrices<false>(slice + Of::at(first + below * 8 + lane % 8, k + behind * 4 * PACKED), words);
+    else if (PACKED == 2)
+        read_matrices<true>(slice + Of::at(first + below * 8, k + behind * 8 + lane % 8), words);
+    else
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int row = first + (OF_B ? i / 2 : i % 2) * 8 + lane / 4, term = k + (OF_B ? i % 2 : i / 2) * 4 + lane % 4;
+            words[i] = word_of((float)slice[Of::at(row, term)]);
+        }
+}
+
+// Of floats: what tensor cores read of them, and what they would lose.
+template <int COUNT>
+__device__ __forceinline__ void split(unsigned (&words)[COUNT], unsigned (&rest)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT && PACKED == 1; ++i) {
+        const float value = float_of(words[i]);
+        words[i] = rounded(value);
+        if (TENSOR == 3) rest[i] = rounded(value - float_of(words[i]));
+    }
 }
 
 // Add what a slice gives to a thread's sums.
 __device__ __forceinline__ void multiply(const T *slice, Sums &sum) {
-    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
-    const T *left = slice + t * LEFT_PITCH + row_of(0);
-    const T *right = slice + LEFT_SIZE + t * RIGHT_PITCH + column_of(0) - 2 * t + g;
 #pragma unroll
-    for (int k = 0; k < DEPTH; k += 8) {
-        float b[MY_COLUMNS / 2][2], b_rest[MY_COLUMNS / 2][2];
+    for (int k = 0; k < DEPTH; k += 8 * PACKED) {
+        unsigned b[MY_COLUMNS / 2][2], b_rest[MY_COLUMNS / 2][2];
 #pragma unroll
-        for (int n = 0; n < MY_COLUMNS / 2; ++n)
+        for (int n = 0; n < MY_COLUMNS / 2; n += 2) {
+            unsigned words[4];
+            read_factors<Right, true>(slice + Left::ELEMENTS, warp_column() + n * 8, k, words);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) split(right[(k + i * 4) * RIGHT_PITCH + n * 8], b[n][i], b_rest[n][i]);
+            for (int i = 0; i < 4; ++i) b[n + i / 2][i % 2] = words[i];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) split(b[n + i], b_rest[n + i]);
+        }
 #pragma unroll
         for (int m = 0; m < MY_ROWS; m += 2) {
-            float a[4], a_rest[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                split(left[(k + i / 2 * 4) * LEFT_PITCH + m * 8 + i % 2 * 8], a[i], a_rest[i]);
+            unsigned a[4], a_rest[4];
+            read_factors<Left, false>(slice, warp_row() + m * 8, k, a);
+            split(a, a_rest);
 #pragma unroll
             for (int n = 0; n < MY_COLUMNS / 2; ++n) {
                 ACC &c0 = sum[m][2 * n], &c1 = sum[m][2 * n + 1], &c2 = sum[m + 1][2 * n], &c3 = sum[m + 1][2 * n + 1];
@@ -147,24 +225,27 @@ __device__ __forceinline__ void multiply(const T *slice, Sums &sum) {
     }
 }
 #else
-template <int COUNT, int APART>
-__device__ __forceinline__ void read_factors(const T *from, ACC (&values)[COUNT]) {
+// Read term k of rows (or columns): LANES from the first one on, the next ones so far apart.
+template <typename Of, int APART, int COUNT>
+__device__ __forceinline__ void read_factors(const T *slice, int first, int k, ACC (&values)[COUNT]) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += LANES) {
-        const Vector<T, LANES> some = load<LANES>(from + i / LANES * APART);
+        const T *from = slice + Of::at(first + i / LANES * APART, k);
+        Vector<T, LANES> some;
+        if (!Of::BY_DEPTH) some = load<LANES>(from);
 #pragma unroll
-        for (int lane = 0; lane < LANES; ++lane) values[i + lane] = (ACC)some.lane[lane];
+        for (int lane = 0; lane < LANES; ++lane)
+            values[i + lane] = (ACC)(Of::BY_DEPTH ? from[lane * Of::PITCH] : some.lane[lane]);
     }
 }
 
 // Add what a slice gives to a thread's sums.
 __device__ __forceinline__ void multiply(const T *slice, Sums &sum) {
-    const T *left = slice + row_of(0), *right = slice + LEFT_SIZE + column_of(0);
 #pragma unroll
     for (int k = 0; k < DEPTH; ++k) {
         ACC a[MY_ROWS], b[MY_COLUMNS];
-        read_factors<MY_ROWS, DOWN * LANES>(left + k * LEFT_PITCH, a);
-        read_factors<MY_COLUMNS, ACROSS * LANES>(right + k * RIGHT_PITCH, b);
+        read_factors<Left, DOWN * LANES>(slice, row_of(0), k, a);
+        read_factors<Right, ACROSS * LANES>(slice + Left::ELEMENTS, column_of(0), k, b);
 #pragma unroll
         for (int i = 0; i < MY_ROWS; ++i)
 #pragma unroll
@@ -174,9 +255,9 @@ __device__ __forceinline__ void multiply(const T *slice, Sums &sum) {
 #endif
 
 // Add up the products of so many slices: list(s) makes ready what load needs for slice s and those behind it, LISTED
-// slices at a time; load(s, to) asks for slice s.
-template <int LISTED, typename List, typename Load>
-__device__ __forceinline__ void add_slices(int slices, T *shared, Sums &sum, List list, Load load) {
+// slices at a time; ask(s, to) asks for slice s, and settle(to) writes what came of it to registers.
+template <int LISTED, typename List, typename Ask, typename Settle>
+__device__ __forceinline__ void add_slices(int slices, T *shared, Sums &sum, List list, Ask ask, Settle settle) {
 #pragma unroll
     for (int i = 0; i < MY_ROWS; ++i)
 #pragma unroll
@@ -185,7 +266,10 @@ __device__ __forceinline__ void add_slices(int slices, T *shared, Sums &sum, Lis
     __syncthreads();
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) {
-        if (s < slices) load(s, shared + s * STAGE);
+        if (s < slices) {
+            ask(s, shared + s * STAGE);
+            settle(shared + s * STAGE);
+        }
         end_of_slice();
     }
     for (int s = 0, stage = 0, free = STAGES - 1; s < slices; ++s) {
@@ -197,10 +281,11 @@ __device__ __forceinline__ void add_slices(int slices, T *shared, Sums &sum, Lis
                 list(next);
                 __syncthreads();
             }
-            load(next, shared + free * STAGE);
+            ask(next, shared + free * STAGE);
         }
         end_of_slice();
         multiply(shared + stage * STAGE, sum);
+        if (next < slices) settle(shared + free * STAGE);
         free = stage;
         stage = stage == STAGES - 1 ? 0 : stage + 1;
     }

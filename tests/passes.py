@@ -49,9 +49,9 @@ def check(case, algorithm, dtype, backend):
         np.testing.assert_array_equal(backend.to_numpy(got), must.astype(dtype))
 
 
-def check_nothing_around_is_read(case, algorithm, rng):
+def check_nothing_around_is_read(case, algorithm, rng, dtype=np.float32):
     """Compare all passes on arrays that lie within NaN with the same on arrays that lie alone."""
-    given = arrays(case, np.float32)
+    given = arrays(case, dtype)
     alone = computed(case, algorithm, *map(host_runtime.to_device, given))
     within = computed(case, algorithm, *(host_runtime.within_nan(rng, a) for a in given))
     for got, must in zip(within, alone, strict=True):

@@ -1109,10 +1109,10 @@ def test_where_there_is_no_memory_for_the_chosen_one_the_other_is_timed_alone(re
 
 def test_algorithms_that_have_to_be_asked_for_are_checked_too():
     asked = list(cases.asked_cases())
-    found = {(case.algorithm, case.precision, case.op) for case in asked}
-    for algorithm, precision in cases.ASKED:
-        ops = set(shapes.CONV_PASSES) - ({"conv2d_weight_grad"} if algorithm == "winograd" else set())
-        assert {op for name, numbers, op in found if (name, numbers) == (algorithm, precision)} == ops
+    found = {(case.op, (case.algorithm, case.dtype, case.precision)) for case in asked}
+    for wanted in cases.ASKED:
+        ops = set(shapes.CONV_PASSES) - ({"conv2d_weight_grad"} if wanted[0] == "winograd" else set())
+        assert {op for op, how in found if how == wanted} == ops
     for case in asked:
         row = Row(case.op, case.shape, case.dtype, case.precision, case.channels_last)
         assert shapes.candidates(row)[0] != case.algorithm

@@ -27,7 +27,7 @@ LAYOUTS = pytest.mark.parametrize("channels_last", [False, True])
 def drawn(rng, channels_last):
     """Draw a convolution whose groups and terms fill a slice or a tile, or don't."""
     case = draw(rng, axes=rng.choice([1, 2, 2, 2, 3]), free=rng.random() < 0.3)
-    groups, cg, og = rng.choice([1, 1, 2, 3]), rng.choice([1, 3, 8, 20]), rng.choice([1, 4, 18, 33])
+    groups, cg, og = rng.choice([1, 1, 2, 3]), rng.choice([1, 3, 8, 20]), rng.choice([1, 4, 18, 33, 40])
     changes = {
         "n": max(1, case.n), "c_in": groups * cg, "c_out": groups * og, "groups": groups,
         "channels_last": channels_last,
@@ -70,8 +70,8 @@ def any_tile(monkeypatch):
     forget()
 
 
-def check_here(case):
-    check(case, "implicit", np.float32, BACKENDS["kernels"])
+def check_here(case, dtype=np.float32):
+    check(case, "implicit", dtype, BACKENDS["kernels"])
 
 
 def forget():
@@ -83,7 +83,7 @@ def forget():
 @settings(max_examples=15)
 @given(rng=st.randoms(use_true_random=False))
 def test_all_passes_are_exactly_the_definition_on_whole_numbers(gpu, channels_last, rng):
-    case, dtype = drawn(rng, channels_last), rng.choice([np.float32, np.float32, np.float64])
+    case, dtype = drawn(rng, channels_last), rng.choice([np.float16, np.float32, np.float32, np.float64])
     check(case, "implicit", dtype, gpu)
 
 
@@ -92,7 +92,8 @@ def test_all_passes_are_exactly_the_definition_on_whole_numbers(gpu, channels_la
 @settings(max_examples=8)
 @given(rng=st.randoms(use_true_random=False))
 def test_nothing_around_an_array_is_read(channels_last, rng):
-    check_nothing_around_is_read(drawn(rng, channels_last), "implicit", rng)
+    dtype = rng.choice([np.float16, np.float32])
+    check_nothing_around_is_read(drawn(rng, channels_last), "implicit", rng, dtype)
 
 
 @needs_kernels
@@ -118,17 +119,46 @@ def test_every_tile_of_tensor_cores_is_filled_and_overflows(tile, products, chan
 
 @needs_kernels
 @LAYOUTS
+@pytest.mark.parametrize("deeper", [1, 2])
+@pytest.mark.parametrize(
+    "tile", [*implicit.TENSOR, implicit.SMALL], ids=lambda tile: f"{tile.channels}x{tile.places}"
+)
+def test_every_tile_of_float16_is_filled_and_overflows(tile, deeper, channels_last, any_tile):
+    any_tile(tile._replace(tensor=1, depth=max(16, tile.depth * deeper)))
+    options = {"n": 2, "stride": (1, 2)}
+    for c_in, more in ((3, 3), (8, 8)):  # copied one by one, and in vectors
+        case = case_of(channels_last, c_in, tile.channels + more, (9, 8), (3, 2), **options)
+        check_here(case, np.float16)
+
+
+@needs_kernels
+@LAYOUTS
 @pytest.mark.parametrize("precision, bound", [("ieee", 2**-22), ("3xtf32", 2**-20), ("tf32", 2**-10)])
-def test_factors_are_rounded_as_the_precision_says(precision, bound, channels_last):
+@pytest.mark.parametrize("channels", [20, 19])
+def test_factors_are_rounded_as_the_precision_says(channels, precision, bound, channels_last):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((1, 6, 7, 20) if channels_last else (1, 20, 6, 7)).astype(np.float32)
-    w = rng.standard_normal((3, 3, 20, 6) if channels_last else (6, 20, 3, 3)).astype(np.float32)
+    x = rng.standard_normal((1, 6, 7, channels) if channels_last else (1, channels, 6, 7)).astype(np.float32)
+    w = rng.standard_normal((3, 3, channels, 6) if channels_last else (6, channels, 3, 3)).astype(np.float32)
     options = {"padding": 1, "channels_last": channels_last}
     with gpuconv.config(algorithm="implicit", fp32_precision=precision):
         y = host_runtime.to_host(gpuconv.conv2d(*map(host_runtime.to_device, (x, w)), **options))
     want, size = (gpuconv.conv2d(f(x.astype(float)), f(w.astype(float)), **options) for f in (np.array, abs))
     worst = (abs(y - want) / size).max()
     assert bound / 300 < worst < bound
+
+
+@needs_kernels
+@LAYOUTS
+def test_sums_of_float16_are_of_float32_and_rounded_once(channels_last):
+    # 4096 + 1 - 4096: in float16, which has only even numbers there, the 1 would be lost.
+    shape = (1, 3, 3, 24) if channels_last else (1, 24, 3, 3)
+    x, w = np.zeros(shape, np.float16), np.ones((1, 1, 24, 2) if channels_last else (2, 24, 1, 1), np.float16)
+    channel = [x[0, 1, 1] if channels_last else x[0, :, 1, 1]][0]
+    channel[[0, 3, 19]] = 4096, 1, -4096
+    there, options = [host_runtime.to_device(a) for a in (x, w)], {"channels_last": channels_last}
+    with gpuconv.config(algorithm="implicit"):
+        y = host_runtime.to_host(gpuconv.conv2d(*there, **options))
+    assert y.sum() == 2 and y.dtype == np.float16
 
 
 @needs_kernels
@@ -157,10 +187,11 @@ def test_constants_that_are_compiled_in_change_nothing(channels_last, monkeypatc
 
 @needs_kernels
 @LAYOUTS
-def test_weight_gradients_of_many_parts_keep_to_the_limit(channels_last, monkeypatch):
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_weight_gradients_of_many_parts_keep_to_the_limit(channels_last, dtype, monkeypatch):
     device = host_runtime.host
     shape = (4, 24, 24, 5) if channels_last else (4, 5, 24, 24)
-    x = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
+    x = np.random.default_rng(0).integers(-3, 4, shape).astype(dtype)
     results = []
     for limit in (100, 2000, 16 << 20):
         monkeypatch.setattr(host_runtime, "DEFAULT_WORKSPACE", limit)
@@ -172,7 +203,7 @@ def test_weight_gradients_of_many_parts_keep_to_the_limit(channels_last, monkeyp
     (one, none), (two, some), (most, much) = results
     np.testing.assert_array_equal(one, most)
     np.testing.assert_array_equal(two, most)
-    assert none == 0 and some <= 2000 < much and some == 2 * one.nbytes
+    assert none == 0 and some <= 2000 < much and some == 2 * 4 * one.size
 
 
 @needs_kernels
@@ -264,9 +295,10 @@ def test_it_waits_to_be_asked_for(channels_last):
 
 
 @LAYOUTS
-def test_only_weight_gradients_take_workspace_and_as_much_as_they_may(channels_last):
+@pytest.mark.parametrize("dtype, precision", [("f2", "ieee"), ("f4", "ieee"), ("f4", "tf32"), ("f8", "ieee")])
+def test_only_weight_gradients_take_workspace_and_as_much_as_they_may(channels_last, dtype, precision):
     for shape in conv_shapes():
-        p = problem_of(shape, np.float32, channels_last)
+        p = problem_of(shape, dtype, channels_last)._replace(precision=precision)
         if implicit.takes(p, "forward"):
             found = programs(p, 8 << 20)
             assert found["forward"].workspace == found["input_grad"].workspace == 0
@@ -284,11 +316,23 @@ def test_layers_of_known_networks_are_copied_and_written_in_vectors(channels_las
             name: int(dict(plan.steps[0].kernel.defines)["VECTOR"]) for name, plan in programs(p).items()
         }
         if channels_last:
-            assert dict(programs(p)["forward"].steps[0].kernel.defines)["WEIGHTS"] == "4" or shape.c_out % 4
+            forward = dict(programs(p)["forward"].steps[0].kernel.defines)
+            assert forward["WEIGHTS_WIDTH"] == "4" or shape.c_out % 4
             assert vectors["forward"] == 4 or shape.c_out % 4, shape.name
         elif p.window.places % 4 == 0:
             assert vectors["forward"] == 4, shape.name
         assert vectors["weight_grad"] == 4 or (p.c_out if channels_last else p.rows) % 4, shape.name
+
+
+def test_float16_is_copied_sixteen_bytes_at_a_time_channels_last():
+    for shape in conv_shapes():
+        p = problem_of(shape, np.float16, True)
+        if shape.kind != "dense" or p.cg % 8 or p.og % 8 or not implicit.takes(p, "forward"):
+            continue
+        for name, program in programs(p).items():
+            defines = dict(program.steps[0].kernel.defines)
+            widths = {value for key, value in defines.items() if key.endswith("_WIDTH")}
+            assert widths == {"8"}, (shape.name, name)
 
 
 def test_tiles_leave_few_channels_idle_and_are_many():
@@ -310,9 +354,9 @@ def test_a_draw_of_every_kind_reaches_the_kernels(channels_last):
         p = Problem(window, case.n, case.c_in, case.c_out, np.dtype("f4"), channels_last, "ieee")
         for program in programs(p).values():
             defines = dict(program.steps[0].kernel.defines)
-            seen |= {(name, defines.get(name)) for name in ("VECTOR", "AXES", "WEIGHTS", "BACKWARD")}
+            seen |= {(name, defines.get(name)) for name in ("VECTOR", "AXES", "WEIGHTS_WIDTH", "BACKWARD")}
     want = {("VECTOR", "1"), ("VECTOR", "4"), ("BACKWARD", "0"), ("BACKWARD", "1")}
     want |= {("AXES", str(n)) for n in (1, 2, 3)} | (
-        {("WEIGHTS", "1"), ("WEIGHTS", "4")} if channels_last else set()
+        {("WEIGHTS_WIDTH", "1"), ("WEIGHTS_WIDTH", "4")} if channels_last else set()
     )
     assert want <= seen

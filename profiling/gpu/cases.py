@@ -60,25 +60,26 @@ def small_cases() -> Iterator[Case]:
     yield from asked_cases()
 
 
-# What the planner takes on none of these by itself, and how float32 is multiplied.
+# What the planner takes on none of these by itself, of which dtype, and how float32 is multiplied.
 ASKED = (
-    ("direct", "ieee"),
-    ("implicit", "ieee"),
-    ("implicit", "tf32"),
-    ("implicit", "3xtf32"),
-    ("winograd", "ieee"),
+    ("direct", "float32", "ieee"),
+    ("implicit", "float32", "ieee"),
+    ("implicit", "float32", "tf32"),
+    ("implicit", "float32", "3xtf32"),
+    ("implicit", "float16", "ieee"),
+    ("winograd", "float32", "ieee"),
 )
 
 
 def asked_cases() -> Iterator[Case]:
     """Yield what algorithms compute that have to be asked for, on the first two shapes."""
-    for algorithm, precision in ASKED:
+    for algorithm, dtype, precision in ASKED:
         for shape in SMALL_CONVS[:2]:
             for channels_last in (False, True):
                 for op in CONV_PASSES:
-                    row = Row(op, shape, "float32", precision, channels_last)
+                    row = Row(op, shape, dtype, precision, channels_last)
                     if algorithm in candidates(row)[1:]:
-                        yield Case(op, shape, "float32", channels_last, algorithm, precision)
+                        yield Case(op, shape, dtype, channels_last, algorithm, precision)
 
 
 def cases(shapes: Iterable[Shape], dtype: str) -> Iterator[Case]:

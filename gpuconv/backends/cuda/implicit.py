@@ -9,16 +9,24 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from gpuconv.backends.cuda.columns import Laid, channel_lanes, inner_divisors, three, window_struct
-from gpuconv.backends.cuda.kernels import THREADS, divisor, needs_wide, specialise
+from gpuconv.backends.cuda.columns import (
+    Laid,
+    channel_lanes,
+    inner_divisors,
+    places_lanes,
+    three,
+    window_struct,
+)
+from gpuconv.backends.cuda.kernels import C_TYPES, THREADS, divisor, needs_wide, specialise
 from gpuconv.backends.cuda.parts import sum_parts
 from gpuconv.backends.cuda.problem import BIAS, LEFT, RESULT, RIGHT, WORK, Epilogue, Problem, round_up
 from gpuconv.backends.cuda.program import At, Launch, Program, lanes, planned
+from gpuconv.backends.dispatch import accumulator
 from gpuconv.geometry import Window
 
 # Taps at most: each is a bit of a mask, of 32 bits where they suffice.
 MOST_TAPS, NARROW_MASK = 64, 32
-DTYPES = ("float32", "float64")
+DTYPES = ("float16", "float32", "float64")
 
 
 def takes(problem: Problem, which: str) -> bool:
@@ -51,12 +59,20 @@ class Tile(NamedTuple):
         """Return how many results a thread writes at once; from tensor cores it has two side by side."""
         return min(lanes(itemsize, multiple), 2 if self.tensor else 4)
 
-    def shared(self, itemsize: int, taps: int, wide: bool) -> int:
-        """Return the bytes of shared memory: slices, and the table of terms, two offsets and a mask each."""
+    def shared(self, itemsize: int, along: tuple[bool, bool], taps: int, wide: bool) -> int:
+        """Return the bytes of shared memory: slices, and the table of terms, two offsets and a mask each.
+
+        `along` tells of weights (or dy) and of places whether their terms lie side by side in memory.
+        """
         term = 32 if wide or taps > NARROW_MASK else 16
-        between = 16 if self.tensor else 8
-        slices = self.stages * self.depth * (self.channels + self.places + between) * itemsize
-        return slices + THREADS * term
+        sides = zip((self.channels, self.places), along, strict=True)
+        return self.stages * itemsize * sum(self._slice(*side, itemsize) for side in sides) + THREADS * term
+
+    def _slice(self, size: int, along_depth: bool, itemsize: int) -> int:
+        """Return the elements of a factor's slice, as product.cuh has them."""
+        if self.tensor and along_depth:
+            return size * (self.depth + 16 // itemsize)
+        return self.depth * (size + (8 if self.tensor else 4))
 
 
 # The largest first. Sums are registers: a thread of the first has 64, beside 16 factors of a term. Where it
@@ -71,29 +87,36 @@ DOUBLE = (Tile(64, 64, 4, 4, 8, 3, 2), Tile(32, 128, 4, 4, 8, 3, 2))
 # Where large tiles are too few for a GPU's multiprocessors.
 SMALL = Tile(64, 64, 4, 4, 16, 3, 2)
 ENOUGH_BLOCKS = 264  # two for each of an H200's
-# By tensor cores, which take 16 rows of a warp at least. They are done with a slice sooner, so it is deeper.
-TENSOR = tuple(tile._replace(depth=16, stages=2) for tile in SINGLE[:3])
-PRODUCTS = {"tf32": 1, "3xtf32": 3}
+# By tensor cores, which take 16 rows of a warp at least. They are done with a slice sooner, so it is deeper:
+# as deep as 48 KB allow. Of float16 twice the terms are as many bytes; channels first 16, as tensor cores
+# take at once, since some wait in registers.
+TENSOR = tuple(
+    tile._replace(depth=depth, stages=2, tensor=1) for tile, depth in zip(SINGLE, (16, 16, 8), strict=False)
+)
+HALF_FIRST = 16
+# Of three products what is left of both factors takes registers, too: the largest would spill.
+THREE = tuple(tile._replace(tensor=3) for tile in TENSOR[1:])
+BY_PRECISION = {"ieee": SINGLE, "tf32": TENSOR, "3xtf32": THREE}
 
 
 def tile(problem: Problem, channels: int, places: int) -> Tile:
     """Return the tile that leaves the fewest channels idle; a smaller one where there would be few blocks."""
-    double = problem.dtype.itemsize == 8
-    tensor = 0 if double else PRODUCTS.get(problem.precision, 0)
-    choices = DOUBLE if double else TENSOR if tensor else SINGLE
+    half, double = problem.itemsize == 2, problem.itemsize == 8
+    choices = DOUBLE if double else TENSOR if half else BY_PRECISION[problem.precision]
     best = min(choices, key=lambda tile: round_up(channels, tile.channels))
     blocks = -(-channels // best.channels) * -(-places // best.places)
     if blocks < ENOUGH_BLOCKS and best.channels > SMALL.channels:
-        best = SMALL
-    return best._replace(tensor=tensor)
+        best = SMALL._replace(tensor=best.tensor)
+    if half:
+        best = best._replace(depth=2 * best.depth if problem.channels_last else HALF_FIRST)
+    return best
 
 
 @planned
 def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
     """Return the program for x (LEFT), w (RIGHT, at a multiple of `alignment` elements), b (BIAS) and y."""
     p = problem
-    weights = lanes(p.itemsize, p.og, alignment) if p.channels_last else 1
-    return _product(p, p.window, (p.cg, p.og), x, weights, epilogue, backward=False)
+    return _product(p, p.window, (p.cg, p.og), x, alignment, epilogue, backward=False)
 
 
 @planned
@@ -101,7 +124,7 @@ def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilog
     """Return the program for dy (LEFT), w (RIGHT), b (BIAS) and dx."""
     p = problem
     turned = replace(p.window, in_size=p.window.out_size, out_size=p.window.in_size)
-    return _product(p, turned, (p.og, p.cg), dy, 1, epilogue, backward=True)
+    return _product(p, turned, (p.og, p.cg), dy, alignment, epilogue, backward=True)
 
 
 # Of the weight gradient. Places that a part sums at least, so that writing and adding up its sums stays a
@@ -113,15 +136,19 @@ LEAST_LENGTH, BLOCKS = 512, 2 * ENOUGH_BLOCKS
 def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program:
     """Return the program for dy (LEFT), x (RIGHT), dw (RESULT), and the sums of parts (WORK)."""
     p, window, pairs, size = problem, problem.window, problem.rows, problem.c_out * problem.rows
+    itemsize = accumulator(p.dtype).itemsize
     total = p.images * window.places
     chosen = tile(p, p.og, pairs * window.groups * (total // LEAST_LENGTH))
     tiles = -(-pairs // chosen.places), -(-p.og // chosen.channels)
     together = prod(tiles) * window.groups
-    parts = max(1, min(-(-total // LEAST_LENGTH), -(-BLOCKS // together), limit // (size * p.itemsize)))
+    parts = max(1, min(-(-total // LEAST_LENGTH), -(-BLOCKS // together), limit // (size * itemsize)))
     length = round_up(-(-total // parts), chosen.depth)
     parts = -(-total // length)
     vector = chosen.lanes(p.itemsize, p.og if p.channels_last else pairs)
-    weights = channel_lanes(p.itemsize, p.og, dy) if p.channels_last else 1
+    if p.channels_last:
+        widths = channel_lanes(p.itemsize, p.cg, x), channel_lanes(p.itemsize, p.og, dy)
+    else:
+        widths = 1, places_lanes(p.itemsize, window.out_size, dy) if chosen.tensor else 1
     wide = needs_wide(
         total + length,
         parts * size,
@@ -135,7 +162,9 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
         vector=vector,
         wide=wide,
         CHANNELS_LAST=int(p.channels_last),
-        WEIGHTS=weights,
+        X_WIDTH=widths[0],
+        DY_WIDTH=widths[1],
+        SUM=C_TYPES[(p.dtype if parts == 1 else accumulator(p.dtype)).name],
         MASK=_mask(window),
         **chosen.defines(p.channels_last),
     )
@@ -155,11 +184,11 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
         size=size,
     )
     sums = At(RESULT) if parts == 1 else At(WORK)
-    shared = chosen.shared(p.itemsize, window.taps, wide)
+    shared = chosen.shared(p.itemsize, (not p.channels_last,) * 2, window.taps, wide)
     first = Launch(kernel, together * parts, (At(LEFT), At(RIGHT), sums), struct, shared)
     if parts == 1:
         return Program((first,))
-    return Program((first, sum_parts(sums, At(RESULT), size, parts, p.dtype)), parts * size * p.itemsize)
+    return Program((first, sum_parts(sums, At(RESULT), size, parts, p.dtype)), parts * size * itemsize)
 
 
 def _padded(window: Window) -> tuple[int, ...]:
@@ -184,7 +213,7 @@ def _product(
     window: Window,
     channels: tuple[int, int],
     source: Laid,
-    weights: int,
+    alignment: int,
     epilogue: Epilogue,
     *,
     backward: bool,
@@ -195,10 +224,18 @@ def _product(
     grid = [-(-size // step) for size, step in zip(window.out_size, steps, strict=True)]
     places, phases = p.images * prod(grid), prod(map(min, steps, window.out_size))
     chosen = tile(p, written, places * phases * groups)
+    # What lies side by side: of the source channels or places, of weights channels of the result or terms.
+    along = not (p.channels_last and not backward), p.channels_last
     if p.channels_last:
         vector = chosen.lanes(p.itemsize, written)
+        together = p.og
     else:
         vector = chosen.lanes(p.itemsize, prod(window.out_size)) if phases == 1 else 1
+        together = 1 if backward else p.rows
+    # Multiplied one by one, terms of a row don't stay side by side.
+    by_depth = chosen.tensor > 0
+    source_width = channel_lanes(p.itemsize, read, source) if p.channels_last and by_depth else 1
+    weights_width = lanes(p.itemsize, together, alignment) if by_depth or not along[0] else 1
     wide = needs_wide(
         places + chosen.places,
         p.images * groups * written * prod(window.out_size),
@@ -213,7 +250,8 @@ def _product(
         wide=wide,
         CHANNELS_LAST=int(p.channels_last),
         BACKWARD=int(backward),
-        WEIGHTS=weights,
+        SOURCE_WIDTH=source_width,
+        WEIGHTS_WIDTH=weights_width,
         MASK=_mask(window),
         **epilogue.defines(),
         **chosen.defines(p.channels_last),
@@ -235,4 +273,5 @@ def _product(
     )
     pointers = At(LEFT), At(RIGHT), At(BIAS if epilogue.bias else RIGHT), At(RESULT)
     blocks = prod(tiles) * groups * phases
-    return Program((Launch(kernel, blocks, pointers, struct, chosen.shared(p.itemsize, window.taps, wide)),))
+    shared = chosen.shared(p.itemsize, along, window.taps, wide)
+    return Program((Launch(kernel, blocks, pointers, struct, shared),))
