@@ -15,8 +15,8 @@
 // them (product.cuh). For 256 terms at a time, what a term adds to an address stands in a table in shared memory, and
 // which tap it is; a thread knows where each of its places begins, and which taps read within the source.
 //
-// Bytes: the result once; the source once for each Filters::SIZE channels of the result and K1 * K2 / (S1 * S2) times, and the
-// weights once for each Places::SIZE places, both mostly from the L2.
+// Bytes: the result once; the source once for each Filters::SIZE channels of the result and K1 * K2 / (S1 * S2) times,
+// and the weights once for each Places::SIZE places, both mostly from the L2.
 //
 // Fixed when compiled, besides: BACKWARD; SOURCE_WIDTH and WEIGHTS_WIDTH, elements of a copy of source and weights; and
 // what product.cuh and epilogue.cuh name.

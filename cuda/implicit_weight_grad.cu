@@ -12,8 +12,8 @@
 // time a table in shared memory has where they begin in x and dy, and which taps read within x; a thread knows what each
 // of its pairs adds to that.
 //
-// Bytes: dy once for each Pairs::SIZE pairs, x once for each Filters::SIZE channels and K1 * K2 / (S1 * S2) times, mostly from the
-// L2; the sums of all parts.
+// Bytes: dy once for each Pairs::SIZE pairs, x once for each Filters::SIZE channels and K1 * K2 / (S1 * S2) times,
+// mostly from the L2; the sums of all parts.
 //
 // Fixed when compiled, besides: X_WIDTH and DY_WIDTH, elements of a copy of x and dy; SUM, the type of what is written:
 // ACC, or T where there is one part; and what product.cuh names.

@@ -177,8 +177,9 @@ __device__ __forceinline__ void read_factors(const T *slice, int first, int k, u
     else
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const int row = first + (OF_B ? i / 2 : i % 2) * 8 + lane / 4, term = k + (OF_B ? i % 2 : i / 2) * 4 + lane % 4;
-            words[i] = word_of((float)slice[Of::at(row, term)]);
+            const int row = first + (OF_B ? i / 2 : i % 2) * 8 + lane / 4;
+            const int term = k + (OF_B ? i % 2 : i / 2) * 4 + lane % 4;
+            words[i] = bits_as<unsigned>((float)slice[Of::at(row, term)]);
         }
 }
 
@@ -187,9 +188,9 @@ template <int COUNT>
 __device__ __forceinline__ void split(unsigned (&words)[COUNT], unsigned (&rest)[COUNT]) {
 #pragma unroll
     for (int i = 0; i < COUNT && PACKED == 1; ++i) {
-        const float value = float_of(words[i]);
+        const float value = bits_as<float>(words[i]);
         words[i] = rounded(value);
-        if (TENSOR == 3) rest[i] = rounded(value - float_of(words[i]));
+        if (TENSOR == 3) rest[i] = rounded(value - bits_as<float>(words[i]));
     }
 }
 

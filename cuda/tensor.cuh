@@ -8,26 +8,19 @@
 #define PACKED (4 / (int)sizeof(T))
 static_assert(DEPTH % (8 * PACKED) == 0, "tensor cores take eight words at once");
 
-// A float, and the word that has its bits.
-__device__ __forceinline__ unsigned word_of(float value) {
+// The same bits, as another type.
+template <typename To, typename From>
+__device__ __forceinline__ To bits_as(From value) {
     union {
-        float value;
-        unsigned word;
-    } both = {value};
-    return both.word;
-}
-
-__device__ __forceinline__ float float_of(unsigned word) {
-    union {
-        unsigned word;
-        float value;
-    } both = {word};
-    return both.value;
+        From value;
+        To same;
+    } bits = {value};
+    return bits.same;
 }
 
 // A float with the 10 bits of mantissa that tensor cores read: the nearest.
 __device__ __forceinline__ unsigned rounded(float x) {
-    unsigned word = word_of(x);
+    unsigned word = bits_as<unsigned>(x);
 #ifdef __CUDA_ARCH__
     asm("cvt.rna.tf32.f32 %0, %0;" : "+r"(word));
 #else
