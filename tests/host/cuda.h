@@ -6,6 +6,7 @@
 // without barriers runs as one fiber: a fault can leave it from anywhere, and is a message instead of a crash.
 
 #include <cmath>
+#include <csetjmp>
 #include <csignal>
 #include <cstdarg>
 #include <cstdio>
@@ -45,7 +46,9 @@ struct Launch {
 };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // where it begins
+    jmp_buf place;       // where it goes on
+    bool begun;
     const void *stack;
     size_t stack_size;
     void *fake_stack;  // the address sanitizer's
@@ -73,8 +76,13 @@ static void report(const char *format, ...) {
 static void switch_to(Fiber &to) {
     Fiber &from = *running;
     running = &to;
+    from.begun = true;
     __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_size);
+#ifdef __SANITIZE_ADDRESS__  // which takes _longjmp for the end of what this stack holds
     swapcontext(&from.context, &to.context);
+#else  // without swapcontext's two system calls, which took most of the time of kernels with barriers
+    if (!_setjmp(from.place)) to.begun ? _longjmp(to.place, 1) : (void)setcontext(&to.context);
+#endif
     __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 }
 
@@ -99,24 +107,31 @@ static void on_asan_report(const char *text) {
 
 static void begin() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_size);
-    running->job(*running);
-    running->ended = true;
-    leave();
+    for (;;) {
+        running->job(*running);
+        running->ended = true;
+        switch_to(scheduler);
+    }
 }
 
-static void prepare(Fiber &fiber, void (*job)(const Fiber &), unsigned thread) {
+static void make(Fiber &fiber) {
     if (!fiber.stack) fiber.stack = malloc(STACK);
     fiber.stack_size = STACK;
+    fiber.begun = false;
     __asan_unpoison_memory_region(fiber.stack, STACK);  // one that failed left its frames there
-    fiber.job = job;
-    fiber.thread = thread;
-    fiber.line = 0;
-    fiber.ended = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = const_cast<void *>(fiber.stack);
     fiber.context.uc_stack.ss_size = STACK;
     makecontext(&fiber.context, begin, 0);
     fiber.context.uc_stack.ss_size = 0;  // else the sanitizer forgets, at each switch, what guards that stack
+}
+
+static void prepare(Fiber &fiber, void (*job)(const Fiber &), unsigned thread) {
+    if (!fiber.ended) make(fiber);  // new, or left in the midst of a launch that failed
+    fiber.job = job;
+    fiber.thread = thread;
+    fiber.line = 0;
+    fiber.ended = false;
 }
 
 static uint3 unravel(unsigned flat, const dim3 &size) {
