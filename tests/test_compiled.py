@@ -10,11 +10,13 @@ import threading
 import time
 import tracemalloc
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from host import compiler as host_compiler
 from host import sanitized
 
 import gpuconv
@@ -548,9 +550,9 @@ def test_kernels_of_every_vector_width_stay_inside_their_arrays_and_agree_with_n
     (tmp_path / "cache").mkdir()
     by = compiler.find()
     for part in compiled.PARTS:  # gcc itself runs without the sanitizer
-        out = tmp_path / "kernels.so"
-        compiler.run(by, part, np.dtype(dtype).itemsize, out)
-        libraries._keep(tmp_path / "cache", compiled._key(by, part, np.dtype(dtype)), out)
+        key = compiled._key(by, part, np.dtype(dtype))
+        made = host_compiler.kept(key, partial(compiler.run, by, part, np.dtype(dtype).itemsize))
+        libraries._keep(tmp_path / "cache", key, made)
     done = sanitized.python(ROOT / "tests" / "random_calls.py", dtype, 150, GPUCONV_COMPILED="1")
     assert done.returncode == 0, done.stderr[:3000]
     assert int(done.stdout) > 100
@@ -568,7 +570,7 @@ UNOPTIMISED = ("-O0", "-fno-sanitize=undefined")
         ("aarch64-macos", "darwin", "arm64", b"\xcf\xfa\xed\xfe"),
     ],
 )
-def test_zig_compiles_for_other_systems(target, platform, machine, begins, monkeypatch, tmp_path):
+def test_zig_compiles_for_other_systems(target, platform, machine, begins, monkeypatch):
     monkeypatch.delenv("GPUCONV_CC", raising=False)
     zig = compiler.find()
     if zig is None:
@@ -581,8 +583,8 @@ def test_zig_compiles_for_other_systems(target, platform, machine, begins, monke
     monkeypatch.undo()
     monkeypatch.setattr(compiler, "flags", lambda *_: flags)
     for part in compiled.PARTS:
-        compiler.run(there, part, 4, tmp_path / part)
-        assert (tmp_path / part).read_bytes().startswith(begins)
+        key = f"{there.command} {compiled._key(there, part, np.dtype(np.float32))}"
+        assert host_compiler.kept(key, partial(compiler.run, there, part, 4)).read_bytes().startswith(begins)
 
 
 @pytest.mark.parametrize("head", ["NumPy's", "asked of NumPy"])

@@ -1,4 +1,4 @@
-"""From a kernel's text to functions on the CPU: g++ with sanitizers, variants together, cached by content."""
+"""From a kernel's text to functions on the CPU: g++ with sanitizers, variants together, kept by content."""
 
 import ctypes
 import hashlib
@@ -149,24 +149,32 @@ def _compiler():
     return version + "".join(path.read_text(encoding="utf-8") for path in stand_ins)
 
 
-@cache
-def _library(name, function, text, variants):
-    program = _program(name, function, text, variants)
-    sanitizers = (*UNDEFINED, *ADDRESS) if address_sanitized() else UNDEFINED
-    flags = (*FLAGS, *sanitizers, "-isystem", str(headers()), "-idirafter", str(HERE / "stand_ins"))
-    key = hashlib.sha256("\0".join((program, _compiler(), *flags)).encode()).hexdigest()[:32]
-    path = cache_folder() / f"{key}.so"
+def kept(content, make):
+    """Return where the library is that `make` writes to a path, made once for all that it depends on."""
+    path = cache_folder() / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written elsewhere and renamed: another process finds a whole library or none.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            command = ["g++", *flags, "-x", "c++", "-", "-o", str(made)]
-            environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-            run = subprocess.run(command, input=program, text=True, capture_output=True, env=environment)
-            if run.returncode:
-                raise RuntimeError(f"g++ can't compile this kernel:\n{run.stderr[:4000]}")
+            make(made)
             made.replace(path)
-    library = ctypes.CDLL(str(path))
+    return path
+
+
+@cache
+def _library(name, function, text, variants):
+    program = _program(name, function, text, variants)
+    sanitizers = (*UNDEFINED, *ADDRESS) if address_sanitized() else UNDEFINED
+    flags = (*FLAGS, *sanitizers, "-isystem", str(headers()), "-idirafter", str(HERE / "stand_ins"))
+
+    def make(path):
+        command = ["g++", *flags, "-x", "c++", "-", "-o", str(path)]
+        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+        run = subprocess.run(command, input=program, text=True, capture_output=True, env=environment)
+        if run.returncode:
+            raise RuntimeError(f"g++ can't compile this kernel:\n{run.stderr[:4000]}")
+
+    library = ctypes.CDLL(str(kept("\0".join((program, _compiler(), *flags)), make)))
     library.gpuconv_host_run.restype = ctypes.c_char_p
     return library
