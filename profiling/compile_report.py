@@ -3,6 +3,7 @@
     python profiling/compile_report.py                     # four minutes on two cores
     python profiling/compile_report.py --only col2im --all # one kernel, each specialisation in full
     python profiling/compile_report.py --arch sm_89 --out resources.txt
+    python profiling/compile_report.py --kept outcomes.json # only what changed since it wrote that file
 
 Which specialisations: those that the backend itself launches on every line of conv_shapes.csv and
 pool_shapes.csv, in both layouts and three dtypes, and some that no line there reaches. All are compiled for
@@ -14,16 +15,20 @@ Exits with 1 where a kernel doesn't compile, has a stack frame or spills registe
 import argparse
 import csv
 import ctypes
+import hashlib
+import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from itertools import count
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +37,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # this checkout, not another installed one
 
 from gpuconv.backends import unmade  # noqa: E402
-from gpuconv.backends.cuda import adaptive, columns, convolution, planning, pooling, runtime  # noqa: E402
+from gpuconv.backends.cuda import adaptive, columns, convolution, planning, pooling, runtime, sources  # noqa: E402
 from gpuconv.backends.cuda.kernels import C_TYPES, Kernel  # noqa: E402
 from gpuconv.backends.dispatch import real_dtype  # noqa: E402
 from gpuconv.config import config  # noqa: E402
+from gpuconv.files import write_whole  # noqa: E402
 from gpuconv.geometry import Window, sliding_window  # noqa: E402
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -312,12 +318,9 @@ class Nvrtc:
             raise NvrtcMissing(f"{missing} not found; pip install 'gpuconv[compile]'")
         self._library = ctypes.CDLL(str(library))
         self.where = f"{library}, {headers.parent}"
-        self._options = [
-            *runtime.OPTIONS,
-            "-ftz=true",
-            "--device-as-default-execution-space",
-            f"-I{headers.parent}",
-        ]
+        self._given = [*runtime.OPTIONS, "-ftz=true", "--device-as-default-execution-space"]
+        self._options = [*self._given, f"-I{headers.parent}"]
+        self._files = library, headers, headers.with_suffix(".hpp")
 
     def check(self, architectures: tuple[str, ...]) -> None:
         """Raise where this version doesn't know one of them."""
@@ -330,6 +333,15 @@ class Nvrtc:
             raise NvrtcMissing(
                 f"{self.where} doesn't compile for {', '.join(unknown)}; pip install 'gpuconv[compile]'"
             )
+
+    @cached_property
+    def _identity(self) -> str:
+        """What an outcome depends on beside source and architecture."""
+        return sources.digest({file.name: file for file in self._files}) + " ".join(self._given)
+
+    def key(self, text: str, architecture: str) -> str:
+        """Return a name for everything that an outcome depends on."""
+        return hashlib.sha256(f"{self._identity} {architecture} {text}".encode()).hexdigest()
 
     def compile(self, text: str, name: str, architecture: str) -> tuple[bool, str]:
         """Return whether it compiled, and the compilers' log."""
@@ -410,9 +422,17 @@ class Outcome(NamedTuple):
 
 
 def compile_all(
-    nvrtc: Nvrtc, chosen: list[Specialisation], architectures: tuple[str, ...], *, everywhere: bool
+    nvrtc: Nvrtc,
+    chosen: list[Specialisation],
+    architectures: tuple[str, ...],
+    *,
+    everywhere: bool,
+    kept: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> list[Outcome]:
-    """Compile on all cores: for `WHOLE` everything, for the others another of each group, or everything."""
+    """Compile on all cores: for `WHOLE` everything, for the others another of each group, or everything.
+
+    What is `kept`, resources by `Nvrtc.key`, isn't compiled again.
+    """
     groups: dict[tuple[str, ...], list[Specialisation]] = {}
     for each in chosen:
         groups.setdefault(each.group, []).append(each)
@@ -428,6 +448,8 @@ def compile_all(
 
     def outcome(item: tuple[Specialisation, str]) -> Outcome:
         each, architecture = item
+        if kept and (resources := kept.get(nvrtc.key(each.kernel.text, architecture))):
+            return Outcome(each, architecture, Resources(*resources), "")
         compiled, log = nvrtc.compile(each.kernel.text, each.kernel.name, architecture)
         return Outcome(each, architecture, parse(log) if compiled else None, log)
 
@@ -525,6 +547,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--everywhere", action="store_true", help="compile each for all architectures")
     parser.add_argument("--all", action="store_true", help="print a line a specialisation and architecture")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write these lines there")
+    parser.add_argument(
+        "--kept", type=Path, metavar="FILE", help="compile what isn't there; then what has no fault is there"
+    )
     options = parser.parse_args(arguments)
     architectures = tuple(options.arch or ARCHITECTURES)
     try:
@@ -538,7 +563,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen:
         parser.error(f"no kernel's name matches {options.only.pattern!r}")
     print(f"{nvrtc.where}; {len(chosen)} specialisations", flush=True)
-    outcomes = compile_all(nvrtc, chosen, architectures, everywhere=options.everywhere or bool(options.arch))
+    kept = json.loads(options.kept.read_text()) if options.kept and options.kept.exists() else {}
+    outcomes = compile_all(
+        nvrtc, chosen, architectures, everywhere=options.everywhere or bool(options.arch), kept=kept
+    )
+    if options.kept:
+        found = {nvrtc.key(o.specialisation.kernel.text, o.architecture): o for o in outcomes if not o.faults}
+        write_whole(options.kept, json.dumps({key: o.resources for key, o in found.items()}).encode())
     counts = [f"{arch} {sum(o.architecture == arch for o in outcomes)}" for arch in architectures]
     print(f"compiled in {time.monotonic() - start:.0f} s: {', '.join(counts)}\n")
     most_first = sorted(outcomes, key=lambda o: -o.resources.registers if o.resources else -1000)

@@ -144,6 +144,37 @@ def test_the_last_line_is_the_count(capsys, tmp_path):
 
 
 @needs_nvrtc
+def test_what_compiled_without_a_fault_is_kept_until_source_or_options_change(
+    specialisations, monkeypatch, capsys, tmp_path
+):
+    runs = []
+    compile_once = Nvrtc.compile
+    monkeypatch.setattr(Nvrtc, "compile", lambda *given: runs.append(given[2:]) or compile_once(*given))
+
+    def again(*architectures, code=0):
+        runs.clear()
+        asked = [word for arch in architectures for word in ("--arch", arch)]
+        kept = ["--kept", str(tmp_path / "kept.json")]
+        assert compile_report.main(["--only", "^winograd_weights$", "--all", *asked, *kept]) == code
+        return capsys.readouterr().out.partition("\n\n")[2], len(runs)
+
+    first, number = again("sm_90")
+    assert number == 2
+    assert again("sm_90") == (first, 0)
+    assert again("sm_90", "sm_80")[1] == 2  # the other's
+    assert again("sm_90", "sm_80")[1] == 0
+    monkeypatch.setattr(compile_report.runtime, "OPTIONS", (*compile_report.runtime.OPTIONS, "-lineinfo"))
+    assert again("sm_90") == (first, 2)
+    assert again("sm_90") == (first, 0)
+    like = next(each.kernel for each in specialisations if each.kernel.name == "winograd_weights")
+    changed = Specialisation(Kernel(like.name, like.defines), 0)
+    monkeypatch.setattr(compile_report, "specialisations", lambda: [changed])
+    monkeypatch.setattr(sources, "read", lambda name: NOT_CPP)
+    for _ in range(2):  # a fault isn't kept
+        assert again("sm_90", code=1)[1] == 1
+
+
+@needs_nvrtc
 def test_every_architecture_gets_each_kernel(specialisations):
     chosen = [each for each in specialisations if each.kernel.name == "argmax_to_indices"]
     outcomes = compile_report.compile_all(Nvrtc(), chosen, ("sm_80", "sm_90", "sm_120"), everywhere=False)
