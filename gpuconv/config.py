@@ -142,6 +142,10 @@ class Config:
         here = self._here.get()
         return self._values[name] if here is None or name not in here else here[name]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all settings as they are here, by name; `config(**settings)` makes them so elsewhere."""
+        return {name: self._get(name) for name in _CHECKS}
+
     @contextmanager
     def __call__(self, **settings: Any) -> Iterator[None]:
         """Use these settings within a `with` block.
@@ -164,7 +168,7 @@ class Config:
             self._here.reset(token)
 
     def __repr__(self) -> str:
-        return f"gpuconv.config({', '.join(f'{name}={self._get(name)!r}' for name in _CHECKS)})"
+        return f"gpuconv.config({', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())})"
 
 
 def _workspace_limit(value: Any) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from gpuconv.backends.dispatch import KINDS
+from gpuconv.backends.dispatch import KINDS, is_dask
 from gpuconv.trace import traced
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,13 +63,17 @@ def public(function: F) -> F:
 
     @wraps(function)
     def wrapper(*arguments: Any, like: Any = None, **named: Any) -> Any:
+        run = inner if (place := PLACE.get()) is None else partial(place, inner, signature)
         for value in (*arguments, *named.values(), *(out if type(out := named.get("out")) is tuple else ())):
             kind = type(value)
             if kind not in KINDS and kind not in _OWN:
                 arguments = tuple(taken(op, n, a) for n, a in zip(parameters, arguments, strict=False))
                 named = {name: taken(op, name, value) for name, value in named.items()}
+                if any(map(is_dask, (*arguments, *named.values()))):
+                    # Where its chunks lie, whatever this place is.
+                    run = partial(importlib.import_module("gpuconv.lazy").call, inner, signature, like)
+                    like = None
                 break
-        run = inner if (place := PLACE.get()) is None else partial(place, inner, signature)
         if like is None:
             return run(*arguments, **named)
         give_back = giver(op, like)

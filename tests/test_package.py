@@ -22,6 +22,9 @@ EXTRAS = [
     "scipy",
     "mlxtend",
     "safetensors",
+    "dask",
+    "distributed",
+    "zarr",
     "hypothesis",
     "pytest",
 ]

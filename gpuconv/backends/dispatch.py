@@ -35,8 +35,8 @@ def backend_of(op: str, **arrays: Any) -> ModuleType:
     kind = next(iter(kinds.values()))
     if kind == "NumPy":
         return _backend("cpu")
-    if kind == UNMADE:
-        return _backend("unmade")
+    if kind in (UNMADE, DASK):
+        return _backend(kind)
     cuda = _backend("cuda")
     cuda.check_device(op, arrays)
     return cuda
@@ -52,8 +52,8 @@ def given(**arrays: Any) -> dict[str, Any]:
     return {name: x for name, x in arrays.items() if x is not None}
 
 
-# The kind of arrays without values.
-UNMADE = "unmade"
+# The kinds of arrays without values: of none ever, and of those that Dask computes.
+UNMADE, DASK = "unmade", "dask"
 # Array types by kind. CuPy's joins them when first seen, so that nothing imports CuPy before.
 KINDS: dict[type, str] = {np.ndarray: "NumPy"}
 
@@ -75,8 +75,17 @@ def _kind_of_new_type(op: str, name: str, value: Any) -> str:
     # not for a result, which the user would then not see
     convertible = isinstance(value, list | tuple | np.generic) and not name.startswith("out")
     hint = f"; numpy.asarray({name}) makes one" if convertible else ""
+    if is_dask(value):  # where no graph is laid out
+        hint = f"; {name}.compute() makes one"
     raise TypeError(
         f"{op}: {name} must be a NumPy or CuPy array, not {cls.__module__}.{cls.__qualname__}{hint}"
+    )
+
+
+def is_dask(value: Any) -> bool:
+    """Tell whether a value is a Dask array, without importing Dask."""
+    return any(
+        kind.__name__ == "Array" and kind.__module__.startswith("dask.array") for kind in type(value).__mro__
     )
 
 
