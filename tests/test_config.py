@@ -15,8 +15,7 @@ from gpuconv import config
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    names = ("workspace_limit", "fp32_precision", "ranges", "compiled", "algorithm", "autotune")
-    before = {name: getattr(config, name) for name in names}
+    before = config.as_dict()
     yield
     for name, value in before.items():
         setattr(config, name, value)
@@ -63,6 +62,22 @@ def test_a_block_holds_for_its_thread_and_ends_with_an_exception_too():
         raise ZeroDivisionError
     assert seen == [None]
     assert config.workspace_limit is None
+
+
+def test_settings_by_name_make_another_thread_like_this_one():
+    seen = []
+
+    def elsewhere(settings):
+        with config(**settings):
+            seen.append(config.as_dict())
+
+    with config(algorithm="gemm", workspace_limit=1 << 20):
+        here = config.as_dict()
+        thread = threading.Thread(target=elsewhere, args=(here,))
+        thread.start()
+        thread.join()
+    assert seen == [here] and here != config.as_dict()
+    assert (here["algorithm"], here["workspace_limit"]) == ("gemm", 1 << 20)
 
 
 def test_tasks_of_one_thread_have_their_own():
