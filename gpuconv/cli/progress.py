@@ -1,4 +1,4 @@
-"""How a run shows that it moves: a bar on a terminal, plain lines elsewhere."""
+"""How a run shows that it moves: a bar on a terminal, plain lines elsewhere, and of several processes."""
 
 import sys
 import time
@@ -56,6 +56,11 @@ class Bar:
         """Show a new test accuracy."""
         self._bar.update(self._task, accuracy=self._accuracy())
 
+    def say(self, line: str | None) -> None:
+        """Print a line above the bar, if there is one."""
+        if line:
+            self._bar.console.print(line, highlight=False)
+
     def _accuracy(self) -> str:
         return f"{100 * self._run.records[-1].test_accuracy:.1f} %" if self._run.records else "-"
 
@@ -91,10 +96,37 @@ class Lines:
             flush=True,
         )
 
+    def say(self, line: str | None) -> None:
+        """Print a line, if there is one."""
+        if line:
+            print(line, flush=True)
 
-def progress(run: Run) -> Bar | Lines:
+
+class Silence:
+    """What all processes but the first show."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, iterations: int, loss: Any) -> None:
+        """Say nothing."""
+
+    def end_epoch(self, record: Record) -> None:
+        """Say nothing."""
+
+    def say(self, line: str | None) -> None:
+        """Say nothing."""
+
+
+def progress(run: Run) -> Bar | Lines | Silence:
     """Return what suits the place where the output goes."""
+    if run.comm.rank:
+        return Silence()
     console = Console()
-    if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
+    # What mpirun passes on is no terminal, though Open MPI's says so.
+    if run.comm.size == 1 and sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
         return Bar(run, console)
     return Lines(run)

@@ -23,6 +23,8 @@ ENDINGS = {
 def write_results(run: Run, out: Path) -> None:
     """Write weights, numbers and pictures, each file whole or not at all, and print a summary.
 
+    Of several processes all must call this, and the first one writes.
+
     Raises
     ------
     OSError
@@ -30,14 +32,18 @@ def write_results(run: Run, out: Path) -> None:
     """
     data = run.dataset
     records = [*run.records, run.current()] if run.in_an_epoch else run.records
+    train_accuracy = run.accuracy(data.x_train, data.y_train)
+    if run.comm.rank:
+        return
     scores = run.scores(data.x_test)
     metrics: dict[str, Any] = {
         "test_accuracy": float((scores.argmax(axis=1) == data.y_test).mean()),
-        "train_accuracy": run.accuracy(data.x_train, data.y_train),
+        "train_accuracy": train_accuracy,
         "seconds": run.seconds,
         "iterations": run.iterations,
         "stopped_by": run.stopped_by,
         "device": run.device,
+        "ranks": run.comm.size,
         "data": data.name,
         **asdict(run.settings),
         "history": {f.name: [getattr(record, f.name) for record in records] for f in fields(Record)},

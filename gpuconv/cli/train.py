@@ -3,9 +3,11 @@
 import argparse
 import shlex
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from gpuconv import distributed
 from gpuconv.backends.cpu import threads
 from gpuconv.cli import requirements
 from gpuconv.cli.errors import UserError
@@ -22,9 +24,12 @@ from gpuconv.cli.plan import (
     settings_of,
 )
 from gpuconv.cli.results import write_results
+from gpuconv.distributed import Communicator
 from gpuconv.training import datasets
 from gpuconv.training.checkpoint import CheckpointError, save_checkpoint
 from gpuconv.training.run import ALGORITHMS, Diverged, Record, Run
+
+T = TypeVar("T")
 
 DESCRIPTION = """\
 Train a convolutional network and write it, its numbers and two pictures into a folder.
@@ -38,6 +43,9 @@ EPILOG = """\
 Ctrl-C stops after the update under way, writes what there is and says how to go on. A resumed run takes its
 options from the checkpoint and equals one that was never stopped; only --epochs, --max-iterations and
 --tolerance may change. A folder that holds a run is not written to without --resume or --overwrite.
+
+Under mpirun (the extra mpi) the processes share every batch, and the result is that of one; a run may go on
+with another number of them.
 """
 
 
@@ -89,14 +97,32 @@ def add_parser(commands: Any) -> None:
         metavar="PATH",
         help="go on from a folder or checkpoint; without PATH, from --out or the last default folder",
     )
+    add(
+        "--local-batch-norm",
+        action="store_true",
+        help="under mpirun, let each process normalise its own part of a batch: faster, but the result then "
+        "depends on their number",
+    )
     add("--overwrite", action="store_true", help="begin anew in a folder that holds a run")
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Train as the options say; return the exit code."""
+    """Train as the options say, on all processes that mpirun has started; return the exit code."""
     check_options(options)
-    device = device_of(options)
-    resumed = find_checkpoint(options)
+    try:
+        world = distributed.world()
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
+    with world as comm:
+        return _run_together(options, comm)
+
+
+def _run_together(options: argparse.Namespace, comm: Communicator) -> int:
+    devices = comm.everyone(device_of(options))
+    device = "cuda" if set(devices) == {"cuda"} else "cpu"  # one for all: they add up arrays of one kind
+    if comm.size > 1:
+        comm = _with_means(comm, device)
+    resumed = _by_the_first(comm, lambda: find_checkpoint(options))
     data = data_of(options, resumed)
     requirements.check(data)
     try:
@@ -104,19 +130,53 @@ def run_command(options: argparse.Namespace) -> int:
     except datasets.DataError as error:
         raise UserError(str(error)) from None
     settings = settings_of(options, resumed, dataset)
-    run = Run(settings, dataset, device)
+    run = Run(settings, dataset, device, comm=comm, sync_batch_norm=not options.local_batch_norm)
     if resumed:
         try:
             run.restore(resumed.checkpoint)
         except CheckpointError as error:
             raise UserError(f"{resumed.path}: {error}") from None
-    return _train(run, make_folder(options, resumed, data, settings.algorithm))
+    return _train(run, _by_the_first(comm, lambda: make_folder(options, resumed, data, settings.algorithm)))
+
+
+def _with_means(comm: Communicator, device: str) -> Communicator:
+    """Give each of several processes its cores, or its GPU."""
+    if device == "cpu":
+        distributed.share_cores(comm)
+        return comm
+    try:
+        return distributed.on_gpus(comm)
+    except RuntimeError as error:
+        raise UserError(f"{error}; --device cpu does without") from None
+
+
+def _by_the_first(comm: Communicator, work: Callable[[], T]) -> T:
+    """Let the first process do something with files; return its result, or raise its error, on all."""
+    done: tuple[T | None, Exception | None] = None, None
+    if comm.rank == 0:
+        try:
+            done = work(), None
+        except (UserError, OSError) as error:
+            done = None, error
+    result, failed = comm.everyone(done)[0]
+    if failed is not None:
+        raise failed
+    return cast(T, result)
 
 
 def _train(run: Run, out: Path) -> int:
     from gpuconv.cli.progress import progress
 
-    print(_description(run))
+    comm, first = run.comm, run.comm.rank == 0
+    stragglers = distributed.Stragglers(comm)
+
+    def save() -> None:
+        checkpoint = run.checkpoint()
+        if first:
+            save_checkpoint(out / CHECKPOINT, checkpoint)
+
+    if first:
+        print(_description(run), flush=True)
     with Interrupt() as interrupt, warnings.catch_warnings():
         # The way to a loss that is no number, which is reported as such. np.errstate would miss the threads.
         warnings.filterwarnings(
@@ -127,19 +187,23 @@ def _train(run: Run, out: Path) -> int:
 
                 def on_update(iterations: int, loss: Any) -> bool:
                     shown.update(iterations, loss)
-                    return interrupt.requested
+                    shown.say(stragglers.step())
+                    return distributed.any_of(comm, interrupt.requested)
 
                 def on_epoch(record: Record) -> None:
-                    save_checkpoint(out / CHECKPOINT, run.checkpoint())
+                    shown.say(stragglers.lap())
+                    save()
                     shown.end_epoch(record)
+                    stragglers.restart()  # to write is the first one's work alone
 
                 run.train(on_update, on_epoch)
-            save_checkpoint(out / CHECKPOINT, run.checkpoint())
+            save()
             write_results(run, out)
         except Diverged as error:
             raise UserError(f"{error} (--step)", exit_code=1) from None
     if run.stopped_by == "interrupted":
-        print(f"to go on: gpuconv train --resume {shlex.quote(str(out))}")
+        if first:
+            print(f"to go on: gpuconv train --resume {shlex.quote(str(out))}")
         return 130
     return 0
 
@@ -157,4 +221,5 @@ def _description(run: Run) -> str:
 
 
 def _device(run: Run) -> str:
-    return "the GPU" if run.device == "cuda" else f"the CPU with {threads.count()} threads"
+    several = f"{run.comm.size} processes, each on " if run.comm.size > 1 else ""
+    return several + ("the GPU" if run.device == "cuda" else f"the CPU with {threads.count()} threads")

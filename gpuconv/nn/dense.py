@@ -10,6 +10,7 @@ from gpuconv.backends.dispatch import accumulator, array_module, backend_of, che
 from gpuconv.geometry import flag, integer
 from gpuconv.nn.initializers import float_dtype, generator, he_normal
 from gpuconv.nn.layer import Array, Layer, unusual
+from gpuconv.nn.share import SHARE
 
 
 class Linear(Layer):
@@ -215,7 +216,9 @@ class Dropout(Layer):
             return self._keep(x, None)
         scale = 1 / (1 - self.p) if self.p < 1 else 0.0
         seed = self.rng.integers(1 << 64, dtype=np.uint64)
-        bits = _random_bits(array_module(x), seed, prod(x.shape)).reshape(x.shape)
+        share = SHARE.get()
+        first = 0 if share is None else share.start * prod(x.shape[1:])
+        bits = _random_bits(array_module(x), seed, first, prod(x.shape)).reshape(x.shape)
         mask = (bits >= np.uint64(self.p * 2**BITS)) * dtype.type(scale)
         return self._keep(x * mask, mask)
 
@@ -231,12 +234,13 @@ class Dropout(Layer):
 BITS = 53  # of each random number: those of a float, p
 
 
-def _random_bits(xp: ModuleType, seed: np.uint64, count: int) -> Array:
-    """Return whole numbers from 0 to 2^BITS - 1: SplitMix64's, all at once, as an array of `xp`.
+def _random_bits(xp: ModuleType, seed: np.uint64, first: int, count: int) -> Array:
+    """Return whole numbers from 0 to 2^BITS - 1: SplitMix64's from the `first` on, as an array of `xp`.
 
-    Its n-th number is a function of seed and n alone, so no state lies on a GPU, to be saved or moved.
+    Its n-th number is a function of seed and n alone, so no state lies on a GPU, to be saved or moved, and
+    each process can draw those of its own part of a batch.
     """
-    z = xp.arange(count, dtype=np.uint64)
+    z = xp.arange(first, first + count, dtype=np.uint64)
     z *= np.uint64(0x9E3779B97F4A7C15)
     z += seed
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -18,6 +18,7 @@ from gpuconv.geometry import flag, integer
 from gpuconv.nn.initializers import float_dtype
 from gpuconv.nn.layer import Array, Layer
 from gpuconv.nn.number import number
+from gpuconv.nn.share import SHARE, Share
 
 
 class BatchNorm2d(Layer):
@@ -107,17 +108,19 @@ class BatchNorm2d(Layer):
     def forward(self, x: Array) -> Array:
         """Return the normalised x; in training, update the running statistics."""
         w, b = self.params.get("weight"), self.params.get("bias")
-        dtype = self._check(x, w, b)
+        share = self._share()
+        dtype = self._check(x, w, b, share)
         xp = array_module(x)
         axes, per_channel = self._layout()
         x = x.astype(accumulator(dtype), copy=False)
-        by_batch = x.size > 0 and (self.training or not self.track_running_stats)
+        m = self._values(x, share)
+        by_batch = m > 0 and (self.training or not self.track_running_stats)
         if by_batch:
-            mean = x.mean(axis=axes, keepdims=True)
+            mean = _mean(x, axes, m, share)
             centred = x - mean
-            var = xp.square(centred).mean(axis=axes, keepdims=True)
+            var = _mean(xp.square(centred), axes, m, share)
             if self.training and self.track_running_stats:
-                self._track(mean.ravel(), var.ravel(), prod(x.shape) // self.num_features)
+                self._track(mean.ravel(), var.ravel(), m)
         elif self.track_running_stats:
             centred = x - self.buffers["running_mean"].reshape(per_channel)
             var = self.buffers["running_var"].reshape(per_channel)
@@ -127,11 +130,11 @@ class BatchNorm2d(Layer):
         normal = (centred * inverse).astype(x.dtype, copy=False)
         y = normal if w is None or b is None else normal * w.reshape(per_channel) + b.reshape(per_channel)
         scale = inverse if w is None else inverse * w.reshape(per_channel)
-        return self._keep(y.astype(dtype, copy=False), (normal, scale, by_batch))
+        return self._keep(y.astype(dtype, copy=False), (normal, scale, m if by_batch else 0, share))
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Put the gradients of weight and bias, summed over batch and places, into `grads` and return dx."""
-        normal, scale, by_batch = self._recall(dy)
+        normal, scale, m, share = self._recall(dy)
         axes, _ = self._layout()
         out = dy.dtype
         dy = dy.astype(accumulator(out), copy=False)
@@ -142,12 +145,15 @@ class BatchNorm2d(Layer):
             self.grads["bias"] = db.ravel().astype(out, copy=False)
         if not needs_dx:
             return None
-        if by_batch:
-            m = prod(dy.shape) // self.num_features
+        if m:
+            if share is not None:
+                both = array_module(dy).stack([dw, db])
+                share.sum(both)
+                dw, db = both
             dy = dy - db / m - normal * (dw / m)
         return (dy * scale).astype(out, copy=False)
 
-    def _check(self, x: Array, w: Array | None, b: Array | None) -> np.dtype[Any]:
+    def _check(self, x: Array, w: Array | None, b: Array | None, share: Share | None) -> np.dtype[Any]:
         op = "BatchNorm2d"
         backend_of(op, x=x, **given(weight=w, bias=b))
         check_rank(op, "x", x, "[N, H, W, C]" if self.channels_last else "[N, C, H, W]")
@@ -159,12 +165,22 @@ class BatchNorm2d(Layer):
         for name, array in (*self.params.items(), *self.buffers.items()):
             if name != "num_batches_tracked":
                 check_shape(op, name, array.shape, (channels,), f"with num_features={channels}")
-        if self.training and x.size == channels:
+        if self.training and self._values(x, share) == 1:
             raise ValueError(
                 f"{op}: x has a single value per channel (shape {x.shape}), whose variance says nothing; "
                 "train on more, or call eval() first"
             )
         return float_result(op, x=x, **given(weight=w, bias=b))
+
+    def _share(self) -> Share | None:
+        """Return the part of a batch that x is, where the statistics are those of the whole batch."""
+        share = SHARE.get() if self.training else None
+        return share if share is not None and share.sum is not None else None
+
+    def _values(self, x: Array, share: Share | None) -> int:
+        """Return m, the values of a channel in the whole batch."""
+        n = len(x) if share is None else share.total
+        return int(n * prod(x.shape[1:])) // self.num_features
 
     def _layout(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the axes to sum over, and the shape of one value per channel against x."""
@@ -187,3 +203,12 @@ class BatchNorm2d(Layer):
             f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         ) + (", channels_last=True" if self.channels_last else "")
+
+
+def _mean(x: Array, axes: tuple[int, ...], m: int, share: Share | None) -> Array:
+    """Return the mean of each channel's m values."""
+    if share is None or share.sum is None:
+        return x.mean(axis=axes, keepdims=True)
+    total = x.sum(axis=axes, keepdims=True)
+    share.sum(total)
+    return total / m

@@ -33,9 +33,14 @@ def random_shifts(x: Any, most: int, rng: np.random.Generator) -> Any:
            [1., 2.]])
     """
     most = integer("random_shifts", "most", most, 0)
+    return shifted(x, most, rng.integers(-most, most + 1, (2, len(x))))
+
+
+def shifted(x: Any, most: int, steps: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+    """Move each picture by its steps down and right, `[2, N]`, each of `-most` to `most`."""
     xp = array_module(x)
     n, _, height, width = x.shape
-    down, right = xp.asarray(rng.integers(-most, most + 1, (2, n)))
+    down, right = xp.asarray(steps)
     padded = xp.pad(x, ((0, 0), (0, 0), (most, most), (most, most)))
     image = xp.arange(n)[:, None, None]
     row = (xp.arange(height) + most - down[:, None])[:, :, None]

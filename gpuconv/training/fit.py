@@ -132,7 +132,8 @@ def fit(
     _check_parts(network, loss, optimizer)
     history = History()
     network.train()
-    for number, batches in enumerate(_epochs(x, batch_size, rng, max_iterations), 1):
+    part = getattr(network, "part_of_batch", slice)
+    for number, batches in enumerate(_epochs(x, batch_size, rng, max_iterations, part), 1):
         with training("epoch", number):
             stopped_by = descend(
                 network,
@@ -221,14 +222,21 @@ def _check_parts(network: Any, loss: Any, optimizer: Any) -> None:
 
 
 def _epochs(
-    x: Any, batch_size: int | None, rng: np.random.Generator | None, updates: int
+    x: Any,
+    batch_size: int | None,
+    rng: np.random.Generator | None,
+    updates: int,
+    part: Callable[[int, int], slice],
 ) -> Iterator[Iterable[slice | Any]]:
-    """Yield for each pass what to index x and y with, batch after batch, until there were so many updates."""
+    """Yield for each pass what to index x and y with, batch after batch, until there were so many updates.
+
+    `part` gives of a batch's places, from a start to a stop, those of this process: all, for a single one.
+    """
     n = len(x)
     size = n if batch_size is None else min(batch_size, n)
     starts = range(0, n, size)
     for left in range(updates, 0, -len(starts)):
-        slices = (slice(start, start + size) for start in starts[:left])
+        slices = (part(start, min(start + size, n)) for start in starts[:left])
         if rng is None:
             yield slices
             continue

@@ -2,21 +2,23 @@
 
 Everything random in epoch e is drawn from a generator made of the seed and e alone. So the position of a run
 is two counters, not the inner state of a generator, and the pictures of a half-finished epoch come back in
-their order when it goes on.
+their order when it goes on. Several processes draw the same, and each takes its part of every batch: their
+number is no part of the run, and it may go on with another.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, fields
 from math import inf, isfinite
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 import gpuconv.nn as nn
 from gpuconv.backends.dispatch import array_module, to_host
+from gpuconv.distributed import Alone, Communicator, DataParallel, part
 from gpuconv.trace import training
-from gpuconv.training.augment import random_shifts
+from gpuconv.training.augment import shifted
 from gpuconv.training.checkpoint import Checkpoint, CheckpointError
 from gpuconv.training.datasets import Dataset
 from gpuconv.training.fit import Callback, descend
@@ -155,6 +157,10 @@ class Run:
         What to train on.
     device
         "cpu", or "cuda" for the current GPU. It is no part of the settings: a run may go on on another.
+    comm
+        The processes that train together; all of them must call the same methods. None is this one alone.
+    sync_batch_norm
+        Whether batches are normalised as a whole, also where several processes share them.
 
     Attributes
     ----------
@@ -177,20 +183,32 @@ class Run:
     (29, 'max_iterations', True)
     """
 
-    def __init__(self, settings: Settings, dataset: Dataset, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: Dataset,
+        device: str = "cpu",
+        *,
+        comm: Communicator | None = None,
+        sync_batch_norm: bool = True,
+    ) -> None:
         algorithm = ALGORITHMS[settings.algorithm]
         self.settings = settings
         self.dataset = dataset.to(device)
         self.device = device
         rng = np.random.default_rng([settings.seed, 0])  # the epochs take 1, 2, ...
         # Drawn on the host, so that a seed gives the same network everywhere.
-        self.network = algorithm.network(dataset.image_shape, dataset.classes, rng).to(device)
+        network: nn.Layer = algorithm.network(dataset.image_shape, dataset.classes, rng).to(device)
+        self.comm = Alone() if comm is None else comm
+        if self.comm.size > 1:
+            network = DataParallel(network, self.comm, sync_batch_norm=sync_batch_norm)
+        self.network = network
         self.optimizer = algorithm.optimizer(self.network, settings.step)
         self.records: list[Record] = []
         self.iterations = 0
         self.stopped_by: str | None = None
         self._batch_size = settings.batch_size or len(dataset.x_train)
-        self._epoch = _Epoch()
+        self._epoch = _Epoch(self.comm)
         self._seconds = 0.0
         self._started: float | None = None
 
@@ -247,13 +265,16 @@ class Run:
             self._seconds, self._started = self.seconds, None
 
     def accuracy(self, x: Array, y: Array) -> float:
-        """Return the share of pictures whose highest score is that of their class."""
-        return float((self.scores(x).argmax(axis=1) == y).mean())
+        """Return the share of pictures whose highest score is that of their class; all processes look."""
+        own = self._part(0, len(x))
+        hits = np.array(int((self.scores(x[own]).argmax(axis=1) == y[own]).sum()))
+        self.comm.sum(hits)
+        return int(hits) / len(x)
 
     def scores(self, x: Array) -> Array:
         """Return the scores `[N, K]` of pictures, the network in evaluation mode."""
         self.network.eval()
-        blocks = [self.network.forward(x[i : i + EVALUATED]) for i in range(0, len(x), EVALUATED)]
+        blocks = [self.network.forward(x[i : i + EVALUATED]) for i in range(0, max(len(x), 1), EVALUATED)]
         return array_module(x).concatenate(blocks)
 
     def current(self) -> Record:
@@ -316,7 +337,7 @@ class Run:
             Record(int(epoch), int(iterations), *numbers)
             for epoch, iterations, *numbers in checkpoint.arrays["records"].tolist()
         ]
-        self._epoch = _Epoch.from_array(checkpoint.arrays["epoch"])
+        self._epoch = _Epoch(self.comm, checkpoint.arrays["epoch"])
         self.iterations = checkpoint.state["iterations"]
         self._seconds = checkpoint.state["seconds"]
         if checkpoint.state["stopped_by"] == "tolerance":
@@ -347,8 +368,8 @@ class Run:
 
     def _finish_epoch(self, on_update: Callback | None) -> str | None:
         """Train to the end of the epoch under way, or less; return what stopped it, or None."""
-        x, y = self._pictures()
-        done, size = self._epoch.updates, self._batch_size
+        x, y, batches = self._pictures()
+        done = self._epoch.updates
         updates = min(self.updates_per_epoch - done, self.total - self.iterations)
 
         def after_update(iteration: int, loss: Array) -> bool:
@@ -362,7 +383,7 @@ class Run:
             self.network,
             x,
             y,
-            (slice(i * size, (i + 1) * size) for i in range(done, done + updates)),
+            batches[done : done + updates],
             loss=self._epoch,
             optimizer=self.optimizer,
             tolerance=self.settings.tolerance,
@@ -371,16 +392,29 @@ class Run:
             before=self.iterations,
         )
 
-    def _pictures(self) -> tuple[Array, Array]:
-        """Return the pictures of the epoch under way, shuffled and shifted, and their classes."""
+    def _pictures(self) -> tuple[Array, Array, list[slice]]:
+        """Return this process's part of the epoch: pictures, shuffled and shifted, classes, and batches."""
         x, y = self.dataset.x_train, self.dataset.y_train
+        n, size = len(x), self._batch_size
+        batches = places = [self._part(start, min(start + size, n)) for start in range(0, n, size)]
+        own: Any = slice(None)  # places in the epoch's order
+        if self.comm.size > 1:
+            own = np.concatenate([np.arange(each.start, each.stop) for each in places])
+            ends = np.cumsum([each.stop - each.start for each in places]).tolist()
+            batches = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         rng = np.random.default_rng([self.settings.seed, len(self.records) + 1])
-        if self.settings.batch_size is not None:  # the sum over all pictures needs no order
-            order = array_module(x).asarray(rng.permutation(len(x)))
+        if self.settings.batch_size is not None:
+            order = array_module(x).asarray(rng.permutation(n)[own])
             x, y = x[order], y[order]
-        if self.settings.shift:
-            x = random_shifts(x, self.settings.shift, rng)
-        return x, y
+        else:  # the sum over all pictures needs no order
+            x, y = x[places[0]], y[places[0]]
+        if most := self.settings.shift:
+            x = shifted(x, most, rng.integers(-most, most + 1, (2, n))[:, own])
+        return x, y, batches
+
+    def _part(self, start: int, stop: int) -> slice:
+        """Return those of some places that are this process's."""
+        return part(start, stop, self.comm.rank, self.comm.size)
 
     def _check_loss(self) -> None:
         if self.in_an_epoch and not isfinite(loss := self._epoch.mean_loss()):
@@ -394,7 +428,7 @@ class Run:
         with training("evaluation"):
             record = self.current()
         self.records.append(record)
-        self._epoch = _Epoch()
+        self._epoch = _Epoch(self.comm)
         if on_epoch is not None:
             on_epoch(record)
 
@@ -431,12 +465,14 @@ class _Epoch:
     """The loss of an epoch's updates, which also counts the pictures that were classified well.
 
     It is the loss that `fit` sees; what it counts stays where the scores are until somebody asks, and is
-    moved to the host once.
+    moved to the host, and added up over the processes, once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, comm: Communicator, rows: Array | None = None) -> None:
+        self._comm = comm
         self._loss = nn.SoftmaxCrossEntropy()
-        self._rows = np.empty((0, 3))  # mean loss, hits, pictures of each update; those on the host
+        # Mean loss, hits, pictures of each update; those on the host.
+        self._rows = np.empty((0, 3)) if rows is None else np.array(rows, np.float64)
         self._newest: list[tuple[Any, Any, int]] = []  # the updates since
 
     @property
@@ -464,12 +500,10 @@ class _Epoch:
             losses, hits, counts = zip(*self._newest, strict=True)
             stack = array_module(losses[0]).stack  # one copy of each from a GPU, not one an update
             newest = np.stack([to_host(stack(losses)), to_host(stack(hits)), counts], axis=1)
+            if self._comm.size > 1:
+                newest[:, 0] *= newest[:, 2]
+                self._comm.sum(newest)
+                newest[:, 0] /= newest[:, 2]
             self._rows = np.concatenate([self._rows, newest])
             self._newest = []
         return self._rows
-
-    @classmethod
-    def from_array(cls, rows: Array) -> Self:
-        epoch = cls()
-        epoch._rows = np.array(rows, np.float64)
-        return epoch

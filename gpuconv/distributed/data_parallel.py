@@ -1,0 +1,225 @@
+"""A network whose gradients are those of a batch that several processes share."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+
+from gpuconv.backends.dispatch import accumulator, array_module
+from gpuconv.distributed.buckets import Buckets
+from gpuconv.distributed.communicator import Communicator
+from gpuconv.distributed.shards import part
+from gpuconv.geometry import flag, integer
+from gpuconv.nn.layer import Array, Layer
+from gpuconv.nn.share import SHARE, Share
+
+# What a message should at least be, for its latency not to count: docs/distributed.md.
+BUCKET_BYTES = 4 << 20
+
+
+class DataParallel(Layer):
+    r"""A network that several processes train together, each on its part of every batch.
+
+    With :math:`n_r` samples on rank r, :math:`n = \sum_r n_r`, and the mean loss :math:`J_r` of a part,
+
+    .. math:: J = \sum_r \frac{n_r}{n} J_r, \quad
+        \frac{\partial J}{\partial w} = \sum_r \frac{n_r}{n} \frac{\partial J_r}{\partial w}:
+
+    `backward` leaves the gradients of the whole batch in `grads`, so any optimiser made for this layer, or
+    for the network in it, makes the same step on every rank. Parts may be of different sizes, and empty.
+
+    Parameters
+    ----------
+    network : Layer
+        The same on every rank, but for its values: rank 0's are taken.
+    comm : Communicator
+        From `gpuconv.distributed.world`.
+    sync_batch_norm : bool, default False
+        Whether `BatchNorm2d` takes mean and variance over all parts: the result is then one process's, for
+        two small sums a layer forward and one backward. Else each part is normalised by itself, and the
+        running statistics are the parts' means.
+    reduction : "mean" or "sum", default "mean"
+        That of the loss. With "sum" the parts' gradients are added as they are.
+    bucket_bytes : int, default 4 MiB
+        Gradients are summed in messages of about this size.
+
+    Attributes
+    ----------
+    network, comm
+        As given.
+    params, buffers
+        The network's own.
+    grads
+        The network's own; after `backward` these are views of the buckets, which the next one writes anew.
+        Those of float16 parameters are float32.
+
+    Raises
+    ------
+    TypeError
+        For a network that is no layer.
+    ValueError
+        Where a rank's network has other parameters; for another reduction or bucket size.
+
+    Notes
+    -----
+    `forward` in training, and `backward`, are collective: every rank must call them, also where its part is
+    empty. Evaluation is each rank's own affair. Dropout draws its part of the whole batch's mask, which is
+    one mask where its `rng` was the same on each rank: a run then doesn't depend on their number.
+
+    Examples
+    --------
+    >>> import gpuconv.nn as nn
+    >>> from gpuconv import distributed
+    >>> with distributed.world() as comm:       # a single process here; the same lines run under mpirun
+    ...     network = distributed.DataParallel(nn.Linear(3, 2, rng=0), comm)
+    ...     y = network(np.ones((4, 3), np.float32))
+    ...     dx = network.backward(np.ones_like(y))
+    >>> network.grads["weight"].shape
+    (2, 3)
+    """
+
+    def __init__(
+        self,
+        network: Layer,
+        comm: Communicator,
+        *,
+        sync_batch_norm: bool = False,
+        reduction: str = "mean",
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, Layer):
+            raise TypeError(f"DataParallel: network must be a layer, not {type(network).__name__}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'DataParallel: reduction must be "mean" or "sum", not {reduction!r}')
+        self.sync_batch_norm = flag("DataParallel", "sync_batch_norm", sync_batch_norm)
+        self.bucket_bytes = integer("DataParallel", "bucket_bytes", bucket_bytes, 1)
+        self.network, self.comm, self.reduction = network, comm, reduction
+        self.params, self.grads, self.buffers = network.params, network.grads, network.buffers
+        self.training = network.training
+        self._buckets: Buckets | None = None
+        self._weight: float | None = None  # of this rank's part, in the last forward
+        self._take_over()
+
+    def forward(self, x: Array) -> Array:
+        """Return the network's result for this rank's part of the batch."""
+        self._weight = None
+        if not self.training:
+            return self.network.forward(x)
+        counts = np.zeros(self.comm.size, np.int64)
+        counts[self.comm.rank] = len(x)
+        self.comm.sum(counts)
+        total = int(counts.sum())
+        self._weight = len(x) / max(total, 1)
+        token = SHARE.set(
+            Share(
+                start=int(counts[: self.comm.rank].sum()),
+                total=total,
+                sum=self.comm.sum if self.sync_batch_norm else None,
+            )
+        )
+        try:
+            return self.network.forward(x)
+        finally:
+            SHARE.reset(token)
+
+    def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
+        """Put the whole batch's gradients into `grads` and return dx, this part's share in that of J.
+
+        Parameters
+        ----------
+        dy : array
+            The gradient of this part's loss.
+        needs_dx : bool, default True
+            As for every layer.
+        """
+        if self._weight is None:  # no forward in training: there is no batch to share
+            return self.network.backward(dy, needs_dx=needs_dx)
+        if self._buckets is None:
+            self._buckets = Buckets(self.network, self.comm, self.bucket_bytes)
+        if self.reduction == "mean":
+            dy = dy * self._weight
+        finish = self._start_averaging(self._weight)
+        with self._buckets.filling():
+            dx = self.network.backward(dy, needs_dx=needs_dx)
+        finish()
+        return dx
+
+    def part_of_batch(self, start: int, stop: int) -> slice:
+        """Return which places of a batch, from start to stop, are this rank's: what `fit` asks."""
+        return part(start, stop, self.comm.rank, self.comm.size)
+
+    def train(self, mode: bool = True) -> Self:
+        """Go to training mode (or, with False, to evaluation) and return the layer."""
+        self.network.train(mode)
+        return super().train(mode)
+
+    def to(self, device: str) -> Self:
+        """Move the network to "cpu" or "cuda" and return the layer."""
+        self.network.to(device)
+        self._buckets = self._weight = None
+        return self
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the network's state, under its own names."""
+        return self.network.state_dict()
+
+    def _take_over(self) -> None:
+        """Check that the ranks' networks are of one kind, and take rank 0's values."""
+        arrays = [*self.params.values(), *self.buffers.values()]
+        names = [*self.params, *self.buffers]
+        own = [(name, x.shape, x.dtype.str) for name, x in zip(names, arrays, strict=True)]
+        first, *others = self.comm.everyone(own)
+        for rank, other in enumerate(others, 1):
+            if other != first:
+                raise ValueError(
+                    f"DataParallel: network must have the same parameters on every rank, but rank {rank} has "
+                    f"{_listed(other, first)} where rank 0 has {_listed(first, other)}"
+                )
+        for dtype in dict.fromkeys(x.dtype for x in arrays):
+            alike = [x for x in arrays if x.dtype == dtype]
+            flat = _joined(alike)
+            self.comm.broadcast(flat)
+            _parted(flat, alike)
+
+    def _start_averaging(self, weight: float) -> Callable[[], None]:
+        """Begin to average running statistics over the parts; return what ends it."""
+        if self.sync_batch_norm:
+            return _nothing  # they are the same already
+        floats = [x for x in self.buffers.values() if x.dtype.kind == "f"]
+        if not floats:
+            return _nothing
+        flat = _joined([x.astype(accumulator(x.dtype)) * weight for x in floats])
+        pending = self.comm.start_sum(flat)
+
+        def finish() -> None:
+            pending.wait()
+            _parted(flat, floats)
+
+        return finish
+
+    def _arguments(self) -> str:
+        return f"{self.network!r}, rank {self.comm.rank} of {self.comm.size}"
+
+
+def _nothing() -> None:
+    """End what has not begun."""
+
+
+def _joined(arrays: list[Array]) -> Array:
+    """Return all values of some arrays as one."""
+    return array_module(arrays[0]).concatenate([x.ravel() for x in arrays])
+
+
+def _parted(flat: Array, arrays: list[Array]) -> None:
+    """Write back what `_joined` joined."""
+    start = 0
+    for x in arrays:
+        x[...] = flat[start : start + x.size].reshape(x.shape)
+        start += x.size
+
+
+def _listed(own: list[Any], other: list[Any]) -> str:
+    """Return those parameters that the other network doesn't have."""
+    only = [f"{name} {shape} {dtype}" for name, shape, dtype in own if (name, shape, dtype) not in other]
+    return ", ".join(only) or "nothing"
