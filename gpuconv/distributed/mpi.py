@@ -119,7 +119,7 @@ class Mpi:
     def _missing(self) -> list[int]:
         """Call all others; return those who don't answer."""
         self._answers += [self._calls.isend(None, rank, tag=CALL) for rank in self._others()]
-        missing, end = set(self._others()), time.monotonic() + GRACE
+        missing, end = set(self._others()), time.monotonic() + min(GRACE, self.timeout)
         status = self._mpi.Status()
         while missing and time.monotonic() < end:
             self._answer()
@@ -144,11 +144,11 @@ class Mpi:
 
     # Ending
 
-    def _abort(self, message: str, code: int = 1) -> NoReturn:
+    def _abort(self, message: str, code: Any = 1) -> NoReturn:
         print(f"gpuconv: {message}", file=sys.stderr, flush=True)
         self._sentinel.dismiss()
-        self._mpi.COMM_WORLD.Abort(code)
-        raise SystemExit(code)  # not reached
+        self._mpi.COMM_WORLD.Abort(code if isinstance(code, int) else 1)
+        raise SystemExit(1)  # not reached
 
     def __enter__(self) -> Self:
         return self
@@ -158,7 +158,7 @@ class Mpi:
     ) -> None:
         """Wait for the others; where this rank fails alone, say so and stop them.
 
-        Where all fail, which they do alike, rank 0's error goes on, and the others leave with its exit code.
+        Where all fail, which they do alike, rank 0's error goes on, and the others leave in silence.
         """
         if error is None:
             self.wait(self._calls.Ibarrier().Test)
@@ -167,10 +167,11 @@ class Mpi:
         if not self._all_fail():
             traceback.print_exception(error)
             me = f"rank {self.rank} of {self.size} ({self.names[self.rank]})"
-            self._abort(f"{me} failed: {_line(error)}; the others are stopped", _exit_code(error))
+            code = error.code if isinstance(error, SystemExit) else 1
+            self._abort(f"{me} failed: {_line(error)}; the others are stopped", code)
         self._sentinel.dismiss()
         if self.rank:
-            raise SystemExit(_exit_code(error)) from None
+            raise SystemExit(0) from None
 
     def _all_fail(self) -> bool:
         """Tell whether the others come here within a moment, too."""
@@ -199,11 +200,6 @@ class _Sum:
 
 def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _exit_code(error: BaseException) -> int:
-    code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", 1)
-    return code if isinstance(code, int) else 1
 
 
 def _yield() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gpuconv.backends.cuda.runtime import check_installed
+from gpuconv.backends.cuda import runtime
 from gpuconv.distributed.communicator import Communicator, Pending
 
 Array = Any
@@ -34,7 +34,7 @@ class Nccl:
     """
 
     def __init__(self, control: Communicator) -> None:
-        check_installed()
+        runtime.check_installed()
         import cupy
         from cupy.cuda import nccl
 
@@ -112,7 +112,7 @@ class Nccl:
                 f"Nccl: the array must be in row-major order and one of {known}, not {x.dtype.name}"
             )
         kind, numbers = self._types[x.dtype]
-        return int(x.data.ptr), numbers * x.size, kind
+        return runtime.of(x).address(x), numbers * x.size, kind
 
     def _take_device(self) -> None:
         """Make a GPU the current one that no other rank of this machine has."""

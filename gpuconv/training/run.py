@@ -9,6 +9,7 @@ number is no part of the run, and it may go on with another.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, fields
+from itertools import accumulate, pairwise
 from math import inf, isfinite
 from typing import Any
 
@@ -368,7 +369,8 @@ class Run:
 
     def _finish_epoch(self, on_update: Callback | None) -> str | None:
         """Train to the end of the epoch under way, or less; return what stopped it, or None."""
-        x, y, batches = self._pictures()
+        x, y = self._pictures()
+        ends = [0, *accumulate(part.stop - part.start for part in self._places())]
         done = self._epoch.updates
         updates = min(self.updates_per_epoch - done, self.total - self.iterations)
 
@@ -383,7 +385,7 @@ class Run:
             self.network,
             x,
             y,
-            batches[done : done + updates],
+            [slice(*pair) for pair in pairwise(ends)][done : done + updates],
             loss=self._epoch,
             optimizer=self.optimizer,
             tolerance=self.settings.tolerance,
@@ -392,25 +394,28 @@ class Run:
             before=self.iterations,
         )
 
-    def _pictures(self) -> tuple[Array, Array, list[slice]]:
-        """Return this process's part of the epoch: pictures, shuffled and shifted, classes, and batches."""
+    def _places(self) -> list[slice]:
+        """Return where this process's part of each batch lies in an epoch's order."""
+        n, size = len(self.dataset.x_train), self._batch_size
+        return [self._part(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def _pictures(self) -> tuple[Array, Array]:
+        """Return this process's pictures of the epoch under way, shuffled and shifted, and their classes."""
         x, y = self.dataset.x_train, self.dataset.y_train
-        n, size = len(x), self._batch_size
-        batches = places = [self._part(start, min(start + size, n)) for start in range(0, n, size)]
-        own: Any = slice(None)  # places in the epoch's order
+        n = len(x)
+        own: Any = slice(None)
         if self.comm.size > 1:
-            own = np.concatenate([np.arange(each.start, each.stop) for each in places])
-            ends = np.cumsum([each.stop - each.start for each in places]).tolist()
-            batches = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+            own = np.concatenate([np.arange(part.start, part.stop) for part in self._places()])
         rng = np.random.default_rng([self.settings.seed, len(self.records) + 1])
         if self.settings.batch_size is not None:
             order = array_module(x).asarray(rng.permutation(n)[own])
             x, y = x[order], y[order]
         else:  # the sum over all pictures needs no order
-            x, y = x[places[0]], y[places[0]]
+            (own,) = self._places()
+            x, y = x[own], y[own]
         if most := self.settings.shift:
             x = shifted(x, most, rng.integers(-most, most + 1, (2, n))[:, own])
-        return x, y, batches
+        return x, y
 
     def _part(self, start: int, stop: int) -> slice:
         """Return those of some places that are this process's."""

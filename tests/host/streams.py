@@ -68,6 +68,11 @@ class Event:
         self.happen()
         program.learn(self.clock)
 
+    @property
+    def done(self):
+        """Whether it has been reached."""
+        return self._stream.has_done(self._time)
+
     def happen(self):
         """Do what the stream was asked for before."""
         self._stream.run(self._time)
@@ -82,6 +87,8 @@ class Stream(Actor):
         _names.append(f"stream {len(_names)}")
         super().__init__(_names[-1])
         self._waiting = deque()  # what to do, and its time
+        self.ptr = id(self)
+        _by_ptr[self.ptr] = self
 
     @property
     def busy(self):
@@ -104,16 +111,23 @@ class Stream(Actor):
     def copy(self, target, source):
         """Ask for a copy of one address's bytes to another's."""
         (to, size), (of, _) = target, source
-        self.learn(program.knows)
-        self.step((to, size, True), (of, size, False))
-        ctypes.memset(to, FILL, size)
 
         def happen():
             for address in (to, of):
                 memory.find(address, size)  # not freed meanwhile
             ctypes.memmove(to, of, size)
 
+        self.do(happen, (to, size, True), (of, size, False))
+        ctypes.memset(to, FILL, size)
+
+    def do(self, happen, *accesses):
+        """Ask for something that makes these accesses: address, number of bytes, whether they are written."""
+        self.learn(program.knows)
+        self.step(*accesses)
         self._waiting.append((self.knows[self], happen))
+
+    def has_done(self, time):
+        return not (self._waiting and self._waiting[0][0] <= time)
 
     def run(self, time):
         while self._waiting and self._waiting[0][0] <= time:
@@ -144,16 +158,25 @@ class DefaultStream(Actor):
     def run(self, time):
         """Do nothing: it is done."""
 
+    def has_done(self, time):
+        return True
+
 
 program = Actor("the program")
 default = DefaultStream("the default stream")
-_names, _accesses = [], []
+_names, _accesses, _by_ptr = [], [], {}
+
+
+def at(ptr):
+    """Return the stream that a library was given by its address."""
+    return _by_ptr[ptr]
 
 
 def reset():
     """Forget all streams and what was done."""
     _names.clear()
     _accesses.clear()
+    _by_ptr.clear()
     for actor in (program, default):
         actor.knows = {actor: 0}
 

@@ -1,0 +1,493 @@
+"""Several processes that train together: the same weights as one, whatever becomes of the others.
+
+Most of it runs with threads for ranks, in one process; what is MPI's own, under mpirun.
+"""
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import ranks
+from host import cupy_stand_in, streams
+
+import gpuconv
+from gpuconv import distributed, nn
+from gpuconv.cli import main
+from gpuconv.distributed import launch
+from gpuconv.distributed.data_parallel import DataParallel
+from gpuconv.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+# That of a package mpich in this environment, or the system's.
+MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+ROOT = Path(gpuconv.__file__).parents[1]
+
+
+def mpirun(number, *arguments, timeout=120):
+    """Run tests/ranks.py on so many ranks, each with a thread; return what became of it."""
+    assert MPIEXEC, "no mpiexec: pip install mpich, which the extra test does"
+    pythonpath = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [MPIEXEC, "-n", str(number), sys.executable, ranks.__file__, *map(str, arguments)],
+        env={
+            **os.environ,
+            "PYTHONPATH": pythonpath,
+            "OMP_NUM_THREADS": "1",
+            # Of Open MPI, which else wants no root, and no more ranks than cores.
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        },
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+# Ranks that are threads
+
+
+class Threads:
+    """What ranks that are threads have in common."""
+
+    def __init__(self, size):
+        self.size = size
+        self.barrier = threading.Barrier(size, timeout=20)
+        self.given = [None] * size
+
+
+class Thread:
+    """A communicator whose ranks are threads; a sum is computed when it is waited for."""
+
+    waited = 0.0
+
+    def __init__(self, threads, rank):
+        self._threads, self.rank, self.size = threads, rank, threads.size
+        self.sums = []  # their bytes, in the order in which they began
+
+    def everyone(self, value):
+        self._threads.given[self.rank] = value
+        self._threads.barrier.wait()
+        values = list(self._threads.given)
+        self._threads.barrier.wait()
+        return values
+
+    def start_sum(self, x):
+        assert x.flags.c_contiguous
+        self.sums.append(x.nbytes)
+        parts = self.everyone(x.copy())
+        x[...] = np.nan if x.dtype.kind == "f" else -1  # not there before it is waited for
+        return SimpleNamespace(advance=lambda: None, wait=lambda: np.copyto(x, sum(parts[1:], parts[0])))
+
+    def sum(self, x):
+        self.start_sum(x).wait()
+
+    def broadcast(self, x):
+        x[...] = self.everyone(x.copy())[0]
+
+
+def together(number, work):
+    """Return what `work` returns on each of so many ranks."""
+    threads, results = Threads(number), [None] * number
+
+    def run(rank):
+        try:
+            results[rank] = work(Thread(threads, rank))
+        except BaseException as error:
+            results[rank] = error
+            threads.barrier.abort()
+
+    running = [threading.Thread(target=run, args=(rank,)) for rank in range(number)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return results
+
+
+def assert_close(one, other, tolerance=1e-12):
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_allclose(array, other[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_any_number_of_ranks_gives_the_weights_of_one(number):
+    states = together(
+        number,
+        lambda comm: ranks.trained(DataParallel(ranks.network(comm.rank), comm, sync_batch_norm=True)),
+    )
+    assert_close(states[0], ranks.trained(ranks.network()))
+    assert len({ranks.bits(state) for state in states}) == 1
+
+
+def backward(comm, network, x, y, loss, part=None, **options):
+    """Return the gradients that the ranks have of a batch, each of its own part."""
+    network = DataParallel(network, comm, **options)
+    own = network.part_of_batch(0, len(x)) if part is None else part[comm.rank]
+    loss.forward(network.forward(x[own]), y[own])
+    dx = network.backward(loss.backward())
+    return dict(network.grads), dx
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_parts_may_be_uneven_and_empty(reduction):
+    x, y = ranks.X[:7], ranks.Y[:7]
+    loss, network = nn.SoftmaxCrossEntropy(reduction), ranks.network()
+    loss.forward(network.forward(x), y)
+    dx = network.backward(loss.backward())
+    part = [slice(0, 4), slice(4, 4), slice(4, 7)]
+    results = together(
+        3,
+        lambda comm: backward(
+            comm,
+            ranks.network(),
+            x,
+            y,
+            nn.SoftmaxCrossEntropy(reduction),
+            part,
+            sync_batch_norm=True,
+            reduction=reduction,
+        ),
+    )
+    for grads, _ in results:
+        assert_close(grads, network.grads)
+    np.testing.assert_allclose(np.concatenate([own for _, own in results]), dx, atol=1e-12)
+
+
+def test_gradients_are_sent_in_full_buckets_last_layer_first_while_backward_goes_on():
+    order = []
+
+    class Conv(nn.Conv2d):
+        def backward(self, dy, **named):
+            if self.rank == 0:
+                order.append("conv")
+            return super().backward(dy, **named)
+
+    def work(comm):
+        conv = Conv(1, 4, 3, rng=0)
+        conv.rank = comm.rank
+        network = nn.Sequential(
+            conv, nn.Flatten(), nn.Sequential(nn.Linear(144, 10, rng=1), nn.Linear(10, 2, rng=2))
+        )
+        if comm.rank == 0:
+            start = comm.start_sum
+            comm.start_sum = lambda x: (order.append(x.nbytes), start(x))[1]
+        backward(comm, network, np.ones((4, 1, 8, 8), np.float32), np.zeros(4, int), nn.SoftmaxCrossEntropy(),
+                 bucket_bytes=80)  # fmt: skip
+
+    together(2, work)
+    # The parts' sizes; the last weight; its bias and the next weight; a bias and the first weight; a bias.
+    assert order == [2 * 8, 80, 8 + 4 * 1440, "conv", 40 + 144, 16]
+
+
+def test_without_synchronisation_running_statistics_are_the_parts_means():
+    x = ranks.X[:9]
+    part = [slice(0, 6), slice(6, 9)]
+    alone = [nn.BatchNorm2d(1, dtype=np.float64) for _ in part]
+    for norm, own in zip(alone, part, strict=True):
+        norm.forward(x[own])
+
+    def work(comm):
+        network = DataParallel(nn.BatchNorm2d(1, dtype=np.float64), comm)
+        network.backward(network.forward(x[part[comm.rank]]))
+        return dict(network.buffers)
+
+    for buffers in together(2, work):
+        for name in ("running_mean", "running_var"):
+            mean = (6 * alone[0].buffers[name] + 3 * alone[1].buffers[name]) / 9
+            np.testing.assert_allclose(buffers[name], mean)
+
+
+def test_evaluation_asks_nothing_of_other_ranks():
+    def work(comm):
+        network = DataParallel(ranks.network(), comm).eval()
+        before = len(comm.sums)
+        if comm.rank == 0:
+            network.forward(ranks.X)
+        return len(comm.sums) - before
+
+    assert together(2, work) == [0, 0]
+
+
+def test_float16_gradients_are_summed_in_float32():
+    def work(comm):
+        network = DataParallel(nn.Linear(2, 1, dtype=np.float16, rng=0), comm, reduction="sum")
+        network.forward(np.full((1, 2), 200, np.float16))
+        network.backward(np.full((1, 1), 200, np.float16))
+        return network.grads["weight"]
+
+    for grad in together(2, work):
+        assert grad.dtype == np.float32 and (grad == 80_000).all()  # above float16's largest
+
+
+def test_networks_that_differ_are_refused_by_every_rank():
+    with pytest.raises(ValueError, match=r"rank 1 has weight \(3, 2\) <f4, bias .* where rank 0 has weight"):
+        together(2, lambda comm: DataParallel(nn.Linear(2, 2 + comm.rank), comm))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": "net"}, "network must be a layer, not str"),
+        ({"reduction": "none"}, "reduction must be"),
+        ({"bucket_bytes": 0}, "bucket_bytes must be at least 1"),
+        ({"sync_batch_norm": 1}, "sync_batch_norm must be"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        DataParallel(**{"network": nn.Linear(2, 2), "comm": distributed.Alone(), **arguments})
+
+
+def test_a_world_of_one_needs_no_mpi(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    for name in (*launch.SIZES, *launch.RANKS):
+        monkeypatch.delenv(name, raising=False)
+    with distributed.world() as comm:
+        assert (comm.rank, comm.size, comm.everyone(3)) == (0, 1, [3])
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(RuntimeError, match=r"several processes need MPI, which fails .* 'gpuconv\[mpi\]'"):
+        distributed.world()
+
+
+def test_parts_cover_a_batch_once_and_in_order():
+    for n in range(12):
+        for size in range(1, 6):
+            parts = [distributed.part(5, 5 + n, rank, size) for rank in range(size)]
+            places = [place for part in parts for place in range(part.start, part.stop)]
+            lengths = [part.stop - part.start for part in parts]
+            assert places == list(range(5, 5 + n)) and max(lengths) - min(lengths) <= 1
+
+
+# Under mpirun
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_ranks_of_mpi_give_the_weights_of_one_process(number, tmp_path):
+    result = mpirun(number, "weights", tmp_path / "weights.npz")
+    assert result.returncode == 0, result.stderr
+    with np.load(tmp_path / "weights.npz") as state:
+        assert_close(dict(state), ranks.trained(ranks.network()), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("is killed", r"gpuconv: rank 1 \(pid \d+ on .*\) has died; the other ranks are stopped"),
+        (
+            "raises",
+            r"gpuconv: rank 1 of 3 \(pid .*\) failed: ValueError: no more bread; the others are stopped",
+        ),
+        (
+            "hangs",
+            r"gpuconv: rank 0 waits in vain: rank 1 \(pid .*\) didn't come within 2 s; all are stopped",
+        ),
+        ("leaves", r"gpuconv: rank 1 of 3 \(pid .*\) failed: SystemExit: 5; the others are stopped"),
+    ],
+)
+def test_a_rank_that_ends_ends_the_run_within_seconds_with_a_message_that_names_it(how, message):
+    result = mpirun(3, "fails", how, 1, 2, timeout=60)
+    assert result.returncode != 0
+    assert re.search(message, result.stderr), result.stderr
+
+
+def test_a_slow_rank_is_named():
+    result = mpirun(3, "slow", 2)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2 and all(line.startswith("rank 2 is slow: it works ") for line in lines), lines
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A small .npz that trains in no time: bright bars at one of four heights."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(130) % 4
+    images = rng.random((130, 8, 8))
+    images[np.arange(130), 2 * labels] += 2
+    np.savez(tmp_path / "bars.npz", images=images, labels=labels)
+    return str(tmp_path / "bars.npz")
+
+
+def history(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {name: values for name, values in metrics["history"].items() if name != "seconds"}
+
+
+def test_a_run_whose_rank_is_killed_goes_on_with_another_number_of_ranks(data, tmp_path):
+    options = ["--data", data, "--device", "cpu", "--epochs", 4, "--batch-size", 16, "--shift", 1]
+    one, many = tmp_path / "one", tmp_path / "many"
+    assert main(["train", *map(str, options), "--out", str(one)]) == 0
+    killed = mpirun(2, "dies", 1, 10, *options, "--out", many)  # seven updates an epoch
+    assert "gpuconv: rank 1 (pid " in killed.stderr, killed.stderr
+    assert len(load_checkpoint(many / "checkpoint.npz").arrays["records"]) == 1
+    resumed = mpirun(3, "train", "--resume", many, "--device", "cpu")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "on 3 processes, each on the CPU with 1 threads" in resumed.stdout
+    expected = history(one)
+    for name, values in history(many).items():
+        np.testing.assert_allclose(values, expected[name], atol=2e-3, err_msg=name)
+
+
+def test_what_is_wrong_on_all_ranks_is_said_once(tmp_path):
+    result = mpirun(2, "train", "--data", tmp_path / "nothing.npz")
+    assert result.returncode == 2
+    assert result.stderr.count("gpuconv train: ") == 1 and "no folder or file" in result.stderr
+
+
+def test_no_checkpoint_is_torn_by_a_kill_in_fifty(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    save_checkpoint(path, _checkpoint(0))
+    seen = set()
+    for attempt in range(50):
+        child = os.fork()
+        if not child:
+            number = 1
+            while True:
+                save_checkpoint(path, _checkpoint(number))
+                number += 1
+        time.sleep(0.005 * (attempt % 8 + 1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        there = load_checkpoint(path)
+        number = there.state["number"]
+        assert (there.arrays["w"] == number).all()
+        seen.add(number)
+    assert len(seen) > 2
+
+
+def _checkpoint(number):
+    return Checkpoint({}, {"w": np.full(20_000, number)}, {"number": number})
+
+
+# NCCL, with stand-ins for CuPy and its bindings
+
+
+class Twin:
+    """A control communicator of two ranks that always give the same."""
+
+    rank, size, waited = 0, 2, 0.0
+
+    def everyone(self, value):
+        if isinstance(value, tuple) and value[-1] == "0000:01:00.0":
+            return [value, (*value[:-1], "0000:02:00.0")]
+        return [value, value]
+
+    def start_sum(self, x):
+        x *= 2
+        return SimpleNamespace(wait=lambda: None, advance=lambda: None)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """CuPy's stand-in with two GPUs and NCCL, whose sum with a twin doubles an array, on a stream, later."""
+    with cupy_stand_in.installed() as cupy:
+        calls = []
+
+        class NcclCommunicator:
+            def __init__(self, size, identity, rank):
+                assert identity == ("an id",)
+                calls.append(("made", size, rank))
+
+            def allReduce(self, send, receive, count, kind, op, stream):
+                assert send == receive and op == 0
+                self._later(send, count, kind, stream, 2)
+                calls.append(("sum", count))
+
+            def broadcast(self, send, receive, count, kind, root, stream):
+                assert send == receive and root == 0
+                self._later(send, count, kind, stream, 1)
+                calls.append(("broadcast", count))
+
+            def _later(self, address, count, kind, number, factor):
+                dtype = np.dtype(kind)
+                size = count * dtype.itemsize
+                streams.at(number).do(lambda: _multiply(address, size, dtype, factor), (address, size, True))
+
+        class Device:
+            def __init__(self, number):
+                self.pci_bus_id = f"0000:0{number + 1}:00.0"
+
+            def use(self):
+                calls.append(("device", self.pci_bus_id))
+
+        nccl = SimpleNamespace(
+            available=True,
+            get_unique_id=lambda: ("an id",),
+            NcclCommunicator=NcclCommunicator,
+            NCCL_SUM=0,
+            NCCL_FLOAT16="e",
+            NCCL_FLOAT32="f",
+            NCCL_FLOAT64="d",
+            NCCL_INT64="q",
+        )
+        cupy.cuda.nccl, cupy.cuda.Device = nccl, Device
+        cupy.cuda.get_elapsed_time = lambda begin, end: 1.0
+        cupy.cuda.runtime.getDeviceCount = lambda: 2
+        monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
+        yield SimpleNamespace(cupy=cupy, calls=calls, nccl=nccl)
+
+
+def _multiply(address, size, dtype, factor):
+    values = np.frombuffer((ctypes.c_char * size).from_address(address), dtype)
+    values *= factor
+
+
+def test_nccl_sums_on_a_stream_beside_the_network_s(gpus):
+    x, y = ranks.X[:6].astype(np.float32), ranks.Y[:6]
+    alone = nn.Sequential(nn.Conv2d(1, 4, 3, rng=0), nn.Flatten(), nn.Linear(144, 10, rng=1))
+    loss = nn.SoftmaxCrossEntropy()
+    loss.forward(alone.forward(x), y)
+    alone.backward(loss.backward(), needs_dx=False)
+    expected = dict(alone.grads)
+
+    comm = distributed.on_gpus(Twin())
+    network = DataParallel(alone.to("cuda"), comm, bucket_bytes=50)
+    loss.forward(network.forward(gpus.cupy.asarray(x)), gpus.cupy.asarray(y))
+    network.backward(loss.backward(), needs_dx=False)
+    assert_close({name: grad.get() for name, grad in network.grads.items()}, expected, 1e-5)
+    assert gpus.calls[:2] == [("device", "0000:01:00.0"), ("made", 2, 0)]
+    assert gpus.calls[2:] == [("broadcast", 4 * 9 + 4 + 1450), ("sum", 1440), ("sum", 10 + 36), ("sum", 4)]
+    assert comm.waited == pytest.approx(4e-3)
+
+
+def test_nccl_s_sums_are_waited_for_by_the_stream_and_not_by_the_program(gpus):
+    comm = distributed.on_gpus(Twin())
+    x = gpus.cupy.asarray(np.ones(3, np.float32))
+    cupy_stand_in.waits.clear()
+    pending = comm.start_sum(x)
+    assert x._values.tolist() == [1, 1, 1]  # nothing has waited
+    pending.wait()
+    assert x._values.tolist() == [2, 2, 2] and not cupy_stand_in.waits
+    with pytest.raises(TypeError, match=r"float16, .* not int32"):
+        comm.start_sum(gpus.cupy.asarray(np.ones(3, np.int32)))
+    here = np.ones(2)
+    comm.sum(here)
+    assert here.tolist() == [2, 2]
+
+
+def test_a_gpu_without_nccl_or_with_two_ranks_is_refused(gpus):
+    gpus.nccl.available = False
+    with pytest.raises(RuntimeError, match=r"NCCL, which CuPy can't load; pip install 'gpuconv\[nccl13\]'"):
+        distributed.on_gpus(Twin())
+    gpus.nccl.available = True
+    control = Twin()
+    control.everyone = lambda value: [value, value]
+    with pytest.raises(RuntimeError, match=r"ranks 0, 1 would share a GPU of .*, which NCCL refuses"):
+        distributed.on_gpus(control)
