@@ -6,19 +6,24 @@ from typing import Any, Self
 
 
 class Interrupt:
-    """While it is entered, the first Ctrl-C only sets `requested`; a second one interrupts as usual."""
+    """While it is entered, the first Ctrl-C only sets `requested`; a second one interrupts as usual.
 
-    def __init__(self) -> None:
+    So do other signals that are named: Open MPI's mpirun, where Ctrl-C is meant for it, asks by SIGTERM.
+    """
+
+    def __init__(self, *others: signal.Signals) -> None:
         self.requested = False
-        self._usual: Any = None
+        self._usual: dict[int, Any] = dict.fromkeys((signal.SIGINT, *others))
 
     def __enter__(self) -> Self:
-        self._usual = signal.signal(signal.SIGINT, self._request)
+        for number in self._usual:
+            self._usual[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self._usual)
+        for number, usual in self._usual.items():
+            signal.signal(number, usual)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(signal.SIGINT, self._usual)
+        signal.signal(number, self._usual[number])

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -177,7 +178,8 @@ def _train(run: Run, out: Path) -> int:
 
     if first:
         print(_description(run), flush=True)
-    with Interrupt() as interrupt, warnings.catch_warnings():
+    asked_by = (signal.SIGTERM,) if comm.size > 1 else ()
+    with Interrupt(*asked_by) as interrupt, warnings.catch_warnings():
         # The way to a loss that is no number, which is reported as such. np.errstate would miss the threads.
         warnings.filterwarnings(
             "ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning
