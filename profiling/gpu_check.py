@@ -25,6 +25,7 @@ from gpu import (  # noqa: E402
     ceilings,
     children,
     determinism,
+    distributed,
     environment,
     graphs,
     report,
@@ -48,6 +49,7 @@ WEIGHTS = {
     "determinism": 8,
     "workspace": 6,
     "graphs": 4,
+    "distributed": 3,
     "ceilings": 5,
     "timings": 25,
 }
@@ -59,6 +61,7 @@ INSIDE = {
     "determinism": determinism.run,
     "workspace": workspace.run,
     "graphs": graphs.run,
+    "distributed": distributed.run,
     "ceilings": ceilings.run,
     "timings": timings.run,
 }

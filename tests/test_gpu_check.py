@@ -23,6 +23,7 @@ from gpu import (
     cases,
     children,
     determinism,
+    distributed,
     graphs,
     outcomes,
     report,
@@ -37,6 +38,7 @@ from gpu.results import PARTS, Results, faults
 
 from gpuconv.backends import unmade
 from gpuconv.backends.cuda import planning, pooling
+from gpuconv.distributed import Alone, DataParallel
 from gpuconv.measure import bench, calls, shapes
 from gpuconv.measure import gpu as device
 from gpuconv.measure.records import commit, file_stem, source_sha256, text
@@ -92,6 +94,9 @@ class FakeGpu:
 
     def alive(self):
         return self.living
+
+    def world(self):
+        return Alone()
 
     def shares_with(self, torch):
         return True
@@ -789,6 +794,30 @@ def test_a_program_and_those_it_starts_end_in_time():
     assert time.monotonic() - begin < 10
     assert children.run([sys.executable, "-c", "raise SystemExit(3)"], 30) == 3
     assert children.run([sys.executable, "-c", "import gpu, gpuconv"], 30) == 0
+
+
+def test_training_by_nccl_is_compared_with_training_without(results, monkeypatch):
+    assert distributed.run(results, Deadline(60), FakeGpu()) == "complete"
+    assert results.data["distributed"]["wrong"] == [] == faults(results.data)
+    assert report.distributed(results.data["distributed"]) == (
+        "NCCL, a world of one: the same weights as without; "
+        "a sum with nobody else: 1 MiB 100 us, 4 MiB 100 us, 64 MiB 100 us"
+    )
+    backward = DataParallel.backward
+    monkeypatch.setattr(DataParallel, "backward", lambda self, dy, **named: backward(self, 1.5 * dy, **named))
+    distributed.run(results, Deadline(60), FakeGpu())
+    assert "NCCL trains otherwise: 0.weight" in faults(results.data)
+    assert "other weights" in report.distributed(results.data["distributed"])
+
+
+def test_without_nccl_that_is_said_and_no_fault(results, monkeypatch):
+    def world(self):
+        raise RuntimeError("several GPUs need NCCL")
+
+    monkeypatch.setattr(FakeGpu, "world", world)
+    assert distributed.run(results, Deadline(60), FakeGpu()) == "complete"
+    assert report.distributed(results.data["distributed"]) == "NCCL: not run, several GPUs need NCCL"
+    assert not faults(results.data)
 
 
 # The whole

@@ -15,6 +15,7 @@ CHECKOUT = Path(gpuconv.__file__).parents[1]
 FUNCTIONS = sorted(name for name in gpuconv.__all__ if inspect.isfunction(getattr(gpuconv, name)))
 EXTRAS = [
     "cupy",
+    "mpi4py",
     "torch",
     "rich",
     "matplotlib",

@@ -42,6 +42,7 @@ def run_command(options: argparse.Namespace) -> int:
         *(("", gpu) for gpu in gpus[1:]),
         ("CuPy", _cupy(bool(gpus))),
         ("nvtx", _version("nvtx") or _missing("nvtx", "profiling ranges")),
+        ("mpi4py", _version("mpi4py") or _missing("gpuconv[mpi]", "training by several processes")),
         ("training", _training()),
     ]
     for name, text in rows:

@@ -17,6 +17,7 @@ import numpy as np
 import gpuconv
 from gpuconv.backends.cuda.runtime import CUDA_TYPES
 from gpuconv.backends.dispatch import accumulator
+from gpuconv.distributed import Communicator, world
 from gpuconv.measure.calls import random, results
 from gpuconv.measure.cpu import R
 from gpuconv.measure.records import file_stem
@@ -86,6 +87,10 @@ class Gpu:
                 "cores": len(os.sched_getaffinity(0)),
             },
         }
+
+    def world(self) -> Communicator:
+        """Return a world of NCCL's, of this GPU alone; RuntimeError without NCCL."""
+        return world("cuda")
 
     def synchronize(self) -> None:
         """Wait for the GPU; errors of kernels come up here."""

@@ -31,6 +31,8 @@ def facts(data: dict[str, Any]) -> list[str]:
         lines += [f"workspace: at most {share:.0%} of the limit in {len(data['workspace'])} calls"]
     if "graphs" in data:
         lines += [graphs(data["graphs"])]
+    if "distributed" in data:
+        lines += [distributed(data["distributed"])]
     if "copy_gbps" in data:
         lines += [f"ceilings: copy {data['copy_gbps']} GB/s; GEMM in TFLOP/s: {_pairs(data['gemm_tflops'])}"]
     if data.get("rows"):
@@ -46,6 +48,15 @@ def graphs(found: dict[str, Any]) -> str:
     if "launch_us" in found:
         line += f"; a launch takes {found['launch_us']:.1f} us of the CPU, a call {found['call_us']:.1f}"
     return line + (f"; refused, for cuBLAS: some of {', '.join(refused)}" if refused else "")
+
+
+def distributed(found: dict[str, Any]) -> str:
+    """Return the line on NCCL."""
+    if "skipped" in found:
+        return f"NCCL: not run, {found['skipped']}"
+    sums = ", ".join(f"{int(size) >> 20} MiB {us:.0f} us" for size, us in found.get("us", {}).items())
+    weights = "other weights" if found.get("wrong") else "the same weights"
+    return f"NCCL, a world of one: {weights} as without; a sum with nobody else: {sums}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

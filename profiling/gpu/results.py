@@ -10,7 +10,10 @@ from gpuconv.measure.records import file_stem, text
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 # In order of value: first whether it is right, then how fast it is.
-PARTS = ("environment", "suite", "sanitizers", "determinism", "workspace", "graphs", "ceilings", "timings")
+PARTS = (
+    *("environment", "suite", "sanitizers", "determinism", "workspace", "graphs", "distributed"),
+    *("ceilings", "timings"),
+)
 
 
 class Results:
@@ -85,6 +88,7 @@ def faults(data: dict[str, Any]) -> list[str]:
         if not case["agrees"]:
             found.append(f"{case['case']} gives something else with a limit of {case['limit']} bytes")
     found += [f"not replayed as called: {case}" for case in data.get("graphs", {}).get("wrong", ())]
+    found += [f"NCCL trains otherwise: {name}" for name in data.get("distributed", {}).get("wrong", ())]
     found += [f"{_name(row)}: {row['error']}" for row in data.get("rows", ()) if row.get("error")]
     return found
 
