@@ -9,6 +9,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 import gpuconv
+from gpuconv import distributed
 
 DOCS = Path(__file__).parents[1]
 
@@ -16,7 +17,7 @@ DOCS = Path(__file__).parents[1]
 REFERENCE = {
     "api/convolution.md": ("Convolution", "conv conv1d conv3d conv_transpose columns"),
     "api/pooling.md": ("Pooling", "pool pool1d pool3d adaptive global_pool lp_pool unpool upsample"),
-    "api/networks.md": ("Networks", "nn training"),
+    "api/networks.md": ("Networks", "nn training distributed"),
     "api/settings.md": ("Settings and checks", "config offload explain measure buffers testing"),
 }
 # What the decorator of every public function adds to its parameters.
@@ -78,6 +79,7 @@ def reference():
         name: getattr(gpuconv, name) for name in gpuconv.__all__ if name not in ("config", "nn", "testing")
     }
     names |= {f"nn.{name}": getattr(gpuconv.nn, name) for name in gpuconv.nn.__all__ if name not in names}
+    names |= {f"distributed.{name}": getattr(distributed, name) for name in distributed.__all__}
     pages = {}
     for uri, (title, modules) in REFERENCE.items():
         own = {f"gpuconv.{module}" for module in modules.split()}

@@ -54,8 +54,14 @@ class Mpi:
         self.timeout, self.cuda_aware = timeout, cuda_aware
         self.waited = 0.0
         self._answers: list[Any] = []  # sent, and to be kept until they have arrived
-        self.names = self.everyone(f"pid {os.getpid()} on {socket.gethostname()}")
-        self._sentinel = Sentinel(self.rank, self.everyone)
+        self._patience = 0.0
+        places = self.everyone((socket.gethostname(), os.getpid()))
+        hosts = [host for host, _ in places]
+        self.names = [f"pid {pid} on {host}" for host, pid in places]
+        # To spin is to keep a rank from working where there are more of them than cores.
+        if hosts.count(socket.gethostname()) <= (os.cpu_count() or 1):
+            self._patience = PATIENCE
+        self._sentinel = Sentinel(self.rank, hosts, self.everyone)
 
     def start_sum(self, x: Array) -> "_Sum":
         """Begin an Iallreduce, in place."""
@@ -86,7 +92,7 @@ class Mpi:
         begin = time.perf_counter()
         while not arrived():
             waited = time.perf_counter() - begin
-            if waited < PATIENCE:
+            if waited < self._patience:
                 _yield()
                 continue
             time.sleep(NAP if waited < LONG else LONG_NAP)

@@ -24,10 +24,9 @@ PATIENCE, GRACE = 60.0, 5.0
 class Sentinel:
     """A rank's connection to its machine's sentinel."""
 
-    def __init__(self, rank: int, everyone: Callable[[Any], list[Any]]) -> None:
+    def __init__(self, rank: int, hosts: list[str], everyone: Callable[[Any], list[Any]]) -> None:
         self._connection: socket.socket | None = None
-        host = socket.gethostname()
-        here = [number for number, other in enumerate(everyone(host)) if other == host]
+        here = [number for number, host in enumerate(hosts) if host == hosts[rank]]
         addresses = everyone(_start(here) if rank == here[0] else None)
         if (address := addresses[here[0]]) is not None:
             self._connection = socket.socket(socket.AF_UNIX)

@@ -72,7 +72,8 @@ def fit(
     ----------
     network
         A layer (`gpuconv.nn.Layer`), such as `Sequential`. It is put into training mode and left there:
-        call `network.eval()` before you predict.
+        call `network.eval()` before you predict. Where it is a `gpuconv.distributed.DataParallel`, every rank
+        must give the same x, y and rng: of each batch it takes its part, of which its losses then are.
     x
         `[N, ...]`, what the network takes.
     y
