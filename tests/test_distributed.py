@@ -214,6 +214,24 @@ def test_without_synchronisation_running_statistics_are_the_parts_means():
             np.testing.assert_allclose(buffers[name], mean)
 
 
+def test_a_normalisation_over_all_parts_is_gone_back_through_by_all():
+    def work(comm):
+        network = DataParallel(nn.BatchNorm2d(1, dtype=np.float64), comm, sync_batch_norm=True)
+        y = network.forward(ranks.X[:4])
+        with pytest.raises(
+            RuntimeError, match=r"forward was over a batch that several .* call DataParallel's"
+        ):
+            network.network.backward(y)
+        network.eval()  # which changes nothing of what forward was
+        network.backward(y)
+        return network.grads["weight"]
+
+    alone = nn.BatchNorm2d(1, dtype=np.float64)
+    alone.backward(alone.forward(np.concatenate([ranks.X[:4]] * 2)))
+    for grad in together(2, work):
+        np.testing.assert_allclose(grad, alone.grads["weight"] / 2)
+
+
 def test_evaluation_asks_nothing_of_other_ranks():
     def work(comm):
         network = DataParallel(ranks.network(), comm).eval()

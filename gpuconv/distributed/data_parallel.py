@@ -1,6 +1,7 @@
 """A network whose gradients are those of a batch that several processes share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -99,6 +100,7 @@ class DataParallel(Layer):
         self.training = network.training
         self._buckets: Buckets | None = None
         self._weight: float | None = None  # of this rank's part, in the last forward
+        self._share: Share | None = None
         self._take_over()
 
     def forward(self, x: Array) -> Array:
@@ -111,17 +113,10 @@ class DataParallel(Layer):
         self.comm.sum(counts)
         total = int(counts.sum())
         self._weight = len(x) / max(total, 1)
-        token = SHARE.set(
-            Share(
-                start=int(counts[: self.comm.rank].sum()),
-                total=total,
-                sum=self.comm.sum if self.sync_batch_norm else None,
-            )
-        )
-        try:
+        start = int(counts[: self.comm.rank].sum())
+        self._share = Share(start, total, self.comm.sum if self.sync_batch_norm else None)
+        with self._sharing():
             return self.network.forward(x)
-        finally:
-            SHARE.reset(token)
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Put the whole batch's gradients into `grads` and return dx, this part's share in that of J.
@@ -140,7 +135,7 @@ class DataParallel(Layer):
         if self.reduction == "mean":
             dy = dy * self._weight
         finish = self._start_averaging(self._weight)
-        with self._buckets.filling():
+        with self._sharing(), self._buckets.filling():
             dx = self.network.backward(dy, needs_dx=needs_dx)
         finish()
         return dx
@@ -157,7 +152,7 @@ class DataParallel(Layer):
     def to(self, device: str) -> Self:
         """Move the network to "cpu" or "cuda" and return the layer."""
         self.network.to(device)
-        self._buckets = self._weight = None
+        self._buckets = self._weight = self._share = None
         return self
 
     def state_dict(self) -> dict[str, Array]:
@@ -181,6 +176,15 @@ class DataParallel(Layer):
             flat = _joined(alike)
             self.comm.broadcast(flat)
             _parted(flat, alike)
+
+    @contextmanager
+    def _sharing(self) -> Iterator[None]:
+        """Let the layers know which part of the batch they have."""
+        token = SHARE.set(self._share)
+        try:
+            yield
+        finally:
+            SHARE.reset(token)
 
     def _start_averaging(self, weight: float) -> Callable[[], None]:
         """Begin to average running statistics over the parts; return what ends it."""

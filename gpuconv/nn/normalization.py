@@ -130,11 +130,13 @@ class BatchNorm2d(Layer):
         normal = (centred * inverse).astype(x.dtype, copy=False)
         y = normal if w is None or b is None else normal * w.reshape(per_channel) + b.reshape(per_channel)
         scale = inverse if w is None else inverse * w.reshape(per_channel)
-        return self._keep(y.astype(dtype, copy=False), (normal, scale, m if by_batch else 0, share))
+        return self._keep(
+            y.astype(dtype, copy=False), (normal, scale, m if by_batch else 0, share is not None)
+        )
 
     def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
         """Put the gradients of weight and bias, summed over batch and places, into `grads` and return dx."""
-        normal, scale, m, share = self._recall(dy)
+        normal, scale, m, together = self._recall(dy)
         axes, _ = self._layout()
         out = dy.dtype
         dy = dy.astype(accumulator(out), copy=False)
@@ -146,10 +148,8 @@ class BatchNorm2d(Layer):
         if not needs_dx:
             return None
         if m:
-            if share is not None:
-                both = array_module(dy).stack([dw, db])
-                share.sum(both)
-                dw, db = both
+            if together:
+                dw, db = _sums(dw, db)
             dy = dy - db / m - normal * (dw / m)
         return (dy * scale).astype(out, copy=False)
 
@@ -203,6 +203,19 @@ class BatchNorm2d(Layer):
             f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         ) + (", channels_last=True" if self.channels_last else "")
+
+
+def _sums(dw: Array, db: Array) -> Array:
+    """Return the sums over all parts of a batch, of which these are one part's."""
+    share = SHARE.get()
+    if share is None or share.sum is None:
+        raise RuntimeError(
+            "BatchNorm2d.backward: forward was over a batch that several processes share, and backward must "
+            "be, too; call DataParallel's"
+        )
+    both = array_module(dw).stack([dw, db])
+    share.sum(both)
+    return both
 
 
 def _mean(x: Array, axes: tuple[int, ...], m: int, share: Share | None) -> Array:

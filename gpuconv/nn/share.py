@@ -25,5 +25,5 @@ class Share:
     sum: Callable[[Any], None] | None
 
 
-# Set around a network's forward in training; None: the batch is this process's alone.
+# Set around a network's forward and backward in training; None: the batch is this process's alone.
 SHARE: ContextVar[Share | None] = ContextVar("gpuconv.share", default=None)
