@@ -196,6 +196,23 @@ def test_gradients_are_sent_in_full_buckets_last_layer_first_while_backward_goes
     assert order == [2 * 8, 80, 8 + 4 * 1440, "conv", 40 + 144, 16]
 
 
+def test_sums_under_way_are_looked_after_when_a_layer_has_been_gone_back_through():
+    def work(comm):
+        network = nn.Sequential(*(nn.Linear(2, 2, rng=i) for i in range(3)))
+        start, looks = comm.start_sum, []
+
+        def start_sum(x):
+            pending = start(x)
+            return SimpleNamespace(advance=lambda: looks.append(x.nbytes), wait=pending.wait)
+
+        comm.start_sum = start_sum
+        backward(comm, network, np.ones((2, 2), np.float32), np.zeros(2, int), nn.SoftmaxCrossEntropy(),
+                 bucket_bytes=24)  # fmt: skip
+        return looks
+
+    assert together(2, work)[0] == [24] * (1 + 2 + 3)
+
+
 def test_without_synchronisation_running_statistics_are_the_parts_means():
     x = ranks.X[:9]
     part = [slice(0, 6), slice(6, 9)]
