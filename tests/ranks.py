@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -124,5 +123,4 @@ def distributed_rank():
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(gpuconv.__file__).parents[1])
     {task.__name__: task for task in (weights, fails, slow, dies, train)}[sys.argv[1]](*sys.argv[2:])

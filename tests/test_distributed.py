@@ -13,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import astuple, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ranks
+import threadpoolctl
 from host import cupy_stand_in, streams
 
 import gpuconv
@@ -26,7 +28,10 @@ from gpuconv import distributed, nn
 from gpuconv.cli import main
 from gpuconv.distributed import launch
 from gpuconv.distributed.data_parallel import DataParallel
+from gpuconv.distributed.mpi import Mpi
 from gpuconv.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpuconv.training.datasets import Dataset
+from gpuconv.training.run import Run, Settings
 
 # That of a package mpich in this environment, or the system's.
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
@@ -310,6 +315,71 @@ def test_parts_cover_a_batch_once_and_in_order():
             assert places == list(range(5, 5 + n)) and max(lengths) - min(lengths) <= 1
 
 
+def dataset():
+    rng = np.random.default_rng(1)
+    x, y = rng.random((70, 1, 8, 8), np.float32), np.arange(70) % 4
+    x[np.arange(70), 0, 2 * y] += 1
+    return Dataset("bars", x[:52], y[:52], x[52:], y[52:], 4)
+
+
+def run(comm, settings, checkpoint=None, stop=None, **options):
+    """Train as `gpuconv train` does, from a checkpoint or the start, up to so many updates."""
+    run = Run(settings, dataset(), comm=comm, **options)
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    run.train(lambda iterations, loss: iterations == stop)
+    return run.records, run.checkpoint()
+
+
+def numbers(records):
+    return np.array([astuple(replace(record, seconds=0)) for record in records])
+
+
+SETTINGS = {
+    "adam": Settings("adam", seed=3, epochs=3, max_iterations=None, batch_size=8, step=0.002, shift=1),
+    "batch-gd": Settings("batch-gd", seed=3, epochs=3, max_iterations=None, batch_size=None, step=1.0),
+}
+
+
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_a_run_is_the_same_whatever_the_number_of_ranks_also_between_two_updates(algorithm):
+    settings = SETTINGS[algorithm]
+    records, _ = run(None, settings)
+    many = together(5, lambda comm: run(comm, settings))  # more than a part of the last batch, which holds 4
+    for other, _ in many:
+        np.testing.assert_allclose(numbers(other), numbers(records), atol=1e-3)
+    stop = 9 if algorithm == "adam" else 2  # two updates into the second epoch
+    _, checkpoint = together(2, lambda comm: run(comm, settings, stop=stop))[0]
+    assert checkpoint.state["iterations"] == stop
+    for other, _ in together(3, lambda comm: run(comm, settings, checkpoint)):
+        np.testing.assert_allclose(numbers(other), numbers(records), atol=1e-3)
+
+
+def test_parts_that_are_normalised_by_themselves_train_too():
+    settings = SETTINGS["adam"]
+    synchronised, local = (
+        together(2, lambda comm, sync=sync: run(comm, settings, sync_batch_norm=sync))[0][0]
+        for sync in (True, False)
+    )
+    assert numbers(local)[:, 2].tolist() != numbers(synchronised)[:, 2].tolist()
+    assert local[-1].loss < local[0].loss
+
+
+@pytest.mark.parametrize(
+    ("ranks_here", "asked", "threads"), [(2, None, "4"), (16, None, "1"), (2, "3", "3"), (1, None, None)]
+)
+def test_ranks_on_the_same_cores_share_them(monkeypatch, ranks_here, asked, threads):
+    limits = []
+    monkeypatch.setattr(threadpoolctl, "threadpool_limits", limits.append)
+    monkeypatch.setattr(launch, "_cores", lambda: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", asked or "")
+    distributed.share_cores(
+        SimpleNamespace(everyone=lambda own: [own] * ranks_here + [("elsewhere", own[1])])
+    )
+    assert os.environ["OMP_NUM_THREADS"] == (threads or "")
+    assert limits == ([int(threads)] if threads and not asked else [])
+
+
 # Under mpirun
 
 
@@ -526,3 +596,18 @@ def test_a_gpu_without_nccl_or_with_two_ranks_is_refused(gpus):
     control.everyone = lambda value: [value, value]
     with pytest.raises(RuntimeError, match=r"ranks 0, 1 would share a GPU of .*, which NCCL refuses"):
         distributed.on_gpus(control)
+
+
+def test_mpi_takes_arrays_on_a_gpu_where_that_is_said_and_when_the_gpu_has_done(gpus, monkeypatch):
+    mpi, x, waited = Mpi.__new__(Mpi), gpus.cupy.asarray(np.ones(3)), []
+    mpi.cuda_aware = False
+    with pytest.raises(TypeError, match="not known to take memory on a GPU: let NCCL do it"):
+        mpi.start_sum(x)
+    mpi.cuda_aware = True
+    monkeypatch.setattr(streams.DefaultStream, "synchronize", lambda self: waited.append("stream"))
+    mpi._mpi, mpi._comm = (
+        SimpleNamespace(IN_PLACE=None),
+        SimpleNamespace(Iallreduce=lambda place, x: waited.append("sum")),
+    )
+    mpi.start_sum(x)
+    assert waited == ["stream", "sum"]

@@ -74,6 +74,11 @@ except TypeError:
     assert not set(EXTRAS) & {name.partition(".")[0] for name in run(program).split()}
 
 
+def test_a_world_of_one_process_loads_no_extra_and_no_cupy():
+    program = "import sys; from gpuconv import distributed; distributed.world(); print(*sys.modules)"
+    assert not set(EXTRAS) & {name.partition(".")[0] for name in run(program).split()}
+
+
 BLOCKED = """
 import sys
 

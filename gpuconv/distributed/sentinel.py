@@ -5,6 +5,7 @@ the others no time to. This one is none of its processes: each rank holds a conn
 closes when the rank dies, before the others can. It runs this file alone, without the package.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -32,6 +33,7 @@ class Sentinel:
             self._connection = socket.socket(socket.AF_UNIX)
             self._connection.connect(address)
             self._connection.sendall(struct.pack("i", rank))
+            atexit.register(self.dismiss)  # a program that ends by itself has not died
 
     def dismiss(self) -> None:
         """Let it go: what ends from now on ends as it should."""
