@@ -98,17 +98,19 @@ def slow(who):
             print(*filter(None, lines), sep="\n")
 
 
-def dies(who, iteration, *arguments):
-    """Be `gpuconv train`, of which one rank is killed after so many updates."""
+def hears(what, iteration, *arguments):
+    """Be `gpuconv train`, whose second rank gets a signal after so many updates."""
+    from mpi4py import MPI
+
     update = progress.Silence.update
 
     def until(self, iterations, loss):
-        if iterations == int(iteration) and distributed_rank() == int(who):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if iterations == int(iteration) and MPI.COMM_WORLD.rank == 1:
+            os.kill(os.getpid(), signal.Signals[what])
         update(self, iterations, loss)
 
     progress.Silence.update = until
-    sys.exit(main(["train", *arguments]))
+    train(*arguments)
 
 
 def train(*arguments):
@@ -116,11 +118,5 @@ def train(*arguments):
     sys.exit(main(["train", *arguments]))
 
 
-def distributed_rank():
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD.rank
-
-
 if __name__ == "__main__":
-    {task.__name__: task for task in (weights, fails, slow, dies, train)}[sys.argv[1]](*sys.argv[2:])
+    {task.__name__: task for task in (weights, fails, slow, hears, train)}[sys.argv[1]](*sys.argv[2:])

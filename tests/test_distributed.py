@@ -26,6 +26,7 @@ from host import cupy_stand_in, streams
 import gpuconv
 from gpuconv import distributed, nn
 from gpuconv.cli import main
+from gpuconv.cli.interrupt import Interrupt
 from gpuconv.distributed import launch
 from gpuconv.distributed.data_parallel import DataParallel
 from gpuconv.distributed.mpi import Mpi
@@ -435,19 +436,28 @@ def history(folder):
     return {name: values for name, values in metrics["history"].items() if name != "seconds"}
 
 
-def test_a_run_whose_rank_is_killed_goes_on_with_another_number_of_ranks(data, tmp_path):
+def test_a_run_whose_rank_is_killed_or_interrupted_goes_on_with_another_number_of_ranks(data, tmp_path):
     options = ["--data", data, "--device", "cpu", "--epochs", 4, "--batch-size", 16, "--shift", 1]
     one, many = tmp_path / "one", tmp_path / "many"
     assert main(["train", *map(str, options), "--out", str(one)]) == 0
-    killed = mpirun(2, "dies", 1, 10, *options, "--out", many)  # seven updates an epoch
+    killed = mpirun(2, "hears", "SIGKILL", 10, *options, "--out", many)  # seven updates an epoch
     assert "gpuconv: rank 1 (pid " in killed.stderr, killed.stderr
-    assert len(load_checkpoint(many / "checkpoint.npz").arrays["records"]) == 1
-    resumed = mpirun(3, "train", "--resume", many, "--device", "cpu")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "on 3 processes, each on the CPU with 1 threads" in resumed.stdout
+    assert load_checkpoint(many / "checkpoint.npz").state["iterations"] == 7
+    interrupted = mpirun(3, "hears", "SIGINT", 17, "--resume", many, "--device", "cpu")
+    assert "on 3 processes, each on the CPU with 1 threads" in interrupted.stdout
+    assert "stopped by Ctrl-C" in interrupted.stdout, interrupted.stderr
+    assert load_checkpoint(many / "checkpoint.npz").state["iterations"] == 17
+    assert main(["train", "--resume", str(many), "--device", "cpu"]) == 0
     expected = history(one)
     for name, values in history(many).items():
         np.testing.assert_allclose(values, expected[name], atol=2e-3, err_msg=name)
+
+
+def test_sigterm_is_a_wish_too_where_that_is_said():
+    usual = signal.getsignal(signal.SIGTERM)
+    with Interrupt(signal.SIGTERM) as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.requested and signal.getsignal(signal.SIGTERM) is usual
 
 
 def test_what_is_wrong_on_all_ranks_is_said_once(tmp_path):

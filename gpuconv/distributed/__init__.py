@@ -10,7 +10,7 @@ NCCL CuPy's. mpi4py and CuPy are imported when a world of several processes, or 
 
 from gpuconv.distributed.communicator import Alone, Communicator, any_of
 from gpuconv.distributed.data_parallel import DataParallel
-from gpuconv.distributed.launch import launched, on_gpus, share_cores, world
+from gpuconv.distributed.launch import on_gpus, share_cores, world
 from gpuconv.distributed.shards import part
 from gpuconv.distributed.stragglers import Stragglers
 
@@ -20,7 +20,6 @@ __all__ = [
     "DataParallel",
     "Stragglers",
     "any_of",
-    "launched",
     "on_gpus",
     "part",
     "share_cores",
