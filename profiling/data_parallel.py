@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -36,13 +37,35 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps in a turn")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--local-batch-norm", action="store_true")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write data-parallel-cpu.md there, too")
     options = parser.parse_args()
     with distributed.world() as comm:
         if comm.size == 1:
             parser.error("start it by mpirun, on two processes or more")
         lines = [*steps(comm, options), *hidden(comm, options.turns)]
-        if comm.rank == 0:
-            print("\n".join(lines))
+        if comm.rank:
+            return
+        print("\n".join(lines))
+        if options.out:
+            report = options.out / "data-parallel-cpu.md"
+            report.write_text("\n".join(recorded(lines, sys.argv[1:])), encoding="utf-8")
+
+
+def recorded(lines: list[str], arguments: list[str]) -> list[str]:
+    """Return a record of them: on what, when, of which commit."""
+    from gpuconv.measure import devices, records
+
+    cpu, when = devices.find("cpu").facts()["cpu"], datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        f"# Training by several processes, on {cpu}",
+        "",
+        f"Written by `profiling/data_parallel.py {' '.join(arguments)}`.",
+        "",
+        f"* commit {records.commit()}, {when}",
+        "",
+        *(f"* {line}" for line in lines),
+        "",
+    ]
 
 
 def steps(comm: distributed.Communicator, options: argparse.Namespace) -> list[str]:

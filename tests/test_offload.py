@@ -29,6 +29,12 @@ STAND_IN = pytest.param(
 REAL = pytest.param("cupy", marks=(pytest.mark.gpu, pytest.mark.skipif(bool(OFF), reason=OFF)))
 
 
+@pytest.fixture(autouse=True)
+def own_functions(monkeypatch):
+    """What a test makes public is no public function of the next one's."""
+    monkeypatch.setattr(entry, "OPERATIONS", dict(entry.OPERATIONS))
+
+
 @pytest.fixture(params=[STAND_IN, REAL])
 def cupy(request):
     """CuPy with a GPU, or what stands for both."""
