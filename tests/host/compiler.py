@@ -21,10 +21,13 @@ HERE = Path(__file__).parent
 # Set by the launch instead of compiled in: a window more costs no compilation then.
 CONSTANTS = ("K0", "K1", "K2", "S0", "S1", "S2", "D0", "D1", "D2", "AXES")
 CONSTANTS += ("ROWS", "COLUMNS", "IN", "OUT", "LEAD", "PHASE1", "PHASE2")  # of tiles
-# Compiled together: one more variant costs 30 ms, another run of g++ 200 ms.
+# These run for longer than they compile. All others together run for seconds and compile for minutes; wholly
+# without optimisation g++ wouldn't check that a pointer stays within an object.
+OPTIMISED = ("implicit_gemm", "implicit_weight_grad", "winograd")
+# Compiled together: one more variant costs 30 ms, another run of g++ 200 to 400 ms.
 TOGETHER = {"VECTOR": ("1", "2", "4", "8", "16"), "CHANNELS_LAST": ("0", "1"), "INDEX": ("int", "long long")}
 SIZES = {c_type: np.dtype(name).itemsize for name, c_type in C_TYPES.items()}
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", "-Wl,--as-needed")
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", "-Wl,--as-needed")
 UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined")
 ADDRESS = ("-g1", "-fno-omit-frame-pointer", "-fsanitize=address", "-fsanitize-recover=address")
 
@@ -58,6 +61,7 @@ class Launch(ctypes.Structure):
     )
 
 
+@cache
 def address_sanitized():
     """Tell whether this process runs under the address sanitizer: it must have been loaded before Python."""
     return hasattr(ctypes.CDLL(None), "__asan_init")
@@ -166,7 +170,8 @@ def kept(content, make):
 def _library(name, function, text, variants):
     program = _program(name, function, text, variants)
     sanitizers = (*UNDEFINED, *ADDRESS) if address_sanitized() else UNDEFINED
-    flags = (*FLAGS, *sanitizers, "-isystem", str(headers()), "-idirafter", str(HERE / "stand_ins"))
+    level = "-O1" if name in OPTIMISED else "-Og"
+    flags = (*FLAGS, level, *sanitizers, "-isystem", str(headers()), "-idirafter", str(HERE / "stand_ins"))
 
     def make(path):
         command = ["g++", *flags, "-x", "c++", "-", "-o", str(path)]
