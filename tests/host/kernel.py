@@ -1,6 +1,7 @@
 """A compiled kernel, called as CuPy calls it; what CUDA forbids or a GPU may not forgive is an error."""
 
 import ctypes
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -103,11 +104,14 @@ class HostKernel:
         return [np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(start)) for start, size in found]
 
 
+@lru_cache(64)  # a drawn launch comes again for each array and gradient
 def _orders(blocks, threads, count):
+    """Return names, and indices of blocks and threads, of so many orders."""
     ascending = tuple(np.arange(size, dtype=np.uint32) for size in (blocks, threads))
-    yield "ascending", *ascending
+    orders = [("ascending", *ascending)]
     if count > 1:
-        yield "descending", *(np.ascontiguousarray(indices[::-1]) for indices in ascending)
+        orders.append(("descending", *(np.ascontiguousarray(indices[::-1]) for indices in ascending)))
     for seed in range(count - 2):
         rng = np.random.default_rng(seed)
-        yield f"shuffled ({seed})", *(rng.permutation(indices) for indices in ascending)
+        orders.append((f"shuffled ({seed})", *(rng.permutation(indices) for indices in ascending)))
+    return orders
