@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,21 +24,38 @@ ROOT = Path(__file__).parents[1]
 OUTPUTS = {"checkpoint.npz", "learning_curve.png", "metrics.json", "misclassified.png", "weights.safetensors"}
 
 
-@pytest.fixture
-def data(tmp_path):
-    """A small .npz that trains in no time: bright bars at one of four heights."""
+def bars(folder):
+    """Write a small .npz that trains in no time, bright bars at one of four heights; return its path."""
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 4
     images = rng.random((120, 8, 8))
     images[np.arange(120), 2 * labels] += 2
-    path = tmp_path / "bars.npz"
+    path = folder / "bars.npz"
     np.savez(path, images=images, labels=labels)
     return str(path)
 
 
 @pytest.fixture
+def data(tmp_path):
+    return bars(tmp_path)
+
+
+@pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
+
+
+@pytest.fixture(scope="module")
+def epoch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("epoch")
+    train(bars(folder), folder / "out", "--epochs", 1)
+    return folder / "out"
+
+
+@pytest.fixture
+def trained(epoch, out):
+    """A folder with a run of one epoch."""
+    return shutil.copytree(epoch, out)
 
 
 def train(data, out, *options):
@@ -303,22 +321,20 @@ def test_a_folder_with_a_run_is_kept_unless_told_otherwise(data, out, capsys):
         (["--data", "digits"], "{}: was trained on other pictures than digits"),
     ],
 )
-def test_resuming_another_run_is_refused_and_nothing_is_written(data, out, capsys, options, fault):
-    train(data, out, "--epochs", 1)
-    before = files(out)
-    message = refused(capsys, "train", "--resume", out, *options)
-    assert message == f"gpuconv train: {fault.format(out / 'checkpoint.npz')}\n"
-    assert files(out) == before
+def test_resuming_another_run_is_refused_and_nothing_is_written(trained, capsys, options, fault):
+    before = files(trained)
+    message = refused(capsys, "train", "--resume", trained, *options)
+    assert message == f"gpuconv train: {fault.format(trained / 'checkpoint.npz')}\n"
+    assert files(trained) == before
 
 
-def test_checkpoint_of_another_network_is_refused_and_nothing_is_written(data, out, capsys):
-    train(data, out, "--epochs", 1)
-    saved = checkpoint.load_checkpoint(out / "checkpoint.npz")
+def test_checkpoint_of_another_network_is_refused_and_nothing_is_written(trained, capsys):
+    saved = checkpoint.load_checkpoint(trained / "checkpoint.npz")
     saved.arrays["network/4.weight"] = saved.arrays["network/4.weight"][:-1]
-    checkpoint.save_checkpoint(out / "checkpoint.npz", saved)
-    before = files(out)
-    assert "checkpoint.npz: is of another network" in refused(capsys, "train", "--resume", out)
-    assert files(out) == before
+    checkpoint.save_checkpoint(trained / "checkpoint.npz", saved)
+    before = files(trained)
+    assert "checkpoint.npz: is of another network" in refused(capsys, "train", "--resume", trained)
+    assert files(trained) == before
 
 
 @pytest.mark.parametrize(
@@ -341,24 +357,22 @@ def test_checkpoint_of_another_network_is_refused_and_nothing_is_written(data, o
         (lambda saved: saved.arrays.update(extra=np.ones(2)), "holds the unknown extra"),
     ],
 )
-def test_checkpoint_with_strange_contents_is_refused_and_nothing_is_written(data, out, capsys, edit, fault):
-    train(data, out, "--epochs", 1)
-    saved = checkpoint.load_checkpoint(out / "checkpoint.npz")
+def test_checkpoint_with_strange_contents_is_refused_and_nothing_is_written(trained, capsys, edit, fault):
+    saved = checkpoint.load_checkpoint(trained / "checkpoint.npz")
     edit(saved)
-    checkpoint.save_checkpoint(out / "checkpoint.npz", saved)
-    before = files(out)
-    message = refused(capsys, "train", "--resume", out)
+    checkpoint.save_checkpoint(trained / "checkpoint.npz", saved)
+    before = files(trained)
+    message = refused(capsys, "train", "--resume", trained)
     assert "checkpoint.npz: " in message and fault in message
-    assert files(out) == before
+    assert files(trained) == before
 
 
-def test_damaged_checkpoint_is_refused_and_nothing_is_written(data, out, capsys):
-    train(data, out, "--epochs", 1)
-    path = out / "checkpoint.npz"
+def test_damaged_checkpoint_is_refused_and_nothing_is_written(trained, capsys):
+    path = trained / "checkpoint.npz"
     path.write_bytes(path.read_bytes()[:1000])
-    before = files(out)
-    assert f"{path}: not a checkpoint, or a damaged one" in refused(capsys, "train", "--resume", out)
-    assert files(out) == before
+    before = files(trained)
+    assert f"{path}: not a checkpoint, or a damaged one" in refused(capsys, "train", "--resume", trained)
+    assert files(trained) == before
 
 
 def test_resume_of_nothing_names_what_is_missing(data, out, tmp_path, capsys, monkeypatch):
