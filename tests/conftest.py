@@ -144,27 +144,47 @@ def _parameter(name):
     return pytest.param(name, marks=(skip, *backend.marks))
 
 
-def _use(chosen):
-    with pytest.MonkeyPatch.context() as patch:
-        chosen.change(patch)
-        program.forget()
-        yield chosen
+_changes = pytest.MonkeyPatch()
+_used = []  # the name of the backend in use
+
+
+def _let_go():
+    _changes.undo()
     program.forget()
+    _used.clear()
+
+
+def _use(name):
+    _let_go()  # of another fixture's, which pytest may keep until the module ends
+    BACKENDS[name].change(_changes)
+    _used.append(name)
+    yield BACKENDS[name]
+    if _used == [name]:
+        _let_go()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    """See to it that what is in use is what the test asks for."""
+    asked = item.callspec.params if hasattr(item, "callspec") else {}
+    for fixture in ("backend", "gpu", "device"):  # or a parameter that is called so
+        if (name := asked.get(fixture)) in BACKENDS:
+            assert _used == [name]
 
 
 @pytest.fixture(scope="module", params=[_parameter(name) for name in BACKENDS])
 def backend(request):
     """Each backend in turn: NumPy and C kernels, CUDA kernels run on the CPU (also in small pieces), CuPy."""
-    yield from _use(BACKENDS[request.param])
+    yield from _use(request.param)
 
 
 @pytest.fixture(scope="module", params=[_parameter(name) for name in BACKENDS if not BACKENDS[name].is_numpy])
 def gpu(request):
     """Each backend with the CUDA kernels in turn."""
-    yield from _use(BACKENDS[request.param])
+    yield from _use(request.param)
 
 
 @pytest.fixture(scope="module", params=[_parameter(name) for name in ("numpy", "kernels", "cupy")])
 def device(request):
     """Each backend once, for what is built on the public functions: how these cut arrays is their affair."""
-    yield from _use(BACKENDS[request.param])
+    yield from _use(request.param)
