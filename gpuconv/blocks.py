@@ -72,14 +72,16 @@ def among_neighbours(window: Window, axis: int, start: int, stop: int) -> Part:
 
 def cuts_of_output(window: Window, axis: int, ends: Iterable[int]) -> list[int]:
     """Return where blocks of the output end whose windows have their middle in blocks of the input."""
-    _, s, span, before, _ = _axis(window, axis)
-    return with_places(window, axis, (-(((span - 1) // 2 - before - end) // s) for end in ends))
+    n, s, span, before, _ = _axis(window, axis)
+    inner = (end for end in ends if 0 < end < n)
+    return with_places(window, axis, (-(((span - 1) // 2 - before - end) // s) for end in inner))
 
 
 def cuts_of_input(window: Window, axis: int, ends: Iterable[int]) -> list[int]:
     """Return where blocks of the input end: midway between the windows of two blocks of the output."""
     n, s, span, before, _ = _axis(window, axis)
-    return ends_of((end * s - before + (span - s) // 2 for end in ends), n)
+    inner = (end for end in ends if 0 < end < window.out_size[axis])
+    return ends_of((end * s - before + (span - s) // 2 for end in inner), n)
 
 
 def with_places(window: Window, axis: int, ends: Iterable[int]) -> list[int]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from math import isnan
 from typing import Any
 
+import numpy as np
+
 from gpuconv.backends.dispatch import backend_of, is_dask
 from gpuconv.offload import ARRAYS
 
@@ -51,6 +53,8 @@ def call(
                 f"{op}: {name} has chunks of unknown size (shape {x.shape}); "
                 f"{name}.compute_chunk_sizes() finds them out"
             )
+        if isinstance(x._meta, np.ma.MaskedArray):
+            raise TypeError(f"{op}: {name} is a masked array; fill it first: dask.array.ma.filled({name}, 0)")
     backend_of(op, **{name: x._meta if name in lazy else x for name, x in arrays.items()})  # of one kind
     described = Call(op, {x.shape: x.chunks for x in lazy.values()})
     found = function(**bound | {name: Later.of(asarray(x), described) for name, x in arrays.items()})

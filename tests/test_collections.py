@@ -198,6 +198,35 @@ def test_every_public_function_takes_dask_arrays(name):
 
 
 @pytest.mark.parametrize("name", CALLS)
+def test_arrays_of_one_chunk_give_arrays_of_one_chunk(name):
+    arguments, options = arguments_of(
+        name, lambda x: da.from_array(x, -1) if isinstance(x, np.ndarray) else x
+    )
+    for result in listed(getattr(gpuconv, name)(*arguments, **options)):
+        assert result.npartitions == 1
+
+
+SIZES, SHAPES = (1, 2, 3), ((2, 4, 6, 6), (2, 4, 4, 9))
+SIZED = {
+    "adaptive_avg_pool2d": SIZES,
+    "adaptive_max_pool2d": SIZES,
+    "adaptive_avg_pool2d_backward": SHAPES,
+    "global_avg_pool_backward": SHAPES,
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_results_of_other_sizes_have_other_names(name):
+    x = np.arange(8.0 if name.endswith("backward") else 288.0)
+    x = x.reshape(2, 4, 1, 1) if x.size == 8 else x.reshape(2, 4, 6, 6)
+    lazy, function = da.from_array(x, (1, 4, -1, -1)), getattr(gpuconv, name)
+    found = dask.compute(*(function(lazy, size) for size in SIZED[name]))
+    for results, size in zip(found, SIZED[name], strict=True):
+        for got, want in zip(listed(results), listed(function(x, size)), strict=True):
+            close_by_rounding(got, want)
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_nothing_is_computed_before_dask_is_asked(name):
     def never(block):
         raise AssertionError("computed")
@@ -470,7 +499,17 @@ def test_wrong_arguments_are_refused_at_once_with_the_message_for_whole_arrays(w
     assert str(lazy.value) == str(whole.value)
 
 
+def test_layers_pass_dask_arrays_forward_only():
+    layer = gpuconv.Conv2d(6, 2, 3, rng=0)
+    y = layer(X)
+    assert isinstance(y, da.Array)
+    with pytest.raises(TypeError, match=r"Conv2d.backward: the last forward was given a Dask array"):
+        layer.backward(np.ones(y.shape, y.dtype))
+
+
 def test_what_dask_can_not_do_is_refused():
+    with pytest.raises(TypeError, match=r"x is a masked array; fill it first: dask.array.ma.filled\(x, 0\)"):
+        gpuconv.conv2d(da.ma.masked_greater(X, 2), W)
     unknown = X[X[:, 0, 0, 0] > 0]
     with pytest.raises(ValueError, match=r"x has chunks of unknown size .* x.compute_chunk_sizes\(\)"):
         gpuconv.conv2d(unknown, W)

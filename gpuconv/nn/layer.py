@@ -18,6 +18,7 @@ from gpuconv.backends.dispatch import (
     check_shape,
     float_result,
     inexact_result,
+    is_dask,
     to_device,
 )
 from gpuconv.files import read_weights, write_weights
@@ -78,6 +79,7 @@ class Layer:
         self._kept: Any = None
         self._y_shape: tuple[int, ...] | None = None
         self._y_is_complex = False
+        self._y_is_dask = False
 
     def forward(self, x: Array) -> Array:
         """Return y, and keep what `backward` will need."""
@@ -259,6 +261,7 @@ class Layer:
         self._kept = kept
         self._y_shape = y.shape
         self._y_is_complex = y.dtype.kind == "c"
+        self._y_is_dask = is_dask(y)
         return y
 
     def _recall(self, dy: Array) -> Any:
@@ -266,6 +269,8 @@ class Layer:
         op = f"{type(self).__name__}.backward"
         if self._y_shape is None:
             raise RuntimeError(f"{op}: call forward first; its input is needed for the gradient")
+        if self._y_is_dask:
+            raise TypeError(f"{op}: the last forward was given a Dask array, which layers pass forward only")
         backend_of(op, dy=dy)
         (inexact_result if self._y_is_complex else float_result)(op, dy=dy)
         check_shape(op, "dy", dy.shape, self._y_shape, "to match the y of the last forward")

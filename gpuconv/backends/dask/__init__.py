@@ -16,6 +16,7 @@ from dask.array import map_blocks
 from gpuconv.backends import cpu, dispatch
 from gpuconv.backends.dask import graph
 from gpuconv.backends.dispatch import accumulator, backend_of
+from gpuconv.config import config
 from gpuconv.geometry import Window
 
 Array = Any
@@ -145,12 +146,16 @@ def _empty(shape: Shape, dtype: Any, beside: Later) -> Later:
 
 
 def _relu_input_grad(dy: Later, y: Later) -> Later:
-    through = map_blocks(_rectified, dy.array, y.array.rechunk(dy.array.chunks), meta=dy.array._meta)
+    settings = graph.settings()
+    through = map_blocks(
+        _rectified, dy.array, y.array.rechunk(dy.array.chunks), settings=settings, meta=dy.array._meta
+    )
     return Later.of(through, dy.call)
 
 
-def _rectified(dy: Array, y: Array) -> Array:
-    return backend_of("relu_input_grad", dy=dy, y=y).activations.relu_input_grad(dy, y)
+def _rectified(dy: Array, y: Array, settings: dict[str, Any]) -> Array:
+    with config(**settings):
+        return backend_of("relu_input_grad", dy=dy, y=y).activations.relu_input_grad(dy, y)
 
 
 arrays = SimpleNamespace(empty=_empty)

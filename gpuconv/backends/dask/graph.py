@@ -122,6 +122,13 @@ def _joined(pieces: list[Array], counts: Shape) -> Array:
     return whole
 
 
+def settings() -> dict[str, Any]:
+    """Return the settings that hold here, for blocks that are computed elsewhere."""
+    found = config.as_dict()
+    del found["ranges"]  # what a profiler sees is the worker's affair
+    return found
+
+
 class Layout:
     """A primitive with its arguments, and where the blocks of its results are.
 
@@ -161,11 +168,9 @@ class Layout:
 
         A result to be summed is [blocks, *shape].
         """
-        settings = config.as_dict()
-        del settings["ranges"]  # what a profiler sees is the worker's affair
         dtypes = {name: result.dtype for name, result in self.results.items()}
-        work = Work(self.primitive, self.order, tuple(self.sources), dtypes, self.options, settings)
-        token = tokenize(work, self.grid, *(x.name for x in self.sources.values()))
+        work = Work(self.primitive, self.order, tuple(self.sources), dtypes, self.options, settings())
+        token = tokenize(work, self.results, self.grid, *(x.name for x in self.sources.values()))
         name = "-".join((op, *self.results, token))
         sources = list(self.sources.values())
         chunks = [self._chunks(result.shape) for result in self.results.values()]
