@@ -85,6 +85,18 @@ WAYS = {
 }
 
 
+def late(how):
+    """Let a rank fail where the others are done, or every rank in a way of its own, or one die at once."""
+    with distributed.world(timeout=2.0) as comm:
+        if how == "dies at once" and comm.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        comm.sum(np.ones(10))
+        if how == "leaves with 0" and comm.rank == 1:
+            sys.exit(0)
+        if how == "all fail" or comm.rank == 1:
+            raise ValueError(f"rank {comm.rank} has no bread")
+
+
 def slow(who):
     """Let one rank take its time."""
     with distributed.world() as comm:
@@ -119,4 +131,4 @@ def train(*arguments):
 
 
 if __name__ == "__main__":
-    {task.__name__: task for task in (weights, fails, slow, hears, train)}[sys.argv[1]](*sys.argv[2:])
+    {task.__name__: task for task in (weights, fails, late, slow, hears, train)}[sys.argv[1]](*sys.argv[2:])

@@ -266,6 +266,103 @@ def test_evaluation_asks_nothing_of_other_ranks():
     assert together(2, work) == [0, 0]
 
 
+def test_training_after_a_forward_in_evaluation_is_refused_and_single_layers_may_be_frozen():
+    def work(comm):
+        network = nn.Sequential(nn.Conv2d(1, 2, 3, rng=0), nn.BatchNorm2d(2))
+        parallel = DataParallel(network, comm)
+        parallel.eval()
+        y = parallel(ranks.X[:4].astype(np.float32))
+        with pytest.raises(RuntimeError, match="in evaluation, in which nothing is shared"):
+            parallel.backward(y)
+        parallel.train()
+        network[1].eval()
+        parallel.backward(parallel(ranks.X[:4].astype(np.float32)))
+        return network[1].buffers["num_batches_tracked"]
+
+    assert [int(found) for found in together(2, work)] == [0, 0]
+
+
+def test_gradients_that_are_kept_stay_and_those_not_written_are_not_summed_again():
+    class Half(nn.Linear):
+        """Writes the gradient of its bias once."""
+
+        def backward(self, dy, *, needs_dx=True):
+            kept = self.grads.get("bias")
+            dx = super().backward(dy, needs_dx=needs_dx)
+            self.grads["bias"] = self.grads["bias"] if kept is None else kept
+            return dx
+
+    def work(comm):
+        network = nn.Sequential(Half(3, 2, rng=0), nn.Linear(2, 2, rng=1))
+        parallel = DataParallel(network, comm, reduction="sum")
+        found = []
+        for turn in range(3):
+            y = parallel(np.full((2, 3), comm.rank + turn + 1.0, np.float32))
+            parallel.backward(np.ones_like(y), needs_dx=False)
+            found.append((network.grads["0.weight"], network.grads["0.bias"].copy()))
+        return found
+
+    first, second = together(2, work)
+    weights = [[weight.sum() for weight, _ in found] for found in (first, second)]
+    assert weights[0] == weights[1] and len(set(weights[0])) == 3
+    for found in (first, second):
+        for _, bias in found[1:]:
+            np.testing.assert_array_equal(bias, found[0][1])
+
+
+def test_a_layer_without_a_gradient_holds_nobody_up():
+    class Frozen(nn.Linear):
+        def backward(self, dy, *, needs_dx=True):
+            dx = super().backward(dy, needs_dx=needs_dx)
+            self.grads.clear()
+            return dx
+
+    def work(comm):
+        network = nn.Sequential(Frozen(3, 2, rng=0), nn.Linear(2, 2, rng=1))
+        parallel = DataParallel(network, comm)
+        parallel.backward(np.ones_like(parallel(np.ones((2, 3), np.float32))))
+        return sorted(network.grads)
+
+    assert together(2, work) == [["1.bias", "1.weight"]] * 2
+
+
+def test_an_empty_part_counts_the_batch():
+    def work(comm):
+        network = nn.BatchNorm2d(1, momentum=None)
+        parallel = DataParallel(network, comm)
+        for batch in (np.arange(4.0).reshape(1, 1, 2, 2), np.arange(16.0).reshape(4, 1, 2, 2)):
+            y = parallel(batch[parallel.part_of_batch(0, len(batch))])
+            parallel.backward(y)
+        return int(network.buffers["num_batches_tracked"]), float(network.buffers["running_mean"][0])
+
+    assert together(2, work) == [(2, (1.5 + 7.5) / 2)] * 2
+
+
+def test_statistics_of_the_whole_batch_need_its_samples():
+    def work(comm):
+        network = nn.Sequential(Rows(), nn.BatchNorm2d(1))
+        DataParallel(network, comm, sync_batch_norm=True)(np.ones((2, 4, 2, 2), np.float32))
+
+    class Rows(nn.Layer):
+        def forward(self, x):
+            return x.reshape(-1, 1, *x.shape[2:])
+
+    with pytest.raises(ValueError, match=r"x has 8 samples .* this process's part of the batch 2"):
+        together(1, work)
+
+
+def test_a_callback_that_stops_one_rank_stops_all():
+    def work(comm):
+        parallel = DataParallel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10, rng=0)), comm)
+        history = gpuconv.fit(
+            parallel, ranks.X, ranks.Y, loss=nn.SoftmaxCrossEntropy(), optimizer=nn.SGD(parallel, 0.01),
+            max_iterations=20, callback=lambda iteration, loss: iteration == 3 + comm.rank,
+        )  # fmt: skip
+        return history.iterations
+
+    assert together(2, work) == [3, 3]
+
+
 def test_float16_gradients_are_summed_in_float32():
     def work(comm):
         network = DataParallel(nn.Linear(2, 1, dtype=np.float16, rng=0), comm, reduction="sum")
@@ -409,6 +506,22 @@ def test_ranks_of_mpi_give_the_weights_of_one_process(number, tmp_path):
 )
 def test_a_rank_that_ends_ends_the_run_within_seconds_with_a_message_that_names_it(how, message):
     result = mpirun(3, "fails", how, 1, 2, timeout=60)
+    assert result.returncode != 0
+    assert re.search(message, result.stderr), result.stderr
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("others are done", "rank 1 of 3 .* failed: ValueError: rank 1 has no bread; the others are stopped"),
+        ("all fail", "ValueError: rank 0 has no bread"),
+        ("all fail", "rank 2 failed, too: ValueError: rank 2 has no bread"),
+        ("leaves with 0", "rank 1 of 3 .* failed: SystemExit: 0"),
+        ("dies at once", "rank 1 .* has died; the other ranks are stopped"),
+    ],
+)
+def test_whoever_fails_at_the_begin_or_the_end_is_named_and_the_run_has_failed(how, message):
+    result = mpirun(3, "late", how, timeout=60)
     assert result.returncode != 0
     assert re.search(message, result.stderr), result.stderr
 

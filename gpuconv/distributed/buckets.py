@@ -41,8 +41,6 @@ class Buckets:
                     bucket = _Bucket(xp, dtype)
                     self._buckets.append(bucket)
                 self._of_layer.setdefault(id(layer), []).append((bucket, bucket.add(layer.grads, name, p)))
-        for bucket in self._buckets:
-            bucket.allocate()
 
     @property
     def nbytes(self) -> list[int]:
@@ -92,6 +90,7 @@ class _Bucket:
         self._xp, self._dtype = xp, dtype
         self._slots: list[tuple[Arrays, str, tuple[int, ...]]] = []
         self._views: list[Array] = []
+        self._last: list[Array] = []  # those of the backward pass before
         self._flat: Array = None
         self._missing = 0
         self._pending: Pending | None = None
@@ -104,21 +103,27 @@ class _Bucket:
         self._slots.append((grads, name, p.shape))
         return len(self._slots) - 1
 
-    def allocate(self) -> None:
-        self._flat = self._xp.empty(self.nbytes // self._dtype.itemsize, self._dtype)
+    def _allocate(self) -> None:
+        self._flat, self._views = self._xp.empty(self.nbytes // self._dtype.itemsize, self._dtype), []
         start = 0
         for *_, shape in self._slots:
             self._views.append(self._flat[start : start + prod(shape)].reshape(shape))
             start += prod(shape)
 
     def begin(self) -> None:
+        self._last = self._views or [None] * len(self._slots)
+        self._allocate()  # anew: who keeps the last gradients keeps them as they were
         self._missing = len(self._slots)
         self._pending = None
 
     def fill(self, slot: int, comm: Communicator) -> None:
         grads, name, shape = self._slots[slot]
-        check_shape("DataParallel.backward", f"the gradient of {name}", grads[name].shape, shape, "as before")
-        self._views[slot][...] = grads[name]
+        found = grads.get(name, 0)
+        if name in grads:
+            check_shape("DataParallel.backward", f"the gradient of {name}", found.shape, shape, "as before")
+        # Not written since the last backward: it is a sum already, and rank 0's alone counts.
+        old = comm.rank > 0 and found is self._last[slot]
+        self._views[slot][...] = 0 if old else found
         self._missing -= 1
         if not self._missing:
             self._pending = comm.start_sum(self._flat)
@@ -131,7 +136,8 @@ class _Bucket:
         if self._pending is not None:
             self._pending.wait()
         for (grads, name, _), view in zip(self._slots, self._views, strict=True):
-            grads[name] = view
+            if name in grads:  # a layer that gives none, as one process, leaves none
+                grads[name] = view
 
 
 def _backwards(layer: Layer) -> Iterator[Layer]:

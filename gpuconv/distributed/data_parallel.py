@@ -14,7 +14,7 @@ from gpuconv.geometry import flag, integer
 from gpuconv.nn.layer import Array, Layer
 from gpuconv.nn.share import SHARE, Share
 
-# What a message should at least be, for its latency not to count: docs/distributed.md.
+# Between a few processes worth its latency; between hundreds, more is: docs/distributed.md.
 BUCKET_BYTES = 4 << 20
 
 
@@ -51,8 +51,8 @@ class DataParallel(Layer):
     params, buffers
         The network's own.
     grads
-        The network's own; after `backward` these are views of the buckets, which the next one writes anew.
-        Those of float16 parameters are float32.
+        The network's own; after `backward` these are views of that pass's buckets. Those of float16
+        parameters are float32.
 
     Raises
     ------
@@ -114,7 +114,7 @@ class DataParallel(Layer):
         total = int(counts.sum())
         self._weight = len(x) / max(total, 1)
         start = int(counts[: self.comm.rank].sum())
-        self._share = Share(start, total, self.comm.sum if self.sync_batch_norm else None)
+        self._share = Share(start, len(x), total, self.comm.sum if self.sync_batch_norm else None)
         with self._sharing():
             return self.network.forward(x)
 
@@ -129,6 +129,12 @@ class DataParallel(Layer):
             As for every layer.
         """
         if self._weight is None:  # no forward in training: there is no batch to share
+            if self.comm.size > 1:
+                raise RuntimeError(
+                    "DataParallel.backward: the last forward was in evaluation, in which nothing is shared; "
+                    "call train(), and eval() of single layers of `network` to freeze them. Gradients of "
+                    "this process's part alone are those of `network`"
+                )
             return self.network.backward(dy, needs_dx=needs_dx)
         if self._buckets is None:
             self._buckets = Buckets(self.network, self.comm, self.bucket_bytes)

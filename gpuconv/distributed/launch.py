@@ -40,7 +40,7 @@ def world(device: str = "cpu", *, timeout: float = 300.0) -> Communicator:
     Raises
     ------
     ValueError
-        For another device.
+        For another device, or a timeout that is no number above 0.
     RuntimeError
         Where mpi4py, MPI, a GPU or NCCL is missing, where mpirun is of another MPI than mpi4py's, or where
         two ranks would have to share a GPU; with what mends it.
@@ -53,6 +53,8 @@ def world(device: str = "cpu", *, timeout: float = 300.0) -> Communicator:
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f'world: device must be "cpu" or "cuda", not {device!r}')
+    if not isinstance(timeout, int | float) or not timeout > 0:
+        raise ValueError(f"world: timeout must be a number of seconds above 0, not {timeout!r}")
     comm: Communicator = _mpi(timeout) if launched() else Alone()
     return comm if device == "cpu" else on_gpus(comm)
 

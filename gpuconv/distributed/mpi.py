@@ -167,26 +167,38 @@ class Mpi:
         Where all fail, which they do alike, rank 0's error goes on, and the others leave in silence.
         """
         if error is None:
-            self.wait(self._calls.Ibarrier().Test)
+            failed, request = self._meet(False)
+            self.wait(request.Test)
+            if failed[0]:
+                time.sleep(TOGETHER + GRACE)  # who failed says so, and stops this one
+                self._abort(f"rank {self.rank} is done, but others have failed")
             self._sentinel.dismiss()
             return
         if not self._all_fail():
             traceback.print_exception(error)
             me = f"rank {self.rank} of {self.size} ({self.names[self.rank]})"
-            code = error.code if isinstance(error, SystemExit) else 1
+            code = error.code if isinstance(error, SystemExit) and error.code else 1  # it is a failure
             self._abort(f"{me} failed: {_line(error)}; the others are stopped", code)
         self._sentinel.dismiss()
+        lines = self._calls.allgather(_line(error))  # all are here
+        if lines[self.rank] != lines[0]:
+            print(f"gpuconv: rank {self.rank} failed, too: {_line(error)}", file=sys.stderr, flush=True)
         if self.rank:
             raise SystemExit(0) from None
 
     def _all_fail(self) -> bool:
         """Tell whether the others come here within a moment, too."""
-        barrier, end = self._calls.Ibarrier(), time.monotonic() + TOGETHER
-        while not barrier.Test():
+        (failed, request), end = self._meet(True), time.monotonic() + TOGETHER
+        while not request.Test():
             if time.monotonic() > end:
                 return False
             time.sleep(LONG_NAP)
-        return True
+        return bool(failed[0] == self.size)  # others may have come here because they are done
+
+    def _meet(self, failing: bool) -> tuple[Any, Any]:
+        """Begin to count the ranks that fail."""
+        failed = np.array([failing], np.int64)
+        return failed, self._calls.Iallreduce(self._mpi.IN_PLACE, failed)
 
 
 class _Sum:

@@ -33,6 +33,7 @@ class Sentinel:
             self._connection = socket.socket(socket.AF_UNIX)
             self._connection.connect(address)
             self._connection.sendall(struct.pack("i", rank))
+            self._connection.recv(1)  # it watches: who dies from now on is told from who is killed for it
             atexit.register(self.dismiss)  # a program that ends by itself has not died
 
     def dismiss(self) -> None:
@@ -44,7 +45,7 @@ class Sentinel:
             self._connection = None
 
 
-DONE = b"done"
+DONE, READY = b"done", b"."
 
 
 def _start(ranks: list[int]) -> bytes | None:
@@ -79,6 +80,9 @@ def main() -> None:
     watched = select.epoll()
     for number in connections:
         watched.register(number, select.EPOLLIN)
+    for connection in connections.values():
+        with contextlib.suppress(OSError):
+            connection.send(READY)
     # Ready ones come in the order in which they became so: the first is who died first.
     first, _ = watched.poll()[0]
     if connections[first].recv(len(DONE)):

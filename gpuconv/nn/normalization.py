@@ -122,6 +122,8 @@ class BatchNorm2d(Layer):
             if self.training and self.track_running_stats:
                 self._track(mean.ravel(), var.ravel(), m)
         elif self.track_running_stats:
+            if self.training and (batch := SHARE.get()) is not None and batch.total:
+                self.buffers["num_batches_tracked"] += 1  # of a batch that counts, an empty part
             centred = x - self.buffers["running_mean"].reshape(per_channel)
             var = self.buffers["running_var"].reshape(per_channel)
         else:  # an empty batch
@@ -165,6 +167,11 @@ class BatchNorm2d(Layer):
         for name, array in (*self.params.items(), *self.buffers.items()):
             if name != "num_batches_tracked":
                 check_shape(op, name, array.shape, (channels,), f"with num_features={channels}")
+        if share is not None and len(x) != share.count:
+            raise ValueError(
+                f"{op}: x has {len(x)} samples (shape {x.shape}), but this process's part of the batch "
+                f"{share.count}; statistics of the whole batch need one for the other"
+            )
         if self.training and self._values(x, share) == 1:
             raise ValueError(
                 f"{op}: x has a single value per channel (shape {x.shape}), whose variance says nothing; "

@@ -14,6 +14,8 @@ class Share:
     ----------
     start
         Samples of the batch that come before this part.
+    count
+        Samples of this part.
     total
         Samples of the whole batch.
     sum
@@ -21,6 +23,7 @@ class Share:
     """
 
     start: int
+    count: int
     total: int
     sum: Callable[[Any], None] | None
 

@@ -134,6 +134,8 @@ def fit(
     history = History()
     network.train()
     part = getattr(network, "part_of_batch", slice)
+    if callback is not None and (comm := getattr(network, "comm", None)) is not None:
+        callback = _agreed(callback, comm)
     for number, batches in enumerate(_epochs(x, batch_size, rng, max_iterations, part), 1):
         with training("epoch", number):
             stopped_by = descend(
@@ -151,6 +153,16 @@ def fit(
             history.stopped_by = stopped_by
             break
     return history
+
+
+def _agreed(callback: Callback, comm: Any) -> Callback:
+    """Return a callback that stops all processes where it stops one: each has a loss of its own."""
+    from gpuconv.distributed import any_of
+
+    def of_all(iteration: int, loss: Any) -> bool:
+        return any_of(comm, bool(callback(iteration, loss)))
+
+    return of_all
 
 
 def descend(
