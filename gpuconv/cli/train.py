@@ -102,7 +102,7 @@ def add_parser(commands: Any) -> None:
         "--local-batch-norm",
         action="store_true",
         help="under mpirun, let each process normalise its own part of a batch: faster, but the result then "
-        "depends on their number",
+        "depends on their number; not kept in a checkpoint, so say it again with --resume",
     )
     add("--overwrite", action="store_true", help="begin anew in a folder that holds a run")
 
