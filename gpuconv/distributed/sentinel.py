@@ -55,13 +55,14 @@ def _start(ranks: list[int]) -> bytes | None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("")
         listener.listen(len(ranks))
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(listener.fileno()), str(len(ranks))],
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # launchers kill groups
         )
+        process.returncode = 0  # nobody waits for it, and Python need not warn of that
         address: bytes = listener.getsockname()
         return address
 
