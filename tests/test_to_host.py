@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpuconv.backends.dispatch import to_host
+from gpuconv.distributed import Alone
 from gpuconv.training.datasets import Dataset
 from gpuconv.training.fit import History
 from gpuconv.training.run import Run, Settings, _Epoch
@@ -61,7 +62,7 @@ def test_losses_are_read_in_one_piece(elsewhere):
 
 
 def test_an_epoch_s_numbers_are_moved_once(elsewhere):
-    epoch = _Epoch()
+    epoch = _Epoch(Alone())
     for loss, hits, count in ((0.5, 3, 4), (0.25, 1, 2)):
         epoch._newest.append((elsewhere(np.float32(loss)), elsewhere(hits), count))
     assert epoch.updates == 2
