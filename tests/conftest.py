@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from host import compiler
+from host import compiler, cupy_stand_in
 from host import runtime as host_runtime
 
 import gpuconv
@@ -188,3 +188,18 @@ def gpu(request):
 def device(request):
     """Each backend once, for what is built on the public functions: how these cut arrays is their affair."""
     yield from _use(request.param)
+
+
+STAND_IN = pytest.param(
+    "stand-in", marks=pytest.mark.skipif(bool(compiler.missing()), reason=compiler.missing())
+)
+
+
+@pytest.fixture(params=[STAND_IN, _parameter("cupy")])
+def cupy(request):
+    """CuPy with a GPU, or what stands for both."""
+    if request.param == "cupy":
+        yield pytest.importorskip("cupy")
+    else:
+        with cupy_stand_in.installed() as module:
+            yield module

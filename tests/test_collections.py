@@ -18,7 +18,6 @@ from anywhere import close, equal
 from cases import draw, draw_transposed
 from conftest import BACKENDS
 from every_op import CALLS, N, listed
-from host import compiler, cupy_stand_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -417,29 +416,6 @@ def test_blocks_are_computed_by_a_cluster():
         got = [each.result() for each in client.compute(lazy)]
     for each, want in zip(got, gpuconv.conv2d_backward(GRADS[0], X.compute(), W + 1, padding=1), strict=True):
         close_by_rounding(each, want)
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(
-            "stand-in", marks=pytest.mark.skipif(bool(compiler.missing()), reason=compiler.missing())
-        ),
-        pytest.param(
-            "cupy",
-            marks=(
-                pytest.mark.gpu,
-                pytest.mark.skipif(bool(BACKENDS["cupy"].missing), reason=BACKENDS["cupy"].missing),
-            ),
-        ),
-    ]
-)
-def cupy(request):
-    """CuPy with a GPU, or what stands for both."""
-    if request.param == "cupy":
-        yield pytest.importorskip("cupy")
-    else:
-        with cupy_stand_in.installed() as module:
-            yield module
 
 
 @pytest.mark.parametrize("name", ["conv2d", "conv2d_input_grad", "max_pool2d", "max_pool2d_backward"])

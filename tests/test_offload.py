@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from anywhere import close, equal
-from conftest import BACKENDS
+from conftest import STAND_IN
 from every_op import CALLS, N, listed, numbers
-from host import compiler, cupy_stand_in, streams
+from host import cupy_stand_in, streams
 from host.memory import DeviceError
 
 import gpuconv
@@ -22,27 +22,11 @@ from gpuconv.backends.cpu import threads
 from gpuconv.backends.cuda import runtime, staging
 from gpuconv.offload import LEAST_CHUNK
 
-OFF = BACKENDS["cupy"].missing
-STAND_IN = pytest.param(
-    "stand-in", marks=pytest.mark.skipif(bool(compiler.missing()), reason=compiler.missing())
-)
-REAL = pytest.param("cupy", marks=(pytest.mark.gpu, pytest.mark.skipif(bool(OFF), reason=OFF)))
-
 
 @pytest.fixture(autouse=True)
 def own_functions(monkeypatch):
     """What a test makes public is no public function of the next one's."""
     monkeypatch.setattr(entry, "OPERATIONS", dict(entry.OPERATIONS))
-
-
-@pytest.fixture(params=[STAND_IN, REAL])
-def cupy(request):
-    """CuPy with a GPU, or what stands for both."""
-    if request.param == "cupy":
-        yield pytest.importorskip("cupy")
-    else:
-        with cupy_stand_in.installed() as module:
-            yield module
 
 
 @pytest.fixture(params=[STAND_IN])

@@ -102,17 +102,8 @@ class Lines:
             print(line, flush=True)
 
 
-class Silence:
+class Silence(Lines):
     """What all processes but the first show."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def update(self, iterations: int, loss: Any) -> None:
-        """Say nothing."""
 
     def end_epoch(self, record: Record) -> None:
         """Say nothing."""
@@ -121,10 +112,10 @@ class Silence:
         """Say nothing."""
 
 
-def progress(run: Run) -> Bar | Lines | Silence:
+def progress(run: Run) -> Bar | Lines:
     """Return what suits the place where the output goes."""
     if run.comm.rank:
-        return Silence()
+        return Silence(run)
     console = Console()
     # What mpirun passes on is no terminal, though Open MPI's says so.
     if run.comm.size == 1 and sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:

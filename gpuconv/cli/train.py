@@ -190,7 +190,7 @@ def _train(run: Run, out: Path) -> int:
                 def on_update(iterations: int, loss: Any) -> bool:
                     shown.update(iterations, loss)
                     shown.say(stragglers.step())
-                    return distributed.any_of(comm, interrupt.requested)
+                    return interrupt.requested
 
                 def on_epoch(record: Record) -> None:
                     shown.say(stragglers.lap())

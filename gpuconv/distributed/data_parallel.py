@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuconv.backends.dispatch import accumulator, array_module
 from gpuconv.distributed.buckets import Buckets
-from gpuconv.distributed.communicator import Communicator
+from gpuconv.distributed.communicator import Communicator, any_of
 from gpuconv.distributed.shards import part
 from gpuconv.geometry import flag, integer
 from gpuconv.nn.layer import Array, Layer
@@ -149,6 +149,10 @@ class DataParallel(Layer):
     def part_of_batch(self, start: int, stop: int) -> slice:
         """Return which places of a batch, from start to stop, are this rank's: what `fit` asks."""
         return part(start, stop, self.comm.rank, self.comm.size)
+
+    def any_rank(self, answer: bool) -> bool:
+        """Tell whether any rank's answer is True; all must ask: what `fit` does with a callback's."""
+        return any_of(self.comm, answer)
 
     def train(self, mode: bool = True) -> Self:
         """Go to training mode (or, with False, to evaluation) and return the layer."""

@@ -134,8 +134,6 @@ def fit(
     history = History()
     network.train()
     part = getattr(network, "part_of_batch", slice)
-    if callback is not None and (comm := getattr(network, "comm", None)) is not None:
-        callback = _agreed(callback, comm)
     for number, batches in enumerate(_epochs(x, batch_size, rng, max_iterations, part), 1):
         with training("epoch", number):
             stopped_by = descend(
@@ -153,16 +151,6 @@ def fit(
             history.stopped_by = stopped_by
             break
     return history
-
-
-def _agreed(callback: Callback, comm: Any) -> Callback:
-    """Return a callback that stops all processes where it stops one: each has a loss of its own."""
-    from gpuconv.distributed import any_of
-
-    def of_all(iteration: int, loss: Any) -> bool:
-        return any_of(comm, bool(callback(iteration, loss)))
-
-    return of_all
 
 
 def descend(
@@ -183,10 +171,13 @@ def descend(
     The losses join those that are there; `before` counts updates whose losses are not.
     """
     measure = tolerance is not None
+    any_rank = getattr(
+        network, "any_rank", bool
+    )  # several processes stop together; each has a loss of its own
     for number, index in enumerate(batches, before + len(losses) + 1):
         value, moved = _step(network, x, y, index, loss, optimizer, measure, number=number)
         losses.append(value)
-        asked_to_stop = callback is not None and _answer(callback(number, value))
+        asked_to_stop = callback is not None and any_rank(_answer(callback(number, value)))
         if tolerance is not None and moved <= tolerance:
             return "tolerance"
         if asked_to_stop:
