@@ -8,7 +8,7 @@
 NCCL CuPy's. mpi4py and CuPy are imported when a world of several processes, or of GPUs, is asked for.
 """
 
-from gpuconv.distributed.communicator import Alone, Communicator, any_of
+from gpuconv.distributed.communicator import Alone, Communicator
 from gpuconv.distributed.data_parallel import DataParallel
 from gpuconv.distributed.launch import on_gpus, share_cores, world
 from gpuconv.distributed.shards import part
@@ -19,7 +19,6 @@ __all__ = [
     "Communicator",
     "DataParallel",
     "Stragglers",
-    "any_of",
     "on_gpus",
     "part",
     "share_cores",

@@ -171,9 +171,7 @@ def descend(
     The losses join those that are there; `before` counts updates whose losses are not.
     """
     measure = tolerance is not None
-    any_rank = getattr(
-        network, "any_rank", bool
-    )  # several processes stop together; each has a loss of its own
+    any_rank = getattr(network, "any_rank", bool)  # ranks stop together; each has a loss of its own
     for number, index in enumerate(batches, before + len(losses) + 1):
         value, moved = _step(network, x, y, index, loss, optimizer, measure, number=number)
         losses.append(value)

@@ -256,9 +256,16 @@ def _module():
 def installed():
     """Let `import cupy` find the stand-in, and gpuconv a GPU; afterwards no trace of either is left."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "KINDS", dict(dispatch.KINDS))
+        known = set(dispatch.KINDS)
         patch.setattr(runtime, "_RUNTIMES", dict(runtime._RUNTIMES))
         cupy = _module()
         patch.setitem(sys.modules, "cupy", cupy)
         waits.clear()
-        yield cupy
+        try:
+            yield cupy
+        finally:
+            # Its own kinds alone: what else came meanwhile, such as Dask's stand-ins, is still imported.
+            for kind in [
+                kind for kind, name in dispatch.KINDS.items() if name == "CuPy" and kind not in known
+            ]:
+                del dispatch.KINDS[kind]
