@@ -16,34 +16,16 @@
 // which tap it is; a thread knows where each of its places begins, and which taps read within the source.
 //
 // Bytes: the result once; the source once for each Filters::SIZE channels of the result and K1 * K2 / (S1 * S2) times,
-// and the weights once for each Places::SIZE places, both mostly from the L2.
+// and the weights once for each Image::SIZE places, both mostly from the L2.
 //
 // Fixed when compiled, besides: BACKWARD; SOURCE_WIDTH and WEIGHTS_WIDTH, elements of a copy of source and weights; and
 // what product.cuh and epilogue.cuh name.
 
-#define SOURCE_ALONG_DEPTH CHANNELS_LAST                  // channels lie side by side, or places
-#define WEIGHTS_ALONG_DEPTH !(CHANNELS_LAST && !BACKWARD)  // and of weights terms, or channels
-#if CHANNELS_LAST
-#define LEFT_ALONG_DEPTH SOURCE_ALONG_DEPTH
-#define RIGHT_ALONG_DEPTH WEIGHTS_ALONG_DEPTH
-#else
-#define LEFT_ALONG_DEPTH WEIGHTS_ALONG_DEPTH
-#define RIGHT_ALONG_DEPTH SOURCE_ALONG_DEPTH
-#endif
+#define IMAGE_ALONG_DEPTH CHANNELS_LAST                    // channels lie side by side, or places
+#define FILTERS_ALONG_DEPTH !(CHANNELS_LAST && !BACKWARD)  // and of weights terms, or channels
 #include "epilogue.cuh"
 #include "product.cuh"
 
-#if CHANNELS_LAST  // a block's places and channels, and where their slices lie in shared memory
-typedef Left Places;
-typedef Right Filters;
-#define PLACES_AT 0
-#define FILTERS_AT Left::ELEMENTS
-#else
-typedef Right Places;
-typedef Left Filters;
-#define PLACES_AT Left::ELEMENTS
-#define FILTERS_AT 0
-#endif
 #define STEP(axis) (BACKWARD ? stride(axis) : 1)   // from a place of a phase to the next
 #define PHASES(axis) (BACKWARD && stride(axis) < p.window.out[axis] ? stride(axis) : BACKWARD ? p.window.out[axis] : 1)
 
@@ -229,7 +211,7 @@ __device__ __forceinline__ void write(const Sums &sum, const T *b, T *result, IN
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
     gpuconv_implicit_gemm(const T *__restrict__ source, const T *__restrict__ w, const T *__restrict__ b,
                           T *__restrict__ result, const ImplicitGemm p) {
-    typedef Share<Places, SOURCE_WIDTH> Gather;
+    typedef Share<Image, SOURCE_WIDTH> Gather;
     typedef Share<Filters, WEIGHTS_WIDTH> Filter;
     SHARED(T, shared);
     Term *const terms = reinterpret_cast<Term *>(shared + STAGES * STAGE);
@@ -237,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
     int rest = (int)blockIdx.x, phase[3] = {0, 0, 0};
     const int first_channel = rest % p.channel_tiles * Filters::SIZE;
     rest /= p.channel_tiles;
-    const INDEX first_place = (INDEX)(rest % p.place_tiles) * Places::SIZE;
+    const INDEX first_place = (INDEX)(rest % p.place_tiles) * Image::SIZE;
     rest /= p.place_tiles;
     const int group = rest % p.groups;
     rest /= p.groups;
@@ -259,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
 #pragma unroll
     for (int i = 0; i < Filter::SEEN; ++i) {  // beyond the last channel the last again, for sums that nobody writes
         const int channel = first_channel + Filter::place(i);
-        const int last = p.written - (WEIGHTS_ALONG_DEPTH ? 1 : WEIGHTS_WIDTH);
+        const int last = p.written - (FILTERS_ALONG_DEPTH ? 1 : WEIGHTS_WIDTH);
         filters[i] = (channel < last ? channel : last) * p.out;
     }
 
@@ -270,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
     };
     const auto ask = [&](int slice, T *to) {
         const Term *listed = terms + slice * DEPTH % THREADS;
-        gather.ask(listed, to + PLACES_AT, [&](int i, const Term &term) -> Found {
+        gather.ask(listed, to + IMAGE_AT, [&](int i, const Term &term) -> Found {
             return {readers[i].source + term.source, (readers[i].taps & term.tap) != 0};
         });
         filter.ask(listed, to + FILTERS_AT, [&](int i, const Term &term) -> Found {
@@ -278,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
         });
     };
     const auto settle = [&](T *to) {
-        gather.settle(to + PLACES_AT);
+        gather.settle(to + IMAGE_AT);
         filter.settle(to + FILTERS_AT);
     };
     const INDEX depth = (INDEX)along[0].count * along[1].count * along[2].count * p.read;

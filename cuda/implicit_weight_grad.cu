@@ -12,27 +12,15 @@
 // time a table in shared memory has where they begin in x and dy, and which taps read within x; a thread knows what each
 // of its pairs adds to that.
 //
-// Bytes: dy once for each Pairs::SIZE pairs, x once for each Filters::SIZE channels and K1 * K2 / (S1 * S2) times,
+// Bytes: dy once for each Image::SIZE pairs, x once for each Filters::SIZE channels and K1 * K2 / (S1 * S2) times,
 // mostly from the L2; the sums of all parts.
 //
 // Fixed when compiled, besides: X_WIDTH and DY_WIDTH, elements of a copy of x and dy; SUM, the type of what is written:
 // ACC, or T where there is one part; and what product.cuh names.
 
-#define LEFT_ALONG_DEPTH !CHANNELS_LAST  // places lie side by side, or channels
-#define RIGHT_ALONG_DEPTH !CHANNELS_LAST
+#define IMAGE_ALONG_DEPTH !CHANNELS_LAST  // places lie side by side, or channels
+#define FILTERS_ALONG_DEPTH !CHANNELS_LAST
 #include "product.cuh"
-
-#if CHANNELS_LAST  // a block's (c, j), which are (j, c) as dw has them, its output channels, and where their slices lie
-typedef Left Pairs;
-typedef Right Filters;
-#define PAIRS_AT 0
-#define FILTERS_AT Left::ELEMENTS
-#else
-typedef Right Pairs;
-typedef Left Filters;
-#define PAIRS_AT Left::ELEMENTS
-#define FILTERS_AT 0
-#endif
 
 struct ImplicitWeightGrad {
     Window window;
@@ -93,7 +81,7 @@ __device__ __forceinline__ Pair pair_at(int number, const ImplicitWeightGrad &p)
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
     gpuconv_implicit_weight_grad(const T *__restrict__ dy, const T *__restrict__ x, SUM *__restrict__ partial,
                                  const ImplicitWeightGrad p) {
-    typedef Share<Pairs, X_WIDTH> Gather;
+    typedef Share<Image, X_WIDTH> Gather;
     typedef Share<Filters, DY_WIDTH> Filter;
     SHARED(T, shared);
     Term *const terms = reinterpret_cast<Term *>(shared + STAGES * STAGE);
@@ -101,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
     int rest = (int)blockIdx.x;
     const int first_filter = rest % p.filter_tiles * Filters::SIZE;
     rest /= p.filter_tiles;
-    const int first_pair = rest % p.pair_tiles * Pairs::SIZE;
+    const int first_pair = rest % p.pair_tiles * Image::SIZE;
     rest /= p.pair_tiles;
     const int group = rest % p.groups;
     const INDEX part = rest / p.groups, begin = part * p.length;
@@ -126,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
     };
     const auto ask = [&](int slice, T *to) {
         const Term *listed = terms + slice * DEPTH % THREADS;
-        gather.ask(listed, to + PAIRS_AT, [&](int i, const Term &term) -> Found {
+        gather.ask(listed, to + IMAGE_AT, [&](int i, const Term &term) -> Found {
             return {x + (term.x + pairs[i].x), (term.taps & pairs[i].tap) != 0};
         });
         filter.ask(listed, to + FILTERS_AT, [&](int i, const Term &term) -> Found {
@@ -134,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
         });
     };
     const auto settle = [&](T *to) {
-        gather.settle(to + PAIRS_AT);
+        gather.settle(to + IMAGE_AT);
         filter.settle(to + FILTERS_AT);
     };
     Sums sum;

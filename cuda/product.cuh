@@ -12,8 +12,9 @@
 //   MASK                  an unsigned type with a bit for each tap
 //   TENSOR                0: multiplied one by one; else by tensor cores, from sm_80 on: 1, or 3 for the three products
 //                         of what TF32 holds of a float and what is left of it
-//   LEFT_ALONG_DEPTH      whether terms lie side by side in memory, or rows
-//   RIGHT_ALONG_DEPTH     the same, or columns
+// And by the kernel that includes this:
+//   IMAGE_ALONG_DEPTH     whether terms lie side by side in memory, or rows (columns), of what is gathered from an image
+//   FILTERS_ALONG_DEPTH   the same of the other factor, whose rows (columns) are channels
 
 #include "async.cuh"
 #if TENSOR && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
@@ -47,8 +48,17 @@ struct Factor {
     static __device__ __forceinline__ int at(int row, int k) { return BY_DEPTH ? row * PITCH + k : k * PITCH + row; }
 };
 
-typedef Factor<ROWS, LEFT_ALONG_DEPTH> Left;
-typedef Factor<COLUMNS, RIGHT_ALONG_DEPTH> Right;
+#if CHANNELS_LAST  // the image's are rows; and where the slices lie in a stage
+typedef Factor<ROWS, IMAGE_ALONG_DEPTH> Image, Left;
+typedef Factor<COLUMNS, FILTERS_ALONG_DEPTH> Filters, Right;
+#define IMAGE_AT 0
+#define FILTERS_AT Left::ELEMENTS
+#else
+typedef Factor<ROWS, FILTERS_ALONG_DEPTH> Filters, Left;
+typedef Factor<COLUMNS, IMAGE_ALONG_DEPTH> Image, Right;
+#define IMAGE_AT Left::ELEMENTS
+#define FILTERS_AT 0
+#endif
 #define STAGE (Left::ELEMENTS + Right::ELEMENTS)
 // Threads along the rows and columns of the tile; a warp takes a patch that is as square as accesses allow.
 #if ROWS % MY_ROWS || COLUMNS % MY_COLUMNS || ROWS / MY_ROWS * (COLUMNS / MY_COLUMNS) != THREADS
