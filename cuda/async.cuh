@@ -1,5 +1,5 @@
-// Copies from global to shared memory behind what a thread computes: cp.async, from sm_80 on. Before, and on a CPU, they
-// are done when they are asked for.
+// Copies from global to shared memory behind what a thread computes: cp.async, from sm_80 on. Before, they are done when
+// they are asked for; on a CPU then or, as late as they may be, when they are waited for.
 //
 // Copies are asked for one slice after another, with end_of_slice() behind each; await_slices<n>() waits until all but
 // the last n are there for the thread that asked, and a barrier behind it makes them everybody's.
@@ -22,16 +22,20 @@ __device__ __forceinline__ void copy(E *to, const E *from, bool there) {
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(at), "l"(from), "r"(bytes),
                      "n"(sizeof(Some) == 16 ? 4 : sizeof(Some)) : "memory");
-#else
+#elif defined(__CUDA_ARCH__)
     Some some = {};
     if (there) some = load<WIDTH>(from);
     *reinterpret_cast<Some *>(to) = some;
+#else
+    host::copy_later(to, there ? from : nullptr, sizeof(Some));
 #endif
 }
 
 __device__ __forceinline__ void end_of_slice() {
 #if ASYNC
     asm volatile("cp.async.commit_group;" ::: "memory");
+#elif !defined(__CUDA_ARCH__)
+    host::end_copies();
 #endif
 }
 
@@ -39,6 +43,8 @@ template <int PENDING>
 __device__ __forceinline__ void await_slices() {
 #if ASYNC
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#elif !defined(__CUDA_ARCH__)
+    host::await_copies(PENDING);
 #endif
 }
 

@@ -47,7 +47,7 @@ __device__ __forceinline__ void read_matrices(const T *row, unsigned (&words)[4]
     static const T *all[256];
     const int thread = (int)threadIdx.x, g = thread % 32 / 4, t = thread % 4;
     all[thread] = row;
-    __syncthreads();
+    __syncwarp();
     for (int i = 0; i < 4; ++i) {
         const T *const *matrix = all + thread / 32 * 32 + 8 * i;
         if (TURNED) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ void read_matrices(const T *row, unsigned (&words)[4]
         } else
             memcpy(&words[i], matrix[g] + t * PACKED, 4);
     }
-    __syncthreads();
+    __syncwarp();
 #endif
 }
 
@@ -81,7 +81,7 @@ __device__ __forceinline__ void multiply_add(float &c0, float &c1, float &c2, fl
     const int thread = (int)threadIdx.x, warp = thread / 32 * 32, g = thread % 32 / 4, t = thread % 4;
     memcpy(all_a[thread], a, sizeof a);
     memcpy(all_b[thread], b, sizeof b);
-    __syncthreads();
+    __syncwarp();
     const auto term = [](const unsigned &word, int i) {
         T terms[PACKED];
         memcpy(terms, &word, 4);
@@ -97,6 +97,6 @@ __device__ __forceinline__ void multiply_add(float &c0, float &c1, float &c2, fl
         c2 += term(rows[1], i) * term(left, i);
         c3 += term(rows[1], i) * term(right, i);
     }
-    __syncthreads();
+    __syncwarp();
 #endif
 }

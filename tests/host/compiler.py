@@ -29,6 +29,8 @@ TOGETHER = {"VECTOR": ("1", "2", "4", "8", "16"), "CHANNELS_LAST": ("0", "1"), "
 SIZES = {c_type: np.dtype(name).itemsize for name, c_type in C_TYPES.items()}
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", "-Wl,--as-needed")
 UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined")
+# Calls before each access, for races.h, in place of a library that would have to be loaded before Python.
+RACES = ("-fsanitize=thread", "-nodefaultlibs", "-fno-exceptions", "-DHOST_RACES")
 ADDRESS = ("-g1", "-fno-omit-frame-pointer", "-fsanitize=address", "-fsanitize-recover=address")
 
 VALUE, CONST_POINTER, POINTER = range(3)
@@ -45,6 +47,12 @@ class Entry(ctypes.Structure):
     )
 
 
+class Array(ctypes.Structure):
+    """An array in which races are looked for, and what is noted of its bytes."""
+
+    _fields_ = (("start", ctypes.c_size_t), ("size", ctypes.c_size_t), ("seen", ctypes.c_void_p))
+
+
 class Launch(ctypes.Structure):
     """What `gpuconv_host_run` is given."""
 
@@ -58,6 +66,9 @@ class Launch(ctypes.Structure):
         ("block_count", ctypes.c_uint),
         ("thread_count", ctypes.c_uint),
         ("shared_size", ctypes.c_uint),
+        ("copies_at_once", ctypes.c_uint),
+        ("arrays", ctypes.c_void_p),
+        ("array_count", ctypes.c_uint),
     )
 
 
@@ -84,10 +95,11 @@ def missing():
     return ""
 
 
-def load(kernel, exact=False):
+def load(kernel, exact=False, races=False):
     """Return a kernel's library and entry.
 
-    `exact` compiles the window's constants in, as on a GPU, and this variant alone.
+    `exact` compiles the window's constants in, as on a GPU, and this variant alone. With `races`, they are
+    found.
     """
     own = dict(kernel.defines)
     front = re.compile(rf"^#define ({'|'.join(map(re.escape, own))}) .*\n", re.MULTILINE)
@@ -100,7 +112,7 @@ def load(kernel, exact=False):
             if name in own and name not in _words_in_conditions(text)
         }
     variants = [own] if exact else _variants(own)
-    library = _library(kernel.name, kernel.function, text, tuple(tuple(v.items()) for v in variants))
+    library = _library(kernel.name, kernel.function, text, tuple(tuple(v.items()) for v in variants), races)
     return library, Entry.in_dll(library, f"gpuconv_host_entry_{variants.index(own)}")
 
 
@@ -167,11 +179,20 @@ def kept(content, make):
 
 
 @cache
-def _library(name, function, text, variants):
+def _library(name, function, text, variants, races):
     program = _program(name, function, text, variants)
-    sanitizers = (*UNDEFINED, *ADDRESS) if address_sanitized() else UNDEFINED
+    sanitizer = ADDRESS if address_sanitized() else RACES if races else ()
     level = "-O1" if name in OPTIMISED else "-Og"
-    flags = (*FLAGS, level, *sanitizers, "-isystem", str(headers()), "-idirafter", str(HERE / "stand_ins"))
+    flags = (
+        *FLAGS,
+        level,
+        *UNDEFINED,
+        *sanitizer,
+        "-isystem",
+        str(headers()),
+        "-idirafter",
+        str(HERE / "stand_ins"),
+    )
 
     def make(path):
         command = ["g++", *flags, "-x", "c++", "-", "-o", str(path)]

@@ -1,9 +1,13 @@
 // CUDA's language on a CPU, as far as this project's kernels use it; the types are those of CUDA's own headers.
 // The text of this file goes in front of a kernel's.
 //
-// The threads of a launch run one after the other, in an order that the caller gives. Where a kernel has
-// barriers, each thread of a block is a fiber, left at a barrier and resumed in the next phase. A kernel
-// without barriers runs as one fiber: a fault can leave it from anywhere, and is a message instead of a crash.
+// The threads of a launch run one after the other, in an order that the caller gives, those of a warp together. Where
+// a kernel has barriers, each thread of a block is a fiber, left at a barrier and resumed in the next phase: at a
+// block's when all its threads are there, at a warp's when the warp is, while the other warps stay where they are.
+// A kernel without barriers runs as one fiber: a fault can leave it from anywhere, and is a message instead of a crash.
+//
+// An asynchronous copy is done as late as it may be, when its thread waits for it, and makes NaN of its target before;
+// or, where the caller wants it, at once.
 
 #include <cmath>
 #include <csetjmp>
@@ -30,19 +34,35 @@
 #define __shared__ static_assert(false, "shared memory is declared by SHARED(type, name)");
 // `name` points to this block's dynamic shared memory.
 #define SHARED(type, name) type *name = reinterpret_cast<type *>(host::shared)
-#define __syncthreads() host::barrier(__LINE__)
+#define __syncthreads() host::barrier(__LINE__, false)
+#define __syncwarp() host::barrier(__LINE__, true)
 
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
 
 namespace host {
 
+struct Seen;  // races.h
+
+struct Array {
+    size_t start, size;
+    Seen *seen;
+};
+
 struct Launch {
     void (*call)(void **);
     void **arguments;
     unsigned grid[3], block[3];
     const unsigned *blocks, *threads;  // flat indices in the order to run
-    unsigned block_count, thread_count, shared_size;
+    unsigned block_count, thread_count, shared_size, copies_at_once;
+    const Array *arrays;  // those in which races are looked for
+    unsigned array_count;
+};
+
+struct Copy {
+    unsigned char *to;
+    const void *from;  // or null, for zeros
+    int size, group;
 };
 
 struct Fiber {
@@ -55,10 +75,12 @@ struct Fiber {
     void (*job)(const Fiber &);
     unsigned thread;
     int line;  // of the barrier it waits at
-    bool ended;
+    bool at_warps, ended;
+    Copy *copies;  // asked for and not yet done, of groups of which so many were ended
+    int copy_count, groups;
 };
 
-const size_t STACK = 128 << 10, MOST_THREADS = 1024, MOST_SHARED = 48 << 10, GUARD = 256;
+const size_t STACK = 128 << 10, MOST_THREADS = 1024, MOST_SHARED = 48 << 10, GUARD = 256, MOST_COPIES = 256;
 static Launch launch;
 static Fiber scheduler, fibers[MOST_THREADS], *running = &scheduler;
 alignas(16) static unsigned char shared[MOST_SHARED + GUARD];
@@ -93,6 +115,15 @@ static void switch_to(Fiber &to) {
 
 #define HOST_FAIL(...) (host::report(__VA_ARGS__), host::leave())
 
+#ifdef HOST_RACES
+}
+#include "races.h"
+namespace host {
+#else
+#define touch_copy(copy, arriving)
+#define begin_phase(of_block)
+#endif
+
 static void on_signal(int number, siginfo_t *info, void *) {
     if (running == &scheduler) signal(number, SIG_DFL);  // not the kernel's: let it happen again
     else if (number == SIGFPE) HOST_FAIL("division by zero");
@@ -115,7 +146,7 @@ static void begin() {
 }
 
 static void make(Fiber &fiber) {
-    if (!fiber.stack) fiber.stack = malloc(STACK);
+    if (!fiber.stack) fiber.stack = malloc(STACK), fiber.copies = (Copy *)malloc(MOST_COPIES * sizeof(Copy));
     fiber.stack_size = STACK;
     fiber.begun = false;
     __asan_unpoison_memory_region(fiber.stack, STACK);  // one that failed left its frames there
@@ -131,7 +162,7 @@ static void prepare(Fiber &fiber, void (*job)(const Fiber &), unsigned thread) {
     fiber.job = job;
     fiber.thread = thread;
     fiber.line = 0;
-    fiber.ended = false;
+    fiber.at_warps = fiber.ended = false;
 }
 
 static uint3 unravel(unsigned flat, const dim3 &size) {
@@ -140,11 +171,14 @@ static uint3 unravel(unsigned flat, const dim3 &size) {
 
 static void run_thread(unsigned thread) {
     threadIdx = unravel(thread, blockDim);
+    running->thread = thread;
+    running->copy_count = running->groups = 0;
     launch.call(launch.arguments);
 }
 
 static void begin_block(unsigned i) {
     blockIdx = unravel(launch.blocks[i], gridDim);
+    begin_phase(true);
     memset(shared, 0xFF, launch.shared_size + GUARD);  // NaN, for every floating-point type
     __asan_poison_memory_region(shared + launch.shared_size, GUARD);
 }
@@ -156,19 +190,49 @@ static void end_block() {
             report("byte %zu of %u bytes of shared memory was written", i, launch.shared_size);
 }
 
-static void barrier(int line) {
+static void barrier(int line, bool of_warp) {
     Fiber &fiber = *running;
     fiber.line = line;
+    fiber.at_warps = of_warp;
     switch_to(scheduler);
     threadIdx = unravel(fiber.thread, blockDim);
 }
 
-// All threads are at one barrier, or all have ended; anything else a GPU would not forgive.
-static bool all_ended() {
-    const Fiber &first = fibers[0];
-    for (unsigned i = 1; i < launch.thread_count; ++i) {
+static void do_copy(const Copy &copy) {
+    touch_copy(copy, false);
+    copy.from ? memcpy(copy.to, copy.from, copy.size) : memset(copy.to, 0, copy.size);
+}
+
+static void copy_later(void *to, const void *from, int size) {
+    Fiber &fiber = *running;
+    const size_t at = (unsigned char *)to - shared;
+    if (at >= launch.shared_size || at + size > launch.shared_size) HOST_FAIL("copy to %p, not to shared memory", to);
+    if (((size_t)to | (size_t)from) % size) HOST_FAIL("copy of %d bytes, misaligned, from %p to %p", size, from, to);
+    if (fiber.copy_count == MOST_COPIES) HOST_FAIL("more than %zu copies at once", MOST_COPIES);
+    const Copy copy = {(unsigned char *)to, from, size, fiber.groups};
+    if (launch.copies_at_once) return do_copy(copy);
+    touch_copy(copy, true);
+    memset(to, 0xFF, size);
+    fiber.copies[fiber.copy_count++] = copy;
+}
+
+static void end_copies() { ++running->groups; }
+
+static void await_copies(int pending) {
+    Fiber &fiber = *running;
+    int done = 0;
+    while (done < fiber.copy_count && fiber.copies[done].group < fiber.groups - pending) do_copy(fiber.copies[done++]);
+    fiber.copy_count -= done;
+    memmove(fiber.copies, fiber.copies + done, fiber.copy_count * sizeof(Copy));
+}
+
+// Whether fibers from `begin` to `end` wait for each other; false when all of them have ended, or a GPU would hang.
+static bool wait_together(unsigned begin, unsigned end) {
+    const Fiber &first = fibers[begin];
+    for (unsigned i = begin + 1; i < end; ++i) {
         const Fiber &other = fibers[i];
-        if (other.ended == first.ended && (first.ended || other.line == first.line)) continue;
+        const bool same_barrier = other.line == first.line && other.at_warps == first.at_warps;
+        if (other.ended == first.ended && (first.ended || same_barrier)) continue;
         const Fiber &waits = first.ended ? other : first, &differs = first.ended ? first : other;
         threadIdx = unravel(waits.thread, blockDim);
         if (differs.ended)
@@ -176,9 +240,19 @@ static bool all_ended() {
         else
             report("waits at the barrier in line %d, but thread %u at that in line %d", waits.line,
                    differs.thread, differs.line);
-        return true;
+        return false;
     }
-    return first.ended;
+    return !first.ended;
+}
+
+// Run threads of one warp to the next barrier of the block, or to their end; return where the next warp begins.
+static unsigned run_warp(unsigned begin) {
+    unsigned end = begin;
+    while (end < launch.thread_count && fibers[end].thread / 32 == fibers[begin].thread / 32) ++end;
+    do
+        for (unsigned t = begin; t < end && !message[0]; ++t) switch_to(fibers[t]);
+    while (!message[0] && fibers[begin].at_warps && wait_together(begin, end));
+    return end;
 }
 
 static void run_with_barriers() {
@@ -186,9 +260,10 @@ static void run_with_barriers() {
         begin_block(i);
         for (unsigned t = 0; t < launch.thread_count; ++t)
             prepare(fibers[t], [](const Fiber &fiber) { run_thread(fiber.thread); }, launch.threads[t]);
-        do
-            for (unsigned t = 0; t < launch.thread_count && !message[0]; ++t) switch_to(fibers[t]);
-        while (!message[0] && !all_ended());
+        do {
+            begin_phase(false);
+            for (unsigned t = 0; t < launch.thread_count && !message[0];) t = run_warp(t);
+        } while (!message[0] && wait_together(0, launch.thread_count));
         end_block();
     }
 }

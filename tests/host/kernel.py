@@ -6,27 +6,32 @@ from math import prod
 
 import numpy as np
 
-from host.compiler import CONSTANTS, POINTER, VALUE, Launch, load
+from host.compiler import CONST_POINTER, CONSTANTS, POINTER, VALUE, Array, Launch, load
 from host.memory import DeviceError, lock, memory
 
 MOST_BLOCK, MOST_GRID = (1024, 1024, 64), (2**31 - 1, 65535, 65535)
 MOST_THREADS, MOST_SHARED = 1024, 48 << 10
 # A kernel that may write to more memory than this is run in one order only: its tests would take too long.
 MOST_COMPARED = 4 << 20
+SEEN = 16  # bytes that are noted of each byte (races.h)
 
 
 class HostKernel:
     """A kernel on the CPU.
 
-    Every launch is run in `orders` orders of its blocks and threads (ascending, descending, then shuffled),
-    each from the same memory, and must write the same bits.
+    Every launch is run in `orders` orders of its blocks, warps and threads (ascending, descending, then
+    shuffled), each from the same memory, and must write the same bits. In the descending one asynchronous
+    copies are done at once, in the others as late as they may be.
+
+    With `races`, threads that touch the same byte with no barrier between, and not all to read, are an error.
     """
 
-    def __init__(self, kernel, exact=False, orders=3):
-        self._library, self._entry = load(kernel, exact)
+    def __init__(self, kernel, exact=False, orders=3, races=False):
+        self._library, self._entry = load(kernel, exact, races)
+        self._races = races
         self._name = kernel.function
         self._orders = orders
-        self._barriers = "__syncthreads" in kernel.text
+        self._barriers = "__sync" in kernel.text
         defines = dict(kernel.defines)
         self._constants = (ctypes.c_int * len(CONSTANTS))(*(int(defines.get(name, 0)) for name in CONSTANTS))
 
@@ -40,16 +45,18 @@ class HostKernel:
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         launch = Launch(self._entry.call, ctypes.addressof(pointers), grid, block, shared_size=shared_mem)
         with lock:
-            self._run_in_all_orders(launch, self._written(args))
+            self._run_in_all_orders(launch, args)
 
-    def _run_in_all_orders(self, launch, written):
+    def _run_in_all_orders(self, launch, args):
+        written = self._bytes_of(args, POINTER)
+        watched = self._bytes_of(args, POINTER, CONST_POINTER) if self._races else []
         before = [bytes_.copy() for bytes_ in written]
         first = []
         for order in _orders(prod(launch.grid), prod(launch.block), self._count_orders(written)):
             if first:
                 for bytes_, old in zip(written, before, strict=True):
                     bytes_[:] = old
-            self._run(launch, *order)
+            self._run(launch, watched, *order)
             first = first or [bytes_.copy() for bytes_ in written]
             for bytes_, expected in zip(written, first, strict=True):
                 if not np.array_equal(bytes_, expected):
@@ -60,9 +67,14 @@ class HostKernel:
                     )
         memory.check(self._name)
 
-    def _run(self, launch, order, blocks, threads):
+    def _run(self, launch, watched, order, blocks, threads):
+        seen = [np.zeros(SEEN * bytes_.size, np.uint8) for bytes_ in watched]
+        addresses = ((b.ctypes.data, b.size, s.ctypes.data) for b, s in zip(watched, seen, strict=True))
+        arrays = (Array * len(watched))(*addresses)
+        launch.arrays, launch.array_count = ctypes.addressof(arrays), len(arrays)
         launch.blocks, launch.block_count = blocks.ctypes.data, blocks.size
         launch.threads, launch.thread_count = threads.ctypes.data, threads.size
+        launch.copies_at_once = order == "descending"
         self._library.gpuconv_host_constants(self._constants)
         if fault := self._library.gpuconv_host_run(ctypes.byref(launch), self._barriers):
             raise DeviceError(f"{self._name}, {order} order, {fault.decode(errors='replace')}")
@@ -94,13 +106,10 @@ class HostKernel:
             memory.find(value)
         return np.array(value, np.uint64) if pointer else value
 
-    def _written(self, args):
-        """Return the bytes of the allocations that the kernel may write to."""
-        found = {
-            memory.find(value)
-            for value, kind in zip(args, self._entry.kind, strict=False)
-            if kind == POINTER and value
-        }
+    def _bytes_of(self, args, *kinds):
+        """Return the bytes of the allocations that arguments of some kinds point to."""
+        some = (value for value, kind in zip(args, self._entry.kind, strict=False) if kind in kinds and value)
+        found = dict.fromkeys(map(memory.find, some))
         return [np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(start)) for start, size in found]
 
 
@@ -113,5 +122,7 @@ def _orders(blocks, threads, count):
         orders.append(("descending", *(np.ascontiguousarray(indices[::-1]) for indices in ascending)))
     for seed in range(count - 2):
         rng = np.random.default_rng(seed)
-        orders.append((f"shuffled ({seed})", *(rng.permutation(indices) for indices in ascending)))
+        warps = np.split(ascending[1], range(32, threads, 32))
+        shuffled = np.concatenate([rng.permutation(warps[i]) for i in rng.permutation(len(warps))])
+        orders.append((f"shuffled ({seed})", rng.permutation(ascending[0]), shuffled))
     return orders

@@ -55,6 +55,8 @@ class HostRuntime:
         Compile the window into kernels, as on a GPU.
     orders
         In how many orders each launch is run.
+    races
+        Whether races are looked for.
     name
         What the device is called.
     us
@@ -69,6 +71,7 @@ class HostRuntime:
         self.exact = False
         # The sanitizer makes everything slower; orders are compared without it.
         self.orders = 1 if address_sanitized() else 3
+        self.races = False
         self.capacity = None
         self.name, self.us, self.capturing = "the host", {"others": 1.0}, False
         self.live_workspace = 0
@@ -118,7 +121,7 @@ class HostRuntime:
         return array.ctypes.data
 
     def launch(self, kernel, blocks, arguments, shared):
-        key = kernel, self.exact, self.orders
+        key = kernel, self.exact, self.orders, self.races
         if key not in self._kernels:
             self._kernels[key] = HostKernel(*key)
         self.launches.append((kernel.name, blocks))
