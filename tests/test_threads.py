@@ -290,6 +290,43 @@ def test_ctrl_c_ends_a_running_call_and_the_next_one_works():
     assert run(INTERRUPTED).split() == [b"stopped", b"works"]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_while_the_caller_waits_for_the_others_neither_leaves_them_nor_waits_forever(when):
+    helping, waiting, caller, done = threading.Event(), threading.Event(), threading.get_ident(), []
+
+    class AllOut:
+        """Lets all out, with Ctrl-C before or after that, where the interpreter looks for it."""
+
+        def __init__(self):
+            self.lock = threading.Lock()
+            self.release = self.lock.release
+
+        def acquire(self):
+            interrupted = helping.is_set() and not waiting.is_set()
+            if interrupted and when == "before":
+                waiting.set()
+                raise KeyboardInterrupt
+            waiting.set() if interrupted else None
+            assert self.lock.acquire(timeout=10), "nobody lets out any more"
+            if interrupted:
+                raise KeyboardInterrupt
+
+    def task(item):
+        if threading.get_ident() == caller:
+            helping.wait()
+        else:
+            helping.set()
+            waiting.wait()
+            time.sleep(0.05)
+            done.append(item)
+
+    job = threads._Job(task, range(2))
+    job._all_out = AllOut()
+    with pytest.raises(KeyboardInterrupt):
+        job.done_by(2)
+    assert len(done) == 1
+
+
 # The other thread sleeps rather than multiplies: OpenBLAS itself can't be forked in the middle of a product.
 FORKED = """
 import os, threading, time

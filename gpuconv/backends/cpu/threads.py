@@ -132,18 +132,21 @@ class _Job:
             self._task(item)
 
     def _close(self) -> None:
-        # After Ctrl-C or an error nobody starts another item. A thread that has begun is waited for; one that
-        # hasn't, no more: a caller inside a helper would wait forever.
+        try:
+            self._wait()
+        except BaseException:  # Ctrl-C meanwhile: what is begun still writes to the caller's arrays
+            self._wait()
+            raise
+
+    def _wait(self) -> None:
+        # After Ctrl-C or an error nobody starts another item. A thread that has begun is waited for, unless
+        # it is out already; one that hasn't, no more: a caller inside a helper would wait forever.
         self._items.clear()
         with self._lock:
             self._closed = True
             inside = self._inside
         if inside:
-            try:
-                self._all_out.acquire()
-            except BaseException:  # Ctrl-C meanwhile: what is begun still writes to the caller's arrays
-                self._all_out.acquire()
-                raise
+            self._all_out.acquire()
 
 
 class Job(Protocol):
