@@ -240,6 +240,13 @@ def test_a_changed_byte_never_changes_what_is_read(there):
     assert refused > 100
 
 
+@pytest.mark.parametrize("content", [b"hello", b"\x80\x04 a pickle"])
+def test_nobody_is_told_to_unpickle_what_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"not a checkpoint, or a damaged one \(((?!pickle).)*\)$"):
+        load_checkpoint(tmp_path / "a.npz")
+
+
 def test_another_npz_is_no_checkpoint(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros(3))
     with pytest.raises(CheckpointError, match="not a checkpoint"):

@@ -213,6 +213,7 @@ def test_npy_and_text_are_no_npz(tmp_path):
     (tmp_path / "a.csv").write_text("1,2,3\n")
     assert "a single array (.npy)" in fails(tmp_path / "a.npy")
     assert "not an .npz file" in fails(tmp_path / "a.csv")
+    assert "pickle" not in fails(tmp_path / "a.csv")  # NumPy would advise to load it as one
 
 
 def test_missing_path_is_named_with_the_collections():

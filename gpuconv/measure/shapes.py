@@ -1,6 +1,7 @@
 """What is measured: the shared shapes, the rows in order of priority, the least work that each must do."""
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
@@ -8,7 +9,6 @@ from itertools import zip_longest
 from math import prod
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -434,12 +434,14 @@ POOL_COLUMNS = ("n", "c", "h", "w", "kernel", "stride", "padding")
 
 
 def _npz(path: Path) -> Lines:
+    content = path.read_bytes()
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        raise ValueError(f"{path}: is no .npz of integers (np.save wrote it; np.savez is the one)")
     try:
-        with np.load(path) as arrays:
+        # np.load takes what is no archive for a pickle, and would advise to load it as one.
+        with np.lib.npyio.NpzFile(io.BytesIO(content), allow_pickle=False) as arrays:
             layers = {name: arrays[name] for name in arrays}
-    except TypeError:  # one array, as np.save writes it, is no context
-        raise ValueError(f"{path}: is no .npz of integers (np.save wrote it; np.savez is the one)") from None
-    except (ValueError, EOFError, BadZipFile) as error:
+    except Exception as error:  # a damaged archive makes zipfile, zlib and NumPy raise nearly anything
         raise ValueError(f"{path}: is no .npz of integers ({error})") from None
     for name, array in layers.items():
         if array.ndim != 1 or array.dtype.kind not in "iu" or not 5 <= len(array) <= 11:

@@ -69,7 +69,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     content = path.read_bytes()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        # np.load takes what is no archive for a pickle, and would advise to load it as one.
+        with np.lib.npyio.NpzFile(io.BytesIO(content), allow_pickle=False) as archive:
             text = json.loads(archive["json"].tobytes())
             arrays = {name.removeprefix("array/"): archive[name] for name in archive.files if name != "json"}
         known, settings, state = text["format"] == FORMAT, dict(text["settings"]), dict(text["state"])

@@ -159,17 +159,17 @@ def load_npz(path: Path) -> Dataset:
     """
     names = {name for group in NPZ_NAMES for name in group}
     with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+            raise DataError(f"{path}: a single array (.npy), not an .npz with images and labels")
         try:
-            archive = np.load(file, allow_pickle=False)
-            single = isinstance(archive, np.ndarray)
-            arrays = {} if single else {name: archive[name] for name in names.intersection(archive.files)}
+            # np.load takes what is no archive for a pickle, and would advise to load it as one.
+            archive = np.lib.npyio.NpzFile(file, allow_pickle=False)
+            arrays = {name: archive[name] for name in names.intersection(archive.files)}
         except Exception as error:  # a damaged archive makes zipfile, zlib and NumPy raise nearly anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
                 f"{path}: not an .npz file of plain arrays, or a damaged one ({reason})"
             ) from None
-    if single:
-        raise DataError(f"{path}: a single array (.npy), not an .npz with images and labels")
     for images, labels, test_images, test_labels in NPZ_NAMES:
         if images not in arrays or labels not in arrays:
             continue
