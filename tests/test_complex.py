@@ -467,7 +467,7 @@ def test_complex_parameters_are_for_sgd():
     layer.grads["bias"] = np.zeros(1, np.float32)
     gpuconv.SGD(layer, 0.1).step()
     np.testing.assert_allclose(layer.params["weight"], 0.7 + 0.6j)
-    with pytest.raises(TypeError, match='Adam: "weight" is complex128, but it takes real parameters'):
+    with pytest.raises(TypeError, match=r'Adam\.step: "weight" is complex128, but it takes real parameters'):
         gpuconv.Adam(layer, 0.1).step()
 
 

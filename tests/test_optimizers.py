@@ -202,6 +202,27 @@ def test_a_step_before_backward_is_refused_and_changes_nothing():
     assert optimizer.steps == 0
 
 
+@pytest.mark.parametrize("make", [nn.SGD, nn.Adam])
+@pytest.mark.parametrize(
+    "spoil, error, message",
+    [
+        (lambda p: np.broadcast_to(p, p.shape), ValueError, r'step: "2\.weight" is read-only; put a copy'),
+        (lambda p: p.astype(int), TypeError, r'step: "2\.weight" has dtype int64; it must be one of: floats'),
+    ],
+)
+def test_a_parameter_that_cannot_be_updated_is_refused_and_no_other_is_changed(make, spoil, error, message):
+    network = make_network()
+    optimizer = make(network, 0.1)
+    network.backward(network(np.ones((5, 3))))
+    network.params["2.weight"] = spoil(network.params["2.weight"])
+    before = network.state_dict()
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    for name, p in network.params.items():
+        equal(p, before[name])
+    assert optimizer.steps == 0
+
+
 def test_gradients_of_another_shape_are_refused():
     layer = nn.Linear(2, 1, bias=False)
     layer.grads["weight"] = np.ones((1, 1))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from math import inf, sqrt
 from typing import Any, ClassVar
 
-from gpuconv.backends.dispatch import accumulator, array_module, beside, check_shape
+from gpuconv.backends.dispatch import accumulator, array_module, beside, check_kind, check_shape
 from gpuconv.geometry import integer
 from gpuconv.nn.layer import Array, Layer, check_names
 from gpuconv.nn.number import number
@@ -36,8 +36,9 @@ class _Optimizer:
         ------
         RuntimeError
             Where a parameter has no gradient yet; nothing is updated then.
-        ValueError
-            Where a gradient's shape is not the parameter's.
+        TypeError, ValueError
+            Where a gradient's shape is not the parameter's, or a parameter is read-only or of integers, or,
+            for `Adam`, complex; nothing is updated then, either.
         """
         op = f"{type(self).__name__}.step"
         pairs = []
@@ -46,6 +47,7 @@ class _Optimizer:
                 raise RuntimeError(f"{op}: {name} has no gradient yet; call forward and backward first")
             g = self.network.grads[name]
             check_shape(op, f"the gradient of {name}", g.shape, p.shape, "as the parameter's")
+            self._check(op, name, p)
             pairs.append((name, p, g))
         self.steps += 1
         for name, p, g in pairs:
@@ -104,6 +106,12 @@ class _Optimizer:
         if key not in self._slots:
             self._slots[key] = array_module(p).zeros_like(p, dtype=accumulator(p.dtype))
         return self._slots[key]
+
+    def _check(self, op: str, name: str, p: Array) -> None:
+        """Check that a parameter can be updated in place."""
+        check_kind(op, f'"{name}"', p, "fc")
+        if not getattr(p.flags, "writeable", True):  # CuPy's arrays always are
+            raise ValueError(f'{op}: "{name}" is read-only; put a copy in its place first')
 
     def _update(self, name: str, p: Array, g: Array) -> None:
         raise NotImplementedError
@@ -245,9 +253,12 @@ class Adam(_Optimizer):
         self.eps = self._number("Adam", "eps", eps)
         self.weight_decay = self._number("Adam", "weight_decay", weight_decay)
 
-    def _update(self, name: str, p: Array, g: Array) -> None:
+    def _check(self, op: str, name: str, p: Array) -> None:
         if p.dtype.kind == "c":
-            raise TypeError(f'Adam: "{name}" is {p.dtype.name}, but it takes real parameters; SGD takes both')
+            raise TypeError(f'{op}: "{name}" is {p.dtype.name}, but it takes real parameters; SGD takes both')
+        super()._check(op, name, p)
+
+    def _update(self, name: str, p: Array, g: Array) -> None:
         xp = array_module(p)
         if self.weight_decay:
             g = g + self.weight_decay * p
