@@ -227,8 +227,9 @@ def _operation(op: Any) -> tuple[str, Callable[..., Any]]:
     name = op if isinstance(op, str) else getattr(op, "__name__", "")
     found = OPERATIONS.get(name)
     if found is None or (callable(op) and op is not found):
-        near = ", ".join(difflib.get_close_matches(name, OPERATIONS)) or "see gpuconv.__all__"
-        raise ValueError(f"explain: {op!r} is no public function on arrays; near it: {near}")
+        near = ", ".join(difflib.get_close_matches(name, OPERATIONS))
+        hint = f"near it: {near}" if near else "gpuconv.__all__ lists them, among others"
+        raise ValueError(f"explain: {op!r} is no public function on arrays; {hint}")
     return name, found.__wrapped__  # type: ignore[attr-defined]
 
 
