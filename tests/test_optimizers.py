@@ -163,6 +163,15 @@ def test_a_saved_state_does_not_change_with_the_optimizer(device, descend):
             lambda s: s.update({"exp_avg_sq.0.bias": np.ones(3)}),
             r'"exp_avg_sq.0.bias" has shape \(3,\), but to fit the network it must be \(4,\)',
         ),
+        (
+            lambda s: s.update({"exp_avg.0.bias": np.ones(4) + 1j}),
+            r'load_state_dict: "exp_avg.0.bias" is complex128, but to fit the network it must be float64',
+        ),
+        (lambda s: s.update({"exp_avg.0.bias": np.full(4, "1")}), r'"exp_avg.0.bias" is str32, but to fit'),
+        (
+            lambda s: s.update({"exp_avg.0.bias": np.ma.ones(4)}),
+            r'Adam\.load_state_dict: "exp_avg.0.bias" can\'t be seen as an array: it is a masked array; fill',
+        ),
         (lambda s: s.update(steps=0), r"has the unexpected exp_avg\.0\.bias, exp_avg"),
         (lambda s: s.update(steps=-1), r"Adam\.load_state_dict: steps must be at least 0, not -1"),
         (lambda s: s.update(steps=np.asarray(2.5)), r"load_state_dict: steps must be an integer, not float"),

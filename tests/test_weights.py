@@ -208,6 +208,13 @@ def test_a_missing_package_is_named_with_the_command(path, monkeypatch, method):
     assert not path.exists()
 
 
+def test_a_masked_array_is_refused_as_its_mask_would_be_lost():
+    layer = nn.Linear(3, 2)
+    state = {**layer.state_dict(), "weight": np.ma.masked_array(np.ones((2, 3), np.float32), True)}
+    with pytest.raises(TypeError, match=r'Linear.load_state_dict: "weight" .*masked array; fill it first'):
+        layer.load_state_dict(state)
+
+
 @pytest.mark.oracle
 def test_tensors_that_are_no_arrays_are_refused_by_name():
     torch = pytest.importorskip("torch", reason="PyTorch's tensors are read here")

@@ -284,7 +284,15 @@ def to_device(x: Any, device: str) -> Any:
 
 
 def beside(x: Any, value: Any) -> Any:
-    """Return a value, perhaps an array of another kind or a tensor, as an array where x is."""
+    """Return a value, perhaps an array of another kind or a tensor, as an array where x is.
+
+    Raises
+    ------
+    TypeError
+        For a masked array, whose mask would be lost.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError("it is a masked array; fill it first: .filled(0)")
     if type(value).__module__.partition(".")[0] == "cupy":
         value = to_host(value)
     return array_module(x).asarray(value)

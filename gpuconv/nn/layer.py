@@ -230,12 +230,7 @@ class Layer:
     def _write(self, op: str, state: Mapping[str, Any]) -> None:
         own = {**self.params, **self.buffers}
         check_names(op, state, own)
-        values = {}
-        for name, array in own.items():
-            try:
-                values[name] = beside(array, state[name])
-            except (RuntimeError, TypeError) as error:  # a tensor that wants gradients, or is bfloat16
-                raise TypeError(f'{op}: "{name}" can\'t be seen as an array: {error}') from error
+        values = {name: saved_array(op, name, state[name], array) for name, array in own.items()}
         for name, array in own.items():
             value = values[name]
             check_shape(op, f'"{name}"', value.shape, array.shape, "to fit the layer")
@@ -275,6 +270,14 @@ class Layer:
         (inexact_result if self._y_is_complex else float_result)(op, dy=dy)
         check_shape(op, "dy", dy.shape, self._y_shape, "to match the y of the last forward")
         return self._kept
+
+
+def saved_array(op: str, name: str, value: Any, array: Array) -> Array:
+    """Return what a saved state has under a name as an array where the layer's lies."""
+    try:
+        return beside(array, value)
+    except (RuntimeError, TypeError) as error:  # a tensor that wants gradients, or is bfloat16
+        raise TypeError(f'{op}: "{name}" can\'t be seen as an array: {error}') from error
 
 
 def check_names(op: str, given: Iterable[str], expected: Iterable[str]) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from math import inf, sqrt
 from typing import Any, ClassVar
 
-from gpuconv.backends.dispatch import accumulator, array_module, beside, check_kind, check_shape
+import numpy as np
+
+from gpuconv.backends.dispatch import accumulator, array_module, check_kind, check_shape
 from gpuconv.geometry import integer
-from gpuconv.nn.layer import Array, Layer, check_names
+from gpuconv.nn.layer import Array, Layer, check_names, saved_array
 from gpuconv.nn.number import number
 
 
@@ -76,7 +78,7 @@ class _Optimizer:
             Where a name is missing or unexpected, a shape differs, or a setting is one that the constructor
             would refuse; nothing is changed then.
         TypeError
-            Where a setting is no number.
+            Where a setting is no number, or an array's numbers are not of the parameter's kind.
         """
         op = f"{type(self).__name__}.load_state_dict"
         check_names(op, (key for key in state if "." not in key), ("steps", *self._numbers))
@@ -88,9 +90,13 @@ class _Optimizer:
                 slots[f"{slot}.{name}"] = p
         check_names(op, (key for key in state if "." in key), slots)
         for key, p in slots.items():
-            value = beside(p, state[key]).astype(accumulator(p.dtype))
+            value, dtype = saved_array(op, key, state[key], p), accumulator(p.dtype)
             check_shape(op, f'"{key}"', value.shape, p.shape, "to fit the network")
-            slots[key] = value
+            if not np.can_cast(value.dtype, dtype, "same_kind"):
+                raise TypeError(
+                    f'{op}: "{key}" is {value.dtype.name}, but to fit the network it must be {dtype}'
+                )
+            slots[key] = value.astype(dtype)
         self.steps = steps
         self._slots = slots
         for name, setting in numbers.items():
