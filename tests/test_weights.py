@@ -215,6 +215,14 @@ def test_a_masked_array_is_refused_as_its_mask_would_be_lost():
         layer.load_state_dict(state)
 
 
+@pytest.mark.parametrize("state", [None, [1], "weights.safetensors"])
+def test_a_state_that_is_no_mapping_is_refused(state):
+    for target in (nn.Linear(2, 3), nn.SGD(nn.Linear(2, 3), 0.1)):
+        message = rf"{type(target).__name__}.load_state_dict: state is .*, but must be a mapping"
+        with pytest.raises(TypeError, match=message):
+            target.load_state_dict(state)
+
+
 @pytest.mark.oracle
 def test_tensors_that_are_no_arrays_are_refused_by_name():
     torch = pytest.importorskip("torch", reason="PyTorch's tensors are read here")

@@ -160,7 +160,7 @@ class Layer:
             Where a name is missing or unexpected, a shape differs, or one of the layer's arrays is read-only;
             nothing is written then.
         TypeError
-            Where a value's dtype doesn't fit the parameter's without loss.
+            Where `state` is no mapping, or a value's dtype doesn't fit the parameter's without loss.
         """
         self._write(f"{type(self).__name__}.load_state_dict", state)
 
@@ -229,6 +229,7 @@ class Layer:
 
     def _write(self, op: str, state: Mapping[str, Any]) -> None:
         own = {**self.params, **self.buffers}
+        check_state(op, state)
         check_names(op, state, own)
         values = {name: saved_array(op, name, state[name], array) for name, array in own.items()}
         for name, array in own.items():
@@ -278,6 +279,12 @@ def saved_array(op: str, name: str, value: Any, array: Array) -> Array:
         return beside(array, value)
     except (RuntimeError, TypeError) as error:  # a tensor that wants gradients, or is bfloat16
         raise TypeError(f'{op}: "{name}" can\'t be seen as an array: {error}') from error
+
+
+def check_state(op: str, state: Any) -> None:
+    """Check that a saved state is a mapping."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{op}: state is {state!r:.60}, but must be a mapping, as state_dict gives it")
 
 
 def check_names(op: str, given: Iterable[str], expected: Iterable[str]) -> None:

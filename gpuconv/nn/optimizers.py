@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv.backends.dispatch import accumulator, array_module, check_kind, check_shape
 from gpuconv.geometry import integer
-from gpuconv.nn.layer import Array, Layer, check_names, saved_array
+from gpuconv.nn.layer import Array, Layer, check_names, check_state, saved_array
 from gpuconv.nn.number import number
 
 
@@ -78,9 +78,11 @@ class _Optimizer:
             Where a name is missing or unexpected, a shape differs, or a setting is one that the constructor
             would refuse; nothing is changed then.
         TypeError
-            Where a setting is no number, or an array's numbers are not of the parameter's kind.
+            Where `state` is no mapping, a setting no number, or an array's numbers are not of the parameter's
+            kind.
         """
         op = f"{type(self).__name__}.load_state_dict"
+        check_state(op, state)
         check_names(op, (key for key in state if "." not in key), ("steps", *self._numbers))
         numbers = {name: self._number(op, name, _plain(state[name])) for name in self._numbers}
         steps = integer(op, "steps", _plain(state["steps"]), 0)
