@@ -125,10 +125,18 @@ def hears(what, iteration, *arguments):
     train(*arguments)
 
 
+def strays(option):
+    """Be `gpuconv train`, whose second rank has been given another option besides."""
+    from mpi4py import MPI
+
+    train("--data", "nothing", *[option] * MPI.COMM_WORLD.rank)
+
+
 def train(*arguments):
     """Be `gpuconv train`."""
     sys.exit(main(["train", *arguments]))
 
 
 if __name__ == "__main__":
-    {task.__name__: task for task in (weights, fails, late, slow, hears, train)}[sys.argv[1]](*sys.argv[2:])
+    tasks = (weights, fails, late, slow, hears, strays, train)
+    {task.__name__: task for task in tasks}[sys.argv[1]](*sys.argv[2:])

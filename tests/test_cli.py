@@ -318,6 +318,7 @@ def test_a_folder_with_a_run_is_kept_unless_told_otherwise(data, out, capsys):
         (["--batch-size", "7"], "--batch-size 7: {} was made with --batch-size 50"),
         (["--step", "0.5"], "--step 0.5: {} was made with --step 0.003"),
         (["--shift", "2"], "--shift 2: {} was made with --shift 0"),
+        (["--local-batch-norm"], "--local-batch-norm: {} was made without it"),
         (["--data", "digits"], "{}: was trained on other pictures than digits"),
     ],
 )
@@ -337,6 +338,25 @@ def test_checkpoint_of_another_network_is_refused_and_nothing_is_written(trained
     assert files(trained) == before
 
 
+def test_local_normalisation_is_kept_and_taken_from_the_option_where_an_old_checkpoint_does_not_say(
+    trained, out, data
+):
+    def go_on(*options):
+        assert main(["train", "--resume", str(trained), "--epochs", "2", *options]) == 0
+        return metrics(trained)["local_batch_norm"]
+
+    def make_old():
+        saved = checkpoint.load_checkpoint(trained / "checkpoint.npz")
+        del saved.settings["local_batch_norm"]
+        checkpoint.save_checkpoint(trained / "checkpoint.npz", saved)
+
+    make_old()
+    assert go_on() is False
+    make_old()
+    assert go_on("--local-batch-norm") is True
+    assert go_on() is True and go_on("--local-batch-norm") is True
+
+
 @pytest.mark.parametrize(
     "edit, fault",
     [
@@ -349,6 +369,7 @@ def test_checkpoint_of_another_network_is_refused_and_nothing_is_written(trained
         (lambda saved: saved.settings.update(seed=-1), "seed is -1"),
         (lambda saved: saved.settings.update(batch_size=0), "batch_size is 0"),
         (lambda saved: saved.settings.update(step=float("nan")), "step is nan"),
+        (lambda saved: saved.settings.update(local_batch_norm=1), "local_batch_norm is 1"),
         (lambda saved: saved.state.update(data=5), "its data is 5, not a name or a path"),
         (
             lambda saved: saved.state.update(iterations=3),

@@ -456,8 +456,8 @@ def test_a_run_is_the_same_whatever_the_number_of_ranks_also_between_two_updates
 def test_parts_that_are_normalised_by_themselves_train_too():
     settings = SETTINGS["adam"]
     synchronised, local = (
-        together(2, lambda comm, sync=sync: run(comm, settings, sync_batch_norm=sync))[0][0]
-        for sync in (True, False)
+        together(2, lambda comm, local=local: run(comm, replace(settings, local_batch_norm=local)))[0][0]
+        for local in (False, True)
     )
     assert numbers(local)[:, 2].tolist() != numbers(synchronised)[:, 2].tolist()
     assert local[-1].loss < local[0].loss
@@ -577,6 +577,28 @@ def test_what_is_wrong_on_all_ranks_is_said_once(tmp_path):
     result = mpirun(2, "train", "--data", tmp_path / "nothing.npz")
     assert result.returncode == 2
     assert result.stderr.count("gpuconv train: ") == 1 and "no folder or file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--bad"], "gpuconv: unrecognized arguments: --bad"),
+        (["--epochs", "0"], "gpuconv train: argument --epochs: must be an integer of at least 1"),
+        (["--algorithm", "batch-gd", "--batch-size", 3], "gpuconv train: --batch-size: batch-gd takes all"),
+    ],
+)
+def test_a_wrong_option_is_said_once(options, message):
+    result = mpirun(3, "train", *options)
+    assert result.returncode == 2
+    (said,) = (line for line in result.stderr.splitlines() if line.startswith("gpuconv"))
+    assert said.startswith(message)
+
+
+def test_a_wrong_option_of_one_rank_alone_ends_the_run_with_its_message():
+    result = mpirun(2, "strays", "--bad")
+    assert result.returncode != 0
+    assert "unrecognized arguments: --bad" in result.stderr
+    assert re.search("rank 1 of 2 .* failed: UserError: .*; the others are stopped", result.stderr)
 
 
 def test_no_checkpoint_is_torn_by_a_kill_in_fifty(tmp_path):

@@ -11,14 +11,23 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import gpuconv
+from gpuconv import distributed
 from gpuconv.cli import bench, info, profile, train
 from gpuconv.cli.errors import UserError
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, without the usage text that argparse puts before it."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        """Say what is wrong in one line, without the usage text that argparse puts before it.
+
+        Where all ranks are told the same, which only they together know, the first one says it.
+        """
+        wrong = UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+        try:
+            with distributed.world():
+                raise wrong
+        except (UserError, RuntimeError):  # the latter without MPI: then each says it
+            self.exit(wrong.exit_code, f"{wrong}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

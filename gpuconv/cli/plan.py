@@ -108,7 +108,8 @@ def settings_of(options: argparse.Namespace, resumed: Resumed | None, dataset: D
     if resumed is None:
         return _new_settings(options, dataset)
     try:
-        saved = Settings(**resumed.checkpoint.settings)
+        # A checkpoint from before this was kept doesn't say.
+        saved = Settings(**{"local_batch_norm": bool(options.local_batch_norm)} | resumed.checkpoint.settings)
         check_settings(saved)
     except (TypeError, ValueError) as error:
         raise UserError(f"{resumed.path}: its settings are not those of a run ({error})") from None
@@ -117,6 +118,8 @@ def settings_of(options: argparse.Namespace, resumed: Resumed | None, dataset: D
         if given is not None and given != was:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} {given}: {resumed.path} was made with {option} {was}")
+    if options.local_batch_norm and not saved.local_batch_norm:
+        raise UserError(f"--local-batch-norm: {resumed.path} was made without it")
     changed = {name: getattr(options, name) for name in LIMITS if getattr(options, name) is not None}
     return replace(saved, **changed)
 

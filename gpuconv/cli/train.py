@@ -101,15 +101,15 @@ def add_parser(commands: Any) -> None:
     add(
         "--local-batch-norm",
         action="store_true",
+        default=None,
         help="under mpirun, let each process normalise its own part of a batch: faster, but the result then "
-        "depends on their number; not kept in a checkpoint, so say it again with --resume",
+        "depends on their number",
     )
     add("--overwrite", action="store_true", help="begin anew in a folder that holds a run")
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Train as the options say, on all processes that mpirun has started; return the exit code."""
-    check_options(options)
     try:
         world = distributed.world()
     except RuntimeError as error:
@@ -119,6 +119,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _run_together(options: argparse.Namespace, comm: Communicator) -> int:
+    check_options(options)
     devices = comm.everyone(device_of(options))
     device = "cuda" if set(devices) == {"cuda"} else "cpu"  # one for all: they add up arrays of one kind
     if comm.size > 1:
@@ -131,7 +132,7 @@ def _run_together(options: argparse.Namespace, comm: Communicator) -> int:
     except datasets.DataError as error:
         raise UserError(str(error)) from None
     settings = settings_of(options, resumed, dataset)
-    run = Run(settings, dataset, device, comm=comm, sync_batch_norm=not options.local_batch_norm)
+    run = Run(settings, dataset, device, comm=comm)
     if resumed:
         try:
             run.restore(resumed.checkpoint)

@@ -55,6 +55,9 @@ class Settings:
         Stop when no parameter moved by more than this.
     shift
         Pictures are moved by up to this many pixels, anew in every epoch.
+    local_batch_norm
+        Whether each of several processes normalises its own part of a batch. The result then depends on
+        their number.
     """
 
     algorithm: str
@@ -66,6 +69,7 @@ class Settings:
     decay: float = 1.0
     tolerance: float | None = None
     shift: int = 0
+    local_batch_norm: bool = False
 
 
 def check_settings(settings: Settings) -> None:
@@ -84,6 +88,8 @@ def check_settings(settings: Settings) -> None:
             good = field.name in optional
         elif field.name == "algorithm":
             good = isinstance(value, str) and value in ALGORITHMS
+        elif field.name == "local_batch_norm":
+            good = isinstance(value, bool)
         elif field.name in smallest:
             good = type(value) is int and value >= smallest[field.name]
         else:
@@ -160,8 +166,6 @@ class Run:
         "cpu", or "cuda" for the current GPU. It is no part of the settings: a run may go on on another.
     comm
         The processes that train together; all of them must call the same methods. None is this one alone.
-    sync_batch_norm
-        Whether batches are normalised as a whole, also where several processes share them.
 
     Attributes
     ----------
@@ -191,7 +195,6 @@ class Run:
         device: str = "cpu",
         *,
         comm: Communicator | None = None,
-        sync_batch_norm: bool = True,
     ) -> None:
         algorithm = ALGORITHMS[settings.algorithm]
         self.settings = settings
@@ -202,7 +205,7 @@ class Run:
         network: nn.Layer = algorithm.network(dataset.image_shape, dataset.classes, rng).to(device)
         self.comm = Alone() if comm is None else comm
         if self.comm.size > 1:
-            network = DataParallel(network, self.comm, sync_batch_norm=sync_batch_norm)
+            network = DataParallel(network, self.comm, sync_batch_norm=not settings.local_batch_norm)
         self.network = network
         self.optimizer = algorithm.optimizer(self.network, settings.step)
         self.records: list[Record] = []
