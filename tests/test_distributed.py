@@ -363,6 +363,66 @@ def test_a_callback_that_stops_one_rank_stops_all():
     assert together(2, work) == [3, 3]
 
 
+def test_ranks_ask_for_the_sizes_of_parts_once_where_they_are_told_the_batch_s():
+    def work(comm):
+        network = DataParallel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10, rng=0)), comm)
+        before = len(comm.sums)
+        gpuconv.fit(
+            network, ranks.X, ranks.Y, loss=nn.SoftmaxCrossEntropy(), optimizer=nn.SGD(network, 0.01),
+            max_iterations=12, batch_size=9, rng=np.random.default_rng(0),
+        )  # fmt: skip
+        return [size for size in comm.sums[before:] if size == 8 * comm.size]
+
+    assert together(3, work) == [[24] * 2] * 3  # for batches of 9, and for the last one, of 1
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_part_that_is_not_that_of_the_batch_is_refused(known):
+    def work(comm):
+        network = DataParallel(nn.Linear(3, 2, rng=0), comm)
+        x = np.ones((5, 3), np.float32)
+        if known:
+            network.forward(x[network.part_of_batch(0, 5)], batch=5)
+        network.forward(x[: 2 if comm.rank == 0 else 1], batch=5)
+
+    with pytest.raises(ValueError, match=r"batch=5 gives rank [01] a part of [23], but its x has [12] samp"):
+        together(2, work)
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ({"x": ranks.X[:36], "y": ranks.Y[:36]}, r"rank 1 has x of shape \(\(36, 1, 8, 8\), 'float64'\)"),
+        ({"batch_size": 4}, "rank 1 has batch_size 4 where rank 0 has 3"),
+        ({"max_iterations": 4}, "rank 1 has max_iterations 4"),
+        ({"rng": np.random.default_rng(1)}, "rank 1 has rng in state .* where rank 0 has in state"),
+        ({"rng": None}, "rank 1 has rng None"),
+    ],
+)
+def test_ranks_that_fit_something_else_are_refused(other, message):
+    def work(comm):
+        network = DataParallel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10, rng=0)), comm)
+        alike = {"x": ranks.X, "y": ranks.Y, "batch_size": 3, "max_iterations": 3,
+                 "rng": np.random.default_rng(0)}  # fmt: skip
+        gpuconv.fit(network, loss=nn.SoftmaxCrossEntropy(), optimizer=nn.SGD(network, 0.01),
+                    **alike | (other if comm.rank else {}))  # fmt: skip
+
+    with pytest.raises(ValueError, match="fit: every rank must be given the same, but " + message):
+        together(2, work)
+
+
+def test_a_callback_may_be_one_rank_s_alone():
+    def work(comm):
+        network = DataParallel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10, rng=0)), comm)
+        history = gpuconv.fit(
+            network, ranks.X, ranks.Y, loss=nn.SoftmaxCrossEntropy(), optimizer=nn.SGD(network, 0.01),
+            max_iterations=9, callback=(lambda iteration, loss: iteration == 3) if comm.rank == 1 else None,
+        )  # fmt: skip
+        return history.iterations, history.stopped_by
+
+    assert together(3, work) == [(3, "callback")] * 3
+
+
 def test_float16_gradients_are_summed_in_float32():
     def work(comm):
         network = DataParallel(nn.Linear(2, 1, dtype=np.float16, rng=0), comm, reduction="sum")
@@ -451,6 +511,14 @@ def test_a_run_is_the_same_whatever_the_number_of_ranks_also_between_two_updates
     assert checkpoint.state["iterations"] == stop
     for other, _ in together(3, lambda comm: run(comm, settings, checkpoint)):
         np.testing.assert_allclose(numbers(other), numbers(records), atol=1e-3)
+
+
+def test_ranks_with_other_settings_or_pictures_are_refused():
+    def work(comm):
+        run(comm, replace(SETTINGS["adam"], seed=comm.rank))
+
+    with pytest.raises(ValueError, match=r"Run: .* rank 1 has settings .*seed=1.* rank 0 has .*seed=0"):
+        together(2, work)
 
 
 def test_parts_that_are_normalised_by_themselves_train_too():

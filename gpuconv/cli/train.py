@@ -132,7 +132,10 @@ def _run_together(options: argparse.Namespace, comm: Communicator) -> int:
     except datasets.DataError as error:
         raise UserError(str(error)) from None
     settings = settings_of(options, resumed, dataset)
-    run = Run(settings, dataset, device, comm=comm)
+    try:
+        run = Run(settings, dataset, device, comm=comm)
+    except ValueError as error:  # this process has other options or pictures than another
+        raise UserError(str(error)) from None
     if resumed:
         try:
             run.restore(resumed.checkpoint)

@@ -64,6 +64,24 @@ def any_of(comm: Communicator, answer: bool) -> bool:
     return bool(answers[0])
 
 
+def check_alike(comm: Communicator, op: str, **given: Any) -> None:
+    """Check that every rank was given the same; all must ask.
+
+    Raises
+    ------
+    ValueError
+        On all ranks, naming the first one that has something else than rank 0.
+    """
+    first, *others = comm.everyone(given)
+    for rank, other in enumerate(others, 1):
+        for name, value in other.items():
+            if value != first[name]:
+                raise ValueError(
+                    f"{op}: every rank must be given the same, but rank {rank} has {name} {value} "
+                    f"where rank 0 has {first[name]}"
+                )
+
+
 class Alone:
     """The world of a single process: sums are what they are. Takes neither MPI nor a GPU."""
 

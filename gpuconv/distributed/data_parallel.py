@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuconv.backends.dispatch import accumulator, array_module
 from gpuconv.distributed.buckets import Buckets
-from gpuconv.distributed.communicator import Communicator, any_of
+from gpuconv.distributed.communicator import Communicator, any_of, check_alike
 from gpuconv.distributed.shards import part
 from gpuconv.geometry import flag, integer
 from gpuconv.nn.layer import Array, Layer
@@ -101,19 +101,31 @@ class DataParallel(Layer):
         self._buckets: Buckets | None = None
         self._weight: float | None = None  # of this rank's part, in the last forward
         self._share: Share | None = None
+        self._agreed: set[int] = set()  # sizes of batches that all ranks have cut alike
         self._take_over()
 
-    def forward(self, x: Array) -> Array:
-        """Return the network's result for this rank's part of the batch."""
+    def forward(self, x: Array, *, batch: int | None = None) -> Array:
+        """Return the network's result for this rank's part of the batch.
+
+        Parameters
+        ----------
+        x : array
+            This rank's part.
+        batch : int, optional
+            Samples of the whole batch, where x is the part of it that `part_of_batch` gives, and every rank
+            says the same: what `fit` does. Without it the ranks ask each other at each step, which costs a
+            small message; with it they ask when a size comes for the first time.
+
+        Raises
+        ------
+        ValueError
+            Where x is no such part.
+        """
         self._weight = None
         if not self.training:
             return self.network.forward(x)
-        counts = np.zeros(self.comm.size, np.int64)
-        counts[self.comm.rank] = len(x)
-        self.comm.sum(counts)
-        total = int(counts.sum())
+        start, total = self._place(len(x), batch)
         self._weight = len(x) / max(total, 1)
-        start = int(counts[: self.comm.rank].sum())
         self._share = Share(start, len(x), total, self.comm.sum if self.sync_batch_norm else None)
         with self._sharing():
             return self.network.forward(x)
@@ -154,6 +166,10 @@ class DataParallel(Layer):
         """Tell whether any rank's answer is True; all must ask: what `fit` does with a callback's."""
         return any_of(self.comm, answer)
 
+    def check_alike(self, op: str, **given: Any) -> None:
+        """Refuse what isn't the same on every rank; all must ask: what `fit` does with its arguments."""
+        check_alike(self.comm, op, **given)
+
     def train(self, mode: bool = True) -> Self:
         """Go to training mode (or, with False, to evaluation) and return the layer."""
         self.network.train(mode)
@@ -168,6 +184,27 @@ class DataParallel(Layer):
     def state_dict(self) -> dict[str, Array]:
         """Return the network's state, under its own names."""
         return self.network.state_dict()
+
+    def _place(self, count: int, batch: int | None) -> tuple[int, int]:
+        """Return where in the batch this rank's samples begin, and how many the batch has."""
+        if batch is not None:
+            batch = integer("DataParallel.forward", "batch", batch, 0)
+            parts = [part(0, batch, rank, self.comm.size) for rank in range(self.comm.size)]
+            sizes = [each.stop - each.start for each in parts]
+            own = self.comm.rank
+            if batch in self._agreed and sizes[own] == count:
+                return parts[own].start, batch
+            if batch in self._agreed:  # the others don't ask
+                raise ValueError(_wrong_part(batch, own, count, sizes[own]))
+        counts = np.zeros(self.comm.size, np.int64)
+        counts[self.comm.rank] = count
+        self.comm.sum(counts)
+        if batch is not None:
+            for rank, (n, size) in enumerate(zip(counts.tolist(), sizes, strict=True)):
+                if n != size:
+                    raise ValueError(_wrong_part(batch, rank, n, size))
+            self._agreed.add(batch)
+        return int(counts[: self.comm.rank].sum()), int(counts.sum())
 
     def _take_over(self) -> None:
         """Check that the ranks' networks are of one kind, and take rank 0's values."""
@@ -214,6 +251,13 @@ class DataParallel(Layer):
 
     def _arguments(self) -> str:
         return f"{self.network!r}, rank {self.comm.rank} of {self.comm.size}"
+
+
+def _wrong_part(batch: int, rank: int, n: int, size: int) -> str:
+    return (
+        f"DataParallel.forward: batch={batch} gives rank {rank} a part of {size}, but its x has {n} samples; "
+        "leave batch out where parts are cut otherwise"
+    )
 
 
 def _nothing() -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -11,6 +12,13 @@ from gpuconv.geometry import flag, integer
 from gpuconv.trace import part_of_training, training
 
 Callback = Callable[[int, Any], bool | None]
+
+
+class Batch(NamedTuple):
+    """What to index x and y with, and of how many samples it is, other processes' included."""
+
+    index: Any
+    size: int
 
 
 @dataclass
@@ -73,7 +81,8 @@ def fit(
     network
         A layer (`gpuconv.nn.Layer`), such as `Sequential`. It is put into training mode and left there:
         call `network.eval()` before you predict. Where it is a `gpuconv.distributed.DataParallel`, every rank
-        must give the same x, y and rng: of each batch it takes its part, of which its losses then are.
+        must give the same x, y and rng, and as many iterations: of each batch it takes its part, of which its
+        losses then are. A callback may be one rank's alone.
     x
         `[N, ...]`, what the network takes.
     y
@@ -108,8 +117,8 @@ def fit(
     ValueError, TypeError
         Before any work, where the numbers of pictures and targets differ or are 0, where a count is no
         positive integer, where the tolerance is negative or no number, where rng is no Generator, where
-        network, loss or optimizer lacks what is called here, or where the optimizer was made for another
-        network.
+        network, loss or optimizer lacks what is called here, where the optimizer was made for another
+        network, or where one of several ranks was given something else.
 
     References
     ----------
@@ -132,6 +141,8 @@ def fit(
         batch_size = integer("fit", "batch_size", batch_size, 1)
     _check(x, y, tolerance, rng, callback)
     _check_parts(network, loss, optimizer)
+    if hasattr(network, "check_alike"):
+        network.check_alike("fit", **_alike(x, y, max_iterations, tolerance, batch_size, rng))
     history = History()
     network.train()
     part = getattr(network, "part_of_batch", slice)
@@ -158,7 +169,7 @@ def descend(
     network: Any,
     x: Any,
     y: Any,
-    batches: Iterable[slice | Any],
+    batches: Iterable[Batch],
     *,
     loss: Any,
     optimizer: Any,
@@ -167,16 +178,17 @@ def descend(
     losses: list[Any],
     before: int = 0,
 ) -> str | None:
-    """Make one update for each batch, an index of x and y, as `fit` does; return what stopped it, or None.
+    """Make one update for each batch, as `fit` does; return what stopped it, or None.
 
     The losses join those that are there; `before` counts updates whose losses are not.
     """
     measure = tolerance is not None
     any_rank = getattr(network, "any_rank", bool)  # ranks stop together; each has a loss of its own
-    for number, index in enumerate(batches, before + len(losses) + 1):
-        value, moved = _step(network, x, y, index, loss, optimizer, measure, number=number)
+    asked = any_rank(callback is not None)  # perhaps another rank's
+    for number, batch in enumerate(batches, before + len(losses) + 1):
+        value, moved = _step(network, x, y, batch, loss, optimizer, measure, number=number)
         losses.append(value)
-        asked_to_stop = callback is not None and any_rank(_answer(callback(number, value)))
+        asked_to_stop = asked and any_rank(callback is not None and _answer(callback(number, value)))
         if tolerance is not None and moved <= tolerance:
             return "tolerance"
         if asked_to_stop:
@@ -200,6 +212,19 @@ def _check(x: Any, y: Any, tolerance: Any, rng: Any, callback: Any) -> None:
         raise TypeError(f"fit: rng must be a numpy.random.Generator or None, not {type(rng).__name__}")
     if callback is not None and not callable(callback):
         raise TypeError(f"fit: callback must be callable or None, not {type(callback).__name__}")
+
+
+def _alike(x: Any, y: Any, max_iterations: int, tolerance: Any, batch_size: Any, rng: Any) -> dict[str, Any]:
+    """Return what must be the same on all ranks, or they would not train on the same batches."""
+    state = None if rng is None else str(rng.bit_generator.state)
+    return {
+        "x of shape": (x.shape, x.dtype.name),
+        "y of shape": (y.shape, y.dtype.name),
+        "max_iterations": max_iterations,
+        "tolerance": tolerance,
+        "batch_size": batch_size,
+        "rng": None if state is None else f"in state {crc32(state.encode()):08x}",
+    }
 
 
 def _check_parts(network: Any, loss: Any, optimizer: Any) -> None:
@@ -230,8 +255,8 @@ def _epochs(
     rng: np.random.Generator | None,
     updates: int,
     part: Callable[[int, int], slice],
-) -> Iterator[Iterable[slice | Any]]:
-    """Yield for each pass what to index x and y with, batch after batch, until there were so many updates.
+) -> Iterator[Iterable[Batch]]:
+    """Yield the batches of each pass, until there were so many updates.
 
     `part` gives of a batch's places, from a start to a stop, those of this process: all, for a single one.
     """
@@ -239,20 +264,20 @@ def _epochs(
     size = n if batch_size is None else min(batch_size, n)
     starts = range(0, n, size)
     for left in range(updates, 0, -len(starts)):
-        slices = (part(start, min(start + size, n)) for start in starts[:left])
-        if rng is None:
-            yield slices
-            continue
-        order = array_module(x).asarray(rng.permutation(n))
-        yield map(order.__getitem__, slices)
+        order = None if rng is None else array_module(x).asarray(rng.permutation(n))
+        ranges = ((start, min(start + size, n)) for start in starts[:left])
+        yield (
+            Batch(part(*each) if order is None else order[part(*each)], each[1] - each[0]) for each in ranges
+        )
 
 
 @part_of_training("step")
 def _step(
-    network: Any, x: Any, y: Any, index: Any, loss: Any, optimizer: Any, measure: bool, *, number: int
+    network: Any, x: Any, y: Any, batch: Batch, loss: Any, optimizer: Any, measure: bool, *, number: int
 ) -> tuple[Any, float]:
     """Make the update of this number; return the loss before it, and by how much the parameters moved."""
-    value, dy = _loss(loss, network.forward(x[index]), y[index])
+    whole = {"batch": batch.size} if hasattr(network, "part_of_batch") else {}
+    value, dy = _loss(loss, network.forward(x[batch.index], **whole), y[batch.index])
     network.backward(dy, needs_dx=False)
     return value, _update(network, optimizer, measure)
 

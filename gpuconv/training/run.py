@@ -18,11 +18,12 @@ import numpy as np
 import gpuconv.nn as nn
 from gpuconv.backends.dispatch import array_module, to_host
 from gpuconv.distributed import Alone, Communicator, DataParallel, part
+from gpuconv.distributed.communicator import check_alike
 from gpuconv.trace import training
 from gpuconv.training.augment import shifted
 from gpuconv.training.checkpoint import Checkpoint, CheckpointError
 from gpuconv.training.datasets import Dataset
-from gpuconv.training.fit import Callback, descend
+from gpuconv.training.fit import Batch, Callback, descend
 from gpuconv.training.networks import modern_cnn, textbook_cnn
 
 Array = Any
@@ -167,6 +168,11 @@ class Run:
     comm
         The processes that train together; all of them must call the same methods. None is this one alone.
 
+    Raises
+    ------
+    ValueError
+        On all processes, where one has other settings or pictures.
+
     Attributes
     ----------
     network
@@ -196,6 +202,8 @@ class Run:
         *,
         comm: Communicator | None = None,
     ) -> None:
+        self.comm = Alone() if comm is None else comm
+        check_alike(self.comm, "Run", settings=settings, pictures=dataset.fingerprint)
         algorithm = ALGORITHMS[settings.algorithm]
         self.settings = settings
         self.dataset = dataset.to(device)
@@ -203,7 +211,6 @@ class Run:
         rng = np.random.default_rng([settings.seed, 0])  # the epochs take 1, 2, ...
         # Drawn on the host, so that a seed gives the same network everywhere.
         network: nn.Layer = algorithm.network(dataset.image_shape, dataset.classes, rng).to(device)
-        self.comm = Alone() if comm is None else comm
         if self.comm.size > 1:
             network = DataParallel(network, self.comm, sync_batch_norm=not settings.local_batch_norm)
         self.network = network
@@ -373,7 +380,9 @@ class Run:
     def _finish_epoch(self, on_update: Callback | None) -> str | None:
         """Train to the end of the epoch under way, or less; return what stopped it, or None."""
         x, y = self._pictures()
+        n, size = len(self.dataset.x_train), self._batch_size
         ends = [0, *accumulate(part.stop - part.start for part in self._places())]
+        batches = [Batch(slice(*pair), min(size, n - i * size)) for i, pair in enumerate(pairwise(ends))]
         done = self._epoch.updates
         updates = min(self.updates_per_epoch - done, self.total - self.iterations)
 
@@ -388,7 +397,7 @@ class Run:
             self.network,
             x,
             y,
-            [slice(*pair) for pair in pairwise(ends)][done : done + updates],
+            batches[done : done + updates],
             loss=self._epoch,
             optimizer=self.optimizer,
             tolerance=self.settings.tolerance,
