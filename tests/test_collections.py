@@ -500,6 +500,9 @@ def test_what_dask_can_not_do_is_refused():
         gpuconv.conv2d(X, W)
     with pytest.raises(TypeError, match=r"x must be a NumPy or CuPy array, .*; x.compute\(\) makes one"):
         gpuconv.explain("conv2d", X, W)
+    for network in (gpuconv.Conv2d(6, 2, 3), lambda x: gpuconv.conv2d(x, W)):
+        with pytest.raises(TypeError, match=r"profile: x must be an array in memory, not Dask's"):
+            gpuconv.profile(network, X)
 
 
 # Memory.

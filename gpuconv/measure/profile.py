@@ -10,6 +10,7 @@ from typing import Any
 
 import gpuconv
 from gpuconv import geometry
+from gpuconv.backends.dispatch import is_dask
 from gpuconv.config import config
 from gpuconv.files import write_whole
 from gpuconv.measure import ceilings, profile_charts, profile_table, records
@@ -269,6 +270,8 @@ def profile(
         passes = geometry.integer("profile", "passes", passes, 1)
     if not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
         raise ValueError(f"profile: seconds must be a number above 0, not {seconds!r}")
+    if is_dask(x):
+        raise TypeError("profile: x must be an array in memory, not Dask's; a chunk, or x.compute(), is one")
     if isinstance(network, Layer):
         if not hasattr(x, "dtype"):
             raise TypeError(f"profile: x must be the array that the network takes, not {type(x).__name__}")
