@@ -57,7 +57,9 @@ def call(
             raise TypeError(f"{op}: {name} is a masked array; fill it first: dask.array.ma.filled({name}, 0)")
     backend_of(op, **{name: x._meta if name in lazy else x for name, x in arrays.items()})  # of one kind
     described = Call(op, {x.shape: x.chunks for x in lazy.values()})
-    found = function(**bound | {name: Later.of(asarray(x), described) for name, x in arrays.items()})
+    # Dask divides by an array's size where it chooses chunks itself.
+    whole = {name: asarray(x, chunks="auto" if x.size else -1) for name, x in arrays.items()}
+    found = function(**bound | {name: Later.of(x, described) for name, x in whole.items()})
     if isinstance(found, tuple):
         # A named tuple stays one.
         return getattr(found, "_make", tuple)([y if y is None else y.array for y in found])

@@ -87,7 +87,7 @@ def on_chunks(rng, function, *arguments, **options):
 
     given = [*map(lazy, arguments)], {name: lazy(value) for name, value in options.items()}
     if not any(isinstance(each, da.Array) for each in (*given[0], *given[1].values())):
-        given[0][0] = da.from_array(given[0][0])
+        given[0][0] = da.from_array(given[0][0], -1)
     return function(*given[0], **given[1])
 
 
@@ -169,6 +169,24 @@ def test_pooling_by_norms_by_chunks_is_that_of_the_whole(rng):
     y = check(rng, gpuconv.lp_pool2d, x, 2, case.kernel, compare=close, **options)
     dy = case.array("dy", y.shape)
     check(rng, gpuconv.lp_pool2d_backward, dy, x, y, 2, case.kernel, compare=close, **options)
+
+
+@AXES
+@drawn
+def test_global_pooling_by_chunks_is_that_of_the_whole(axes, rng):
+    case = draw(rng, pool=True, free=True, axes=axes)
+    shape, options = case.x_shape(), {"channels_last": case.channels_last}
+    x = case.array("x", shape, whole=True)  # whose maxima are often several
+    if rng.random() < 0.3 and x.dtype.kind == "f":
+        x[np.random.default_rng(rng.randint(0, 99)).random(shape) < 0.1] = np.nan
+    options["keepdims"] = rng.random() < 0.5
+    with dask.config.set({"array.chunk-size": rng.choice(["64B", "1kB", "128MiB"])}):
+        y = check(rng, gpuconv.global_avg_pool, x, compare=close, **options)
+        dy = case.array("dy", y.shape, whole=True)
+        check(rng, gpuconv.global_avg_pool_backward, dy, x.shape, compare=close, **options)
+        y, argmax = check(rng, gpuconv.global_max_pool, x, **options)
+        check(rng, gpuconv.global_max_pool, x, return_argmax=False, **options)
+        check(rng, gpuconv.global_max_pool_backward, dy, argmax, x.shape, **options)
 
 
 # Of every public function: its values, and what it says of itself before.
@@ -335,6 +353,55 @@ def test_a_pooling_is_computed_once_for_its_maxima_and_its_mask(monkeypatch):
     monkeypatch.setattr(cpu.pooling, "max_pool", counting)
     dask.compute(*gpuconv.max_pool2d(X, 2))
     assert len(calls) == X.npartitions
+
+
+def test_planes_are_pooled_chunk_by_chunk_and_their_gradients_cut_to_dask_s_size(monkeypatch):
+    sizes = set()
+    for name in ("avg_pool", "max_pool", "max_pool_backward"):
+        primitive = getattr(cpu.adaptive, name)
+
+        @wraps(primitive)
+        def noting(*arguments, primitive=primitive):
+            sizes.add(max(each.nbytes for each in arguments if isinstance(each, np.ndarray)))
+            primitive(*arguments)
+
+        monkeypatch.setattr(cpu.adaptive, name, noting)
+    x = da.random.default_rng(0).random((2, 3, 64, 50), chunks=(1, 2, 16, 25))
+    y, argmax = gpuconv.global_max_pool(x)
+    mean = gpuconv.global_avg_pool(x)
+    assert y.chunks == argmax.chunks == mean.chunks == ((1, 1), (2, 1), (1,), (1,))
+    with dask.config.set({"array.chunk-size": 2 * 16 * 25 * 8}):
+        grads = (
+            gpuconv.global_max_pool_backward(y, argmax, x.shape),
+            gpuconv.global_avg_pool_backward(y, x.shape),
+        )
+    assert all(len(dx.chunks[2]) * len(dx.chunks[3]) >= 8 for dx in grads)
+    dask.compute(y, argmax, mean, *grads)
+    assert max(sizes) <= 2 * 16 * 25 * 8
+
+
+def test_a_place_outside_of_its_plane_is_refused_also_where_planes_are_cut():
+    dy = da.ones((1, 2, 1, 1), chunks=1)
+    argmax = np.array([3, 12]).reshape(dy.shape)
+    with dask.config.set({"array.chunk-size": 32}):
+        dx = gpuconv.global_max_pool_backward(dy, argmax, (1, 2, 3, 4))
+    assert dx.npartitions > 2
+    with pytest.raises(ValueError, match="global_max_pool_backward: argmax holds 12, which is no place of"):
+        dx.compute()
+
+
+def test_gradients_of_global_means_may_be_written_to():
+    dx = gpuconv.global_avg_pool_backward(da.ones((1, 1, 1, 1)), (1, 1, 2, 2)).compute()
+    dx[0, 0, 0, 0] = 1
+    equal(dx[0, 0], [[1, 0.25], [0.25, 0.25]])
+
+
+def test_chunks_without_places_are_left_out():
+    x = np.random.default_rng(0).random((2, 3, 4, 5))
+    lazy = da.from_array(x, ((0, 2), (3, 0), (0, 4, 0), (2, 0, 3)))
+    same(gpuconv.global_max_pool(lazy), gpuconv.global_max_pool(x))
+    same(gpuconv.global_avg_pool(lazy), gpuconv.global_avg_pool(x), close)
+    same(gpuconv.conv2d(lazy, np.ones((1, 3, 2, 2))), gpuconv.conv2d(x, np.ones((1, 3, 2, 2))), close)
 
 
 # Blocks, as integers.

@@ -14,7 +14,7 @@ from dask.array import Array as DaskArray
 from dask.array import map_blocks
 
 from gpuconv.backends import cpu, dispatch
-from gpuconv.backends.dask import graph
+from gpuconv.backends.dask import graph, whole_planes
 from gpuconv.backends.dispatch import accumulator, backend_of
 from gpuconv.config import config
 from gpuconv.geometry import Window
@@ -105,17 +105,20 @@ class _Primitives:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         parameters = signature(getattr(self._module, name)).parameters
-        primitive = f"{self._module.__name__.rpartition('.')[2]}.{name}"
 
         def lay_out(*arguments: Any) -> None:
             results = [each for each in arguments if isinstance(each, Later) and each.array is None]
             named = dict(zip(parameters, map(_in_graph, arguments), strict=True))
-            call = results[0].call
-            found = graph.Layout(primitive, named, call.chunks).arrays(call.op)
+            found = self._laid_out(name, named, results[0].call)
             for result, array in zip(results, found, strict=True):
                 result.become(array)
 
         return lay_out
+
+    def _laid_out(self, name: str, named: dict[str, Any], call: Call) -> list[DaskArray]:
+        """Return a primitive's results."""
+        primitive = f"{self._module.__name__.rpartition('.')[2]}.{name}"
+        return graph.Layout(primitive, named, call.chunks).arrays(call.op)
 
 
 class _Convolution(_Primitives):
@@ -131,14 +134,24 @@ class _Convolution(_Primitives):
         db.become(dy.array.sum(axis=axes, dtype=accumulator(db.dtype)).astype(db.dtype))
 
 
+class _Adaptive(_Primitives):
+    def _laid_out(self, name: str, named: dict[str, Any], call: Call) -> list[DaskArray]:
+        """Cut planes that are one window; images with several are whole in their task."""
+        small = named["dy"] if name.endswith("backward") else named["y"]
+        if set(small.shape[1:-1] if named["channels_last"] else small.shape[2:]) != {1}:
+            return super()._laid_out(name, named, call)
+        found: list[DaskArray] = getattr(whole_planes, name)(call.op, **named)
+        return found
+
+
 def _in_graph(argument: Any) -> Any:
     if not isinstance(argument, Later):
         return argument
     return graph.Result(argument.shape, argument.dtype) if argument.array is None else argument.array
 
 
-adaptive, columns, pooling = map(_Primitives, (cpu.adaptive, cpu.columns, cpu.pooling))
-convolution = _Convolution(cpu.convolution)
+columns, pooling = map(_Primitives, (cpu.columns, cpu.pooling))
+adaptive, convolution = _Adaptive(cpu.adaptive), _Convolution(cpu.convolution)
 
 
 def _empty(shape: Shape, dtype: Any, beside: Later) -> Later:
