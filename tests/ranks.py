@@ -125,6 +125,17 @@ def hears(what, iteration, *arguments):
     train(*arguments)
 
 
+def confined(*arguments):
+    """Be `gpuconv train` where no file may have more than so many bytes, as on a disk that is full."""
+    import resource
+
+    from mpi4py import MPI  # noqa: F401  whose own files are there then
+
+    most, *arguments = arguments
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), int(most)))
+    train(*arguments)
+
+
 def strays(option):
     """Be `gpuconv train`, whose second rank has been given another option besides."""
     from mpi4py import MPI
@@ -138,5 +149,5 @@ def train(*arguments):
 
 
 if __name__ == "__main__":
-    tasks = (weights, fails, late, slow, hears, strays, train)
+    tasks = (weights, fails, late, slow, hears, confined, strays, train)
     {task.__name__: task for task in tasks}[sys.argv[1]](*sys.argv[2:])

@@ -648,6 +648,19 @@ def test_what_is_wrong_on_all_ranks_is_said_once(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "most, fault",
+    [(50_000, "checkpoint.npz: File too large"), (10**9, "learning_curve.png: Is a directory")],
+)
+def test_a_file_that_the_first_rank_can_not_write_is_named_once(data, tmp_path, most, fault):
+    out = tmp_path / "out"
+    (out / "learning_curve.png").mkdir(parents=True)
+    result = mpirun(2, "confined", most, "--data", data, "--device", "cpu", "--epochs", 1, "--out", out)
+    assert result.returncode == 2
+    (said,) = (line for line in result.stderr.splitlines() if line.startswith("gpuconv"))
+    assert said == f"gpuconv train: {out}/{fault}" and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
     "options, message",
     [
         (["--bad"], "gpuconv: unrecognized arguments: --bad"),

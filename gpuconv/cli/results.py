@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuconv.cli.plan import METRICS, WEIGHTS
+from gpuconv.cli.together import by_the_first
 from gpuconv.files import write_whole
 from gpuconv.training import pictures
 from gpuconv.training.run import Record, Run
@@ -28,13 +29,16 @@ def write_results(run: Run, out: Path) -> None:
     Raises
     ------
     OSError
-        Where one can't be written.
+        Where one can't be written; on all processes.
     """
     data = run.dataset
     records = [*run.records, run.current()] if run.in_an_epoch else run.records
     train_accuracy = run.accuracy(data.x_train, data.y_train)
-    if run.comm.rank:
-        return
+    by_the_first(run.comm, lambda: _write(run, out, records, train_accuracy))
+
+
+def _write(run: Run, out: Path, records: list[Record], train_accuracy: float) -> None:
+    data = run.dataset
     scores = run.scores(data.x_test)
     metrics: dict[str, Any] = {
         "test_accuracy": float((scores.argmax(axis=1) == data.y_test).mean()),

@@ -4,9 +4,8 @@ import argparse
 import shlex
 import signal
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from gpuconv import distributed
 from gpuconv.backends.cpu import threads
@@ -25,12 +24,11 @@ from gpuconv.cli.plan import (
     settings_of,
 )
 from gpuconv.cli.results import write_results
+from gpuconv.cli.together import by_the_first
 from gpuconv.distributed import Communicator
 from gpuconv.training import datasets
 from gpuconv.training.checkpoint import CheckpointError, save_checkpoint
 from gpuconv.training.run import ALGORITHMS, Diverged, Record, Run
-
-T = TypeVar("T")
 
 DESCRIPTION = """\
 Train a convolutional network and write it, its numbers and two pictures into a folder.
@@ -124,7 +122,7 @@ def _run_together(options: argparse.Namespace, comm: Communicator) -> int:
     device = "cuda" if set(devices) == {"cuda"} else "cpu"  # one for all: they add up arrays of one kind
     if comm.size > 1:
         comm = _with_means(comm, device)
-    resumed = _by_the_first(comm, lambda: find_checkpoint(options))
+    resumed = by_the_first(comm, lambda: find_checkpoint(options))
     data = data_of(options, resumed)
     requirements.check(data)
     try:
@@ -141,7 +139,7 @@ def _run_together(options: argparse.Namespace, comm: Communicator) -> int:
             run.restore(resumed.checkpoint)
         except CheckpointError as error:
             raise UserError(f"{resumed.path}: {error}") from None
-    return _train(run, _by_the_first(comm, lambda: make_folder(options, resumed, data, settings.algorithm)))
+    return _train(run, by_the_first(comm, lambda: make_folder(options, resumed, data, settings.algorithm)))
 
 
 def _with_means(comm: Communicator, device: str) -> Communicator:
@@ -155,20 +153,6 @@ def _with_means(comm: Communicator, device: str) -> Communicator:
         raise UserError(f"{error}; --device cpu does without") from None
 
 
-def _by_the_first(comm: Communicator, work: Callable[[], T]) -> T:
-    """Let the first process do something with files; return its result, or raise its error, on all."""
-    done: tuple[T | None, Exception | None] = None, None
-    if comm.rank == 0:
-        try:
-            done = work(), None
-        except (UserError, OSError) as error:
-            done = None, error
-    result, failed = comm.everyone(done)[0]
-    if failed is not None:
-        raise failed
-    return cast(T, result)
-
-
 def _train(run: Run, out: Path) -> int:
     from gpuconv.cli.progress import progress
 
@@ -177,8 +161,7 @@ def _train(run: Run, out: Path) -> int:
 
     def save() -> None:
         checkpoint = run.checkpoint()
-        if first:
-            save_checkpoint(out / CHECKPOINT, checkpoint)
+        by_the_first(comm, lambda: save_checkpoint(out / CHECKPOINT, checkpoint))
 
     if first:
         print(_description(run), flush=True)
