@@ -392,7 +392,8 @@ def test_a_part_that_is_not_that_of_the_batch_is_refused(known):
 @pytest.mark.parametrize(
     "other, message",
     [
-        ({"x": ranks.X[:36], "y": ranks.Y[:36]}, r"rank 1 has x of shape \(\(36, 1, 8, 8\), 'float64'\)"),
+        ({"x": ranks.X[:36], "y": ranks.Y[:36]}, r"rank 1 has x float64 \(36, 1, 8, 8\) where"),
+        ({"lr": 0.02}, "rank 1 has optimizer SGD of step 0.02 where rank 0 has SGD of step 0.01"),
         ({"batch_size": 4}, "rank 1 has batch_size 4 where rank 0 has 3"),
         ({"max_iterations": 4}, "rank 1 has max_iterations 4"),
         ({"rng": np.random.default_rng(1)}, "rank 1 has rng in state .* where rank 0 has in state"),
@@ -402,10 +403,10 @@ def test_a_part_that_is_not_that_of_the_batch_is_refused(known):
 def test_ranks_that_fit_something_else_are_refused(other, message):
     def work(comm):
         network = DataParallel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10, rng=0)), comm)
-        alike = {"x": ranks.X, "y": ranks.Y, "batch_size": 3, "max_iterations": 3,
-                 "rng": np.random.default_rng(0)}  # fmt: skip
-        gpuconv.fit(network, loss=nn.SoftmaxCrossEntropy(), optimizer=nn.SGD(network, 0.01),
-                    **alike | (other if comm.rank else {}))  # fmt: skip
+        own = {"x": ranks.X, "y": ranks.Y, "batch_size": 3, "max_iterations": 3, "lr": 0.01,
+               "rng": np.random.default_rng(0)} | (other if comm.rank else {})  # fmt: skip
+        optimizer = nn.SGD(network, own.pop("lr"))
+        gpuconv.fit(network, loss=nn.SoftmaxCrossEntropy(), optimizer=optimizer, **own)
 
     with pytest.raises(ValueError, match="fit: every rank must be given the same, but " + message):
         together(2, work)

@@ -142,7 +142,7 @@ def fit(
     _check(x, y, tolerance, rng, callback)
     _check_parts(network, loss, optimizer)
     if hasattr(network, "check_alike"):
-        network.check_alike("fit", **_alike(x, y, max_iterations, tolerance, batch_size, rng))
+        network.check_alike("fit", **_alike(x, y, optimizer, max_iterations, tolerance, batch_size, rng))
     history = History()
     network.train()
     part = getattr(network, "part_of_batch", slice)
@@ -214,12 +214,15 @@ def _check(x: Any, y: Any, tolerance: Any, rng: Any, callback: Any) -> None:
         raise TypeError(f"fit: callback must be callable or None, not {type(callback).__name__}")
 
 
-def _alike(x: Any, y: Any, max_iterations: int, tolerance: Any, batch_size: Any, rng: Any) -> dict[str, Any]:
-    """Return what must be the same on all ranks, or they would not train on the same batches."""
+def _alike(
+    x: Any, y: Any, optimizer: Any, max_iterations: int, tolerance: Any, batch_size: Any, rng: Any
+) -> dict[str, Any]:
+    """Return what must be the same on all ranks, or their steps would not be the same."""
     state = None if rng is None else str(rng.bit_generator.state)
     return {
-        "x of shape": (x.shape, x.dtype.name),
-        "y of shape": (y.shape, y.dtype.name),
+        "x": f"{x.dtype.name} {x.shape}",
+        "y": f"{y.dtype.name} {y.shape}",
+        "optimizer": f"{type(optimizer).__name__} of step {getattr(optimizer, 'lr', None)}",
         "max_iterations": max_iterations,
         "tolerance": tolerance,
         "batch_size": batch_size,

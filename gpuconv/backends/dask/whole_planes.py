@@ -29,17 +29,18 @@ def avg_pool(op: str, x: DaskArray, y: Result, channels_last: bool) -> list[Dask
     """Return the mean of each plane."""
     x, axes = _without_empty_chunks(x), _axes(x.ndim, channels_last)
     places, wide = prod(x.shape[axis] for axis in axes), accumulator(x.dtype)
-    (parts,) = _of_blocks(f"{op}-part", _mean, x, channels_last, [wide], places=places)
+    (parts,) = _of_blocks(op, _mean, x, channels_last, {"part": wide}, places=places)
     return [parts.sum(axis=axes, dtype=wide, keepdims=True).astype(y.dtype)]
 
 
 def max_pool(op: str, x: DaskArray, y: Result, argmax: Result | None, channels_last: bool) -> list[DaskArray]:
     """Return the maximum of each plane, and its flat place where that is wanted."""
     x, axes = _without_empty_chunks(x), _axes(x.ndim, channels_last)
-    dtypes = [x.dtype, np.dtype(np.int64)]
-    parts = _of_blocks(f"{op}-part", _maximum, x, channels_last, dtypes)
+    value, place = x.dtype, np.dtype(np.int64)
+    parts = _of_blocks(op, _maximum, x, channels_last, {"part": value, "place": place})
     parts = [part.rechunk(dict.fromkeys(axes, -1)) for part in parts]
-    found = _several(op, _greatest, parts, _one_place(parts[0].chunks, axes), dtypes, axes=axes)
+    chunks = _one_place(parts[0].chunks, axes)
+    found = _laid_out(op, _greatest, parts, chunks, {"y": value, "argmax": place}, axes=axes)
     return found[: 1 if argmax is None else 2]
 
 
@@ -53,7 +54,7 @@ def avg_pool_backward(op: str, dy: DaskArray, dx: Result, channels_last: bool) -
 
 
 def max_pool_backward(
-    primitive: str, dy: DaskArray, argmax: DaskArray, dx: Result, channels_last: bool, op: str
+    _: str, dy: DaskArray, argmax: DaskArray, dx: Result, channels_last: bool, op: str
 ) -> list[DaskArray]:
     """Return dx: each dy at the place of its plane that argmax names."""
     chunks = _chunks_of_dx(dy, dx, _axes(dy.ndim, channels_last))
@@ -157,21 +158,24 @@ def _chunks_of_dx(dy: DaskArray, dx: Result, axes: Shape) -> graph.Chunks:
 
 
 def _of_blocks(
-    name: str, work: Any, x: DaskArray, channels_last: bool, dtypes: list[np.dtype[Any]], **given: Any
+    op: str, work: Any, x: DaskArray, channels_last: bool, results: dict[str, np.dtype[Any]], **given: Any
 ) -> list[DaskArray]:
     """Return what blocks of an image give: arrays with a place for each block."""
     given |= {"channels_last": channels_last, "settings": graph.settings()}
-    chunks = _one_place(x.chunks, _axes(x.ndim, channels_last))
-    return _several(name, work, [x], chunks, dtypes, **given)
+    return _laid_out(op, work, [x], _one_place(x.chunks, _axes(x.ndim, channels_last)), results, **given)
 
 
-def _several(
-    name: str, work: Any, arrays: list[DaskArray], chunks: graph.Chunks, dtypes: list[np.dtype[Any]],
+def _laid_out(
+    op: str, work: Any, arrays: list[DaskArray], chunks: graph.Chunks, results: dict[str, np.dtype[Any]],
     **given: Any,
 ) -> list[DaskArray]:  # fmt: skip
     """Return the one or more arrays that a function makes of each block."""
-    metas = [meta_from_array(arrays[0]._meta, dtype=dtype) for dtype in dtypes]
-    found = map_blocks(work, *arrays, **given, chunks=chunks, token=name, dtype=dtypes[0], meta=metas[0])
+    metas = {name: meta_from_array(arrays[0]._meta, dtype=dtype) for name, dtype in results.items()}
+    together, first = "-".join((op, *results)), next(iter(metas.values()))
+    found = map_blocks(work, *arrays, **given, chunks=chunks, token=together, dtype=first.dtype, meta=first)
     if len(metas) == 1:
         return [found]
-    return [map_blocks(itemgetter(i), found, token=name, meta=meta) for i, meta in enumerate(metas)]
+    return [
+        map_blocks(itemgetter(i), found, token=f"{op}-{name}", meta=meta)
+        for i, (name, meta) in enumerate(metas.items())
+    ]
