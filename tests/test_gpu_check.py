@@ -45,6 +45,7 @@ from gpuconv.measure.records import commit, file_stem, source_sha256, text
 from gpuconv.measure.shapes import ConvShape, PoolShape, Row
 from gpuconv.measure.tables import means
 from gpuconv.measure.timing import MIN_TURNS, MOST_TURNS, Sample, Timing, in_turns
+from gpuconv.measure.work import arrays
 
 CONV = cases.SMALL_CONVS[0]
 POOL = cases.SMALL_POOLS[0]
@@ -78,7 +79,7 @@ class FakeGpu:
         result = call()
 
         def launch():
-            for array, again in zip(calls.results(result), calls.results(call()), strict=True):
+            for array, again in zip(arrays(result), arrays(call()), strict=True):
                 array[...] = again
 
         return result, launch
@@ -188,11 +189,11 @@ def test_a_poolings_kernel_is_the_one_asked_for():
         "max_pool": (x, y, argmax), "max_pool_backward": (y, argmax, x),
         "avg_pool": (x, y), "avg_pool_backward": (y, x),
     }  # fmt: skip
-    for op, arrays in ops.items():
+    for op, given in ops.items():
         counts = (True, None) if op.startswith("avg") else ()
 
-        def launched(op=op, arrays=arrays, counts=counts):
-            notes = planning.noted(getattr(pooling, op), *arrays, shape.window(), False, *counts)
+        def launched(op=op, given=given, counts=counts):
+            notes = planning.noted(getattr(pooling, op), *given, shape.window(), False, *counts)
             return [note.arguments["kernel"].name for note in notes]
 
         assert launched() == [f"{op}_tile"]
@@ -205,7 +206,7 @@ def test_a_poolings_kernel_is_the_one_asked_for():
 @pytest.mark.parametrize("case", list(cases.small_cases()), ids=str)
 def test_every_case_calls_the_operation_it_names(case):
     ours = calls.Calls(case.op, case.shape, case.dtype, case.channels_last, np).ours()
-    first = calls.results(ours)[0]
+    first = arrays(ours)[0]
     assert first.dtype == case.dtype
     expected = {
         "conv2d": case.shape.y_shape, "conv2d_input_grad": case.shape.x_shape, "col2im": case.shape.x_shape,
@@ -240,7 +241,7 @@ def test_every_case_calls_the_operation_it_names(case):
 def test_pytorch_is_asked_for_the_same(op, shape, channels_last):
     torch = pytest.importorskip("torch")
     both = calls.Calls(op, shape, "float32", channels_last, np)
-    ours = calls.results(both.ours())[0]
+    ours = arrays(both.ours())[0]
     assert calls.difference(ours, both.compared(both.theirs(torch)()), np) < 1e-6
 
 
@@ -563,10 +564,10 @@ def test_graphs_are_replayed_with_the_inputs_of_the_day(results, monkeypatch):
 
     def stale(gpu, call):  # replays what was there when it was captured
         result = call()
-        once["values"] = [array.copy() for array in calls.results(result)]
+        once["values"] = [array.copy() for array in arrays(result)]
 
         def launch():
-            for array, old in zip(calls.results(result), once["values"], strict=True):
+            for array, old in zip(arrays(result), once["values"], strict=True):
                 array[...] = old
 
         return result, launch

@@ -9,12 +9,13 @@ import gpuconv
 from gpuconv.backends.cpu import threads
 from gpuconv.backends.cuda import pooling
 from gpuconv.config import PRECISIONS
-from gpuconv.measure.calls import Calls, difference, results
+from gpuconv.measure.calls import Calls, difference
 from gpuconv.measure.devices import Device
 from gpuconv.measure.records import rounded
 from gpuconv.measure.shapes import PoolShape, Row
 from gpuconv.measure.tables import called
 from gpuconv.measure.timing import in_turns
+from gpuconv.measure.work import arrays
 
 Record = dict[str, Any]
 
@@ -108,7 +109,7 @@ def _measured(row: Row, device: Device, torch: ModuleType | None, seconds: float
     with gpuconv.config(fp32_precision=precision), _by(row.algorithm, row):
         with device.poisoned(0xFF):
             result, found["workspace_bytes"] = device.workspace(calls.ours)
-        found["allocated_bytes"] = found["workspace_bytes"] + sum(array.nbytes for array in results(result))
+        found["allocated_bytes"] = found["workspace_bytes"] + sum(array.nbytes for array in arrays(result))
         device.synchronize()
         if torch is not None:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = row.precision == "tf32"
@@ -119,7 +120,7 @@ def _measured(row: Row, device: Device, torch: ModuleType | None, seconds: float
                 contenders.pop("torch", None)
                 found["torch_left_out"] = _first_line(error)
             else:
-                found["difference"] = difference(results(result)[0], expected, device.xp)
+                found["difference"] = difference(arrays(result)[0], expected, device.xp)
                 if not found["difference"] <= TOLERANCE[row.precision]:
                     return {**found, "error": f"differs from PyTorch by {found['difference']:.1e}"}
                 del expected

@@ -10,6 +10,7 @@ import numpy as np
 
 import gpuconv
 from gpuconv.measure.shapes import ADAPTED, SCALE, ConvShape, PoolShape, Shape
+from gpuconv.measure.work import arrays
 
 Array = Any
 Call = Callable[[], Array]
@@ -79,7 +80,7 @@ class Calls:
             if not op.endswith("backward"):
                 return lambda: forward(x, *given, **last)
             # A gradient of y's shape: another forward pass.
-            gradient, *mask = results(forward(random(self.xp, x.shape, x.dtype.name, 2), *given, **last))
+            gradient, *mask = arrays(forward(random(self.xp, x.shape, x.dtype.name, 2), *given, **last))
             backward = getattr(gpuconv, op)
             given = given if op.startswith("upsample") else [*mask, x.shape]
             return lambda: backward(gradient, *given, **last)
@@ -161,11 +162,6 @@ def _output_padding(shape: ConvShape) -> tuple[int, ...]:
         size - ((out - 1) * shape.stride - 2 * shape.padding + shape.dilation * (kernel - 1) + 1)
         for size, out, kernel in zip((shape.h, shape.w), shape.out, (shape.kh, shape.kw), strict=True)
     )
-
-
-def results(result: Any) -> tuple[Array, ...]:
-    """Return an operation's arrays: max pooling gives two, and gradients nobody needs are none."""
-    return tuple(x for x in (result if isinstance(result, tuple) else (result,)) if x is not None)
 
 
 def difference(a: Array, b: Array, xp: ModuleType) -> float:

@@ -18,10 +18,11 @@ import gpuconv
 from gpuconv.backends.cuda.runtime import CUDA_TYPES
 from gpuconv.backends.dispatch import accumulator
 from gpuconv.distributed import Communicator, world
-from gpuconv.measure.calls import random, results
+from gpuconv.measure.calls import random
 from gpuconv.measure.cpu import R
 from gpuconv.measure.records import file_stem
 from gpuconv.measure.timing import Call, Sample
+from gpuconv.measure.work import arrays
 
 # Takes the given number of clock cycles, so that what is queued behind it starts without waiting for the CPU.
 WAIT = """
@@ -184,7 +185,7 @@ class Gpu:
 
         with Ledger():
             result = call()
-        kept = {array.data.mem.ptr for array in results(result)}
+        kept = {array.data.mem.ptr for array in arrays(result)}
         return result, peak_beside(kept, events)
 
     @contextmanager

@@ -9,11 +9,10 @@ import numpy as np
 
 from gpuconv.explain import explain
 from gpuconv.measure import devices
-from gpuconv.measure.calls import results
 from gpuconv.measure.devices import Device
 from gpuconv.measure.timing import Call, Sample, in_turns
 from gpuconv.measure.watch import Event, Visit, Watch, in_order
-from gpuconv.measure.work import Work
+from gpuconv.measure.work import Work, arrays
 from gpuconv.nn.dense import Linear
 from gpuconv.nn.sequential import Sequential
 
@@ -153,14 +152,14 @@ class _Look:
     def __call__(self, event: Event, run: Callable[[], Any], arguments: Callable[[], dict[str, Any]]) -> Any:
         result = run()
         given = arguments()
-        arrays = [value for value in (*results(result), *given.values()) if _kind(value)]
-        if arrays and self.kind is None:
-            self.kind = _kind(arrays[-1])
+        seen = [value for value in (*arrays(result), *given.values()) if _kind(value)]
+        if seen and self.kind is None:
+            self.kind = _kind(seen[-1])
         work, algorithm = self._work(event, given, result)
         self.notes[event] = Note(
             work,
-            arrays[0].dtype.name if arrays else "float32",
-            arrays[0].shape if arrays else (),
+            seen[0].dtype.name if seen else "float32",
+            seen[0].shape if seen else (),
             {name: _described(value) for name, value in given.items()},
             algorithm,
         )
@@ -185,10 +184,10 @@ class _Look:
     def _elementwise(self, event: Event, x: Any, result: Any) -> Work:
         """Return the least work of a layer that calls no public function; backward, x is dy."""
         layer, forward = event.layer, event.direction == "forward"
-        arrays = [x, result]
+        touched = [x, result]
         if not event.layers:  # else its parameters are those of the layers within
-            arrays += [*layer.params.values(), *(() if forward else layer.grads.values())]
-        moved = _bytes(*arrays) + (0 if forward else self._inputs.get(id(layer), 0))
+            touched += [*layer.params.values(), *(() if forward else layer.grads.values())]
+        moved = _bytes(*touched) + (0 if forward else self._inputs.get(id(layer), 0))
         if isinstance(layer, Linear):
             products = 1 if forward else 1 + (result is not None)
             return Work(2 * products * x.size // x.shape[-1] * layer.params["weight"].size, moved)

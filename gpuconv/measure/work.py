@@ -68,8 +68,8 @@ def work_of_notes(results: Any, notes: list[Note]) -> Work:
     return Work(flops, sum(read.values()) + written)
 
 
-def arrays(results: Any) -> list[Unmade]:
-    """Return what a function gave, one array or several."""
+def arrays(results: Any) -> list[Any]:
+    """Return what an operation gave: max pooling gives two arrays, and gradients nobody needs are none."""
     return [y for y in (results if isinstance(results, tuple) else (results,)) if y is not None]
 
 

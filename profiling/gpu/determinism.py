@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv.measure.calls import Calls, difference
-from gpuconv.measure.calls import results as arrays
 from gpuconv.measure.shapes import shared
+from gpuconv.measure.work import arrays
 
 from .cases import Case, cases, small_cases
 from .children import Deadline

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.measure.calls import Calls
-from gpuconv.measure.calls import results as arrays
+from gpuconv.measure.work import arrays
 
 from .cases import Case, small_cases
 from .children import Deadline
