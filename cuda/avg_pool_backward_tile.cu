@@ -40,8 +40,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
         for_rows(tile, p.window, [&](int a, int slice, int r, int row) {
             const bool there = (unsigned)row < (unsigned)p.window.in[1];
             ACC terms[READ_COLUMNS * LANES];
-            read_row(gradient + step_to(slice, row, column, p.dy), there, column,
-                     p.window.in[2], p.dy.place[2], READ_COLUMNS, LEAD, LANES, true, 0, terms);
+            read_row(gradient + step_to(slice, row, column, p.dy), there, column, p.dy, p.window, terms);
 #pragma unroll
             for (int t = 0; t < READ_COLUMNS; ++t) {  // before they are added up: a sum might be too large
                 ACC own = share;
@@ -53,26 +52,10 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
 #pragma unroll
                 for (int lane = 0; lane < LANES; ++lane) terms[t * LANES + lane] *= own;
             }
-#pragma unroll
-            for (int q = 0; q < ROWS; ++q)
-#pragma unroll
-                for (int b = 0; b < K1; ++b) {
-                    if (row_at(q, b) != r) continue;
-#pragma unroll
-                    for (int i = 0; i < COLUMNS * LANES; ++i)
-#pragma unroll
-                        for (int c = 0; c < K2; ++c)
-                            if (column_at(i / LANES, c) >= 0)
-                                sum[q * COLUMNS * LANES + i] += terms[column_at(i / LANES, c) * LANES + i % LANES];
-                }
+            for_collected(a, r, [&](int i, int at, int) { sum[i] += terms[at]; });
         });
 #pragma unroll
         for (int q = 0; q < ROWS; ++q)
-            for_results(q, image, channel, tile, p.channels, p.window.out, [&](int i, int, INDEX offset) {
-                Vector<T> values;
-#pragma unroll
-                for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[i + v];
-                store(dx + offset, values);
-            });
+            write_row(q, image, channel, tile, p.channels, p.window.out, dx, [&](int i) { return sum[i]; });
     }
 }

@@ -52,11 +52,10 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
                 store(y + offset, values);
             });
         };
-        for_rows(tile, p.window, [&](int a, int slice, int r, int row) {
+        for_rows(tile, p.window, [&](int, int slice, int r, int row) {
             ACC values[READ_COLUMNS * LANES];
-            read_row(plane + step_to(slice, row, start.at[2], p.x),
-                     (unsigned)row < (unsigned)p.window.in[1], start.at[2], p.window.in[2], p.x.place[2], READ_COLUMNS,
-                     LEAD, LANES, true, 0, values);
+            read_row(plane + step_to(slice, row, start.at[2], p.x), (unsigned)row < (unsigned)p.window.in[1],
+                     start.at[2], p.x, p.window, values);
 #pragma unroll
             for (int i = 0; i < COLUMNS * LANES; ++i) {
                 ACC total = values[column_at(i / LANES, 0) * LANES + i % LANES];

@@ -105,12 +105,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
         }
 #pragma unroll
         for (int q = 0; q < ROWS; ++q)
-            for_results(q, image, channel, tile, p.channels, p.window.out, [&](int i, int, INDEX offset) {
-                Vector<T> values;
-#pragma unroll
-                for (int v = 0; v < VECTOR; ++v)
-                    values.lane[v] = (T)finished(sum[i + v], b, channel + v % LANES);
-                store(result + offset, values);
-            });
+            write_row(q, image, channel, tile, p.channels, p.window.out, result,
+                      [&](int i) { return finished(sum[i], b, channel + i % LANES); });
     }
 }

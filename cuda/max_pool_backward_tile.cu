@@ -39,33 +39,14 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
             const bool there = (unsigned)row < (unsigned)p.window.in[1];
             ACC terms[READ_COLUMNS * LANES];
             int winners[READ_COLUMNS * LANES];
-            read_row(gradient + step_to(slice, row, column, p.dy), there, column,
-                     p.window.in[2], p.dy.place[2], READ_COLUMNS, LEAD, LANES, true, 0, terms);
-            read_row(mask + step_to(slice, row, column, p.argmax), there,
-                     column, p.window.in[2], p.argmax.place[2], READ_COLUMNS, LEAD, LANES, true, 0, winners);
-#pragma unroll
-            for (int q = 0; q < ROWS; ++q)
-#pragma unroll
-                for (int b = 0; b < K1; ++b) {
-                    if (row_at(q, b) != r) continue;
-#pragma unroll
-                    for (int i = 0; i < COLUMNS * LANES; ++i)
-#pragma unroll
-                        for (int c = 0; c < K2; ++c) {
-                            const int at = column_at(i / LANES, c);
-                            if (at < 0) continue;
-                            if (winners[at * LANES + i % LANES] == (a * K1 + b) * K2 + c)
-                                sum[q * COLUMNS * LANES + i] += terms[at * LANES + i % LANES];
-                        }
-                }
+            read_row(gradient + step_to(slice, row, column, p.dy), there, column, p.dy, p.window, terms);
+            read_row(mask + step_to(slice, row, column, p.argmax), there, column, p.argmax, p.window, winners);
+            for_collected(a, r, [&](int i, int at, int tap) {
+                if (winners[at] == tap) sum[i] += terms[at];
+            });
         });
 #pragma unroll
         for (int q = 0; q < ROWS; ++q)
-            for_results(q, image, channel, tile, p.channels, p.window.out, [&](int i, int, INDEX offset) {
-                Vector<T> values;
-#pragma unroll
-                for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)sum[i + v];
-                store(dx + offset, values);
-            });
+            write_row(q, image, channel, tile, p.channels, p.window.out, dx, [&](int i) { return sum[i]; });
     }
 }

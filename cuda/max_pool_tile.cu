@@ -72,9 +72,8 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS)
         };
         for_rows(tile, p.window, [&](int a, int slice, int r, int row) {
             ACC values[READ_COLUMNS * LANES];
-            read_row(plane + step_to(slice, row, column, p.x),
-                     (unsigned)row < (unsigned)p.window.in[1], column, p.window.in[2], p.x.place[2], READ_COLUMNS,
-                     LEAD, LANES, true, 0, values, LOWEST);
+            read_row(plane + step_to(slice, row, column, p.x), (unsigned)row < (unsigned)p.window.in[1], column,
+                     p.x, p.window, values, LOWEST);
 #pragma unroll
             for (int i = 0; i < COLUMNS * LANES; ++i) {
                 ACC highest = values[column_at(i / LANES, 0) * LANES + i % LANES];

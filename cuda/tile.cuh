@@ -108,6 +108,18 @@ __device__ __forceinline__ void for_results(int q, INDEX image, INDEX channel, c
             visit((q * COLUMNS + t) * LANES, t, corner + (q * size[2] + t) * (CHANNELS_LAST ? all : 1));
 }
 
+// Write row q of a tile, as far as it lies in the result: value(i) is that of its i-th number.
+template <typename F>
+__device__ __forceinline__ void write_row(int q, INDEX image, INDEX channel, const Tile &tile, const Divisor &channels,
+                                          const int *size, T *result, F value) {
+    for_results(q, image, channel, tile, channels, size, [&](int i, int, INDEX offset) {
+        Vector<T> values;
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) values.lane[v] = (T)value(i + v);
+        store(result + offset, values);
+    });
+}
+
 // What padding counts as: nothing, or (of floats) less than any number.
 enum Fill { ZERO, LOWEST };
 
@@ -197,7 +209,14 @@ __device__ __forceinline__ void read_row(const E *from, bool there, int first, i
 #endif
 }
 
-// Call visit(a, slice, r, below) for each row that a tile reads: slice of taps and of the source, number of the row
+// Read all that a tile needs of a row, of as many channels as it has.
+template <typename E, typename R>
+__device__ __forceinline__ void read_row(const E *from, bool there, int column, const Strides &strides,
+                                         const Window &window, R *values, Fill fill = ZERO) {
+    read_row(from, there, column, window.in[2], strides.place[2], READ_COLUMNS, LEAD, LANES, true, 0, values, fill);
+}
+
+// Call visit(a, slice, r, row) for each row that a tile reads: slice of taps and of the source, number of the row
 // in the tile, and in the source.
 template <typename F>
 __device__ __forceinline__ void for_rows(const Tile &tile, const Window &window, F visit) {
@@ -209,6 +228,25 @@ __device__ __forceinline__ void for_rows(const Tile &tile, const Window &window,
 #pragma unroll
         for (int r = 0; r < READ_ROWS; ++r) visit(a, slice, r, row + r);
     }
+}
+
+// Call visit(i, at, tap) for whatever a tile collects from the r-th row that it reads, with slice a of taps: its i-th
+// number, from the row's at-th, with this tap.
+template <typename F>
+__device__ __forceinline__ void for_collected(int a, int r, F visit) {
+#pragma unroll
+    for (int q = 0; q < ROWS; ++q)
+#pragma unroll
+        for (int b = 0; b < K1; ++b) {
+            if (row_at(q, b) != r) continue;
+#pragma unroll
+            for (int i = 0; i < COLUMNS * LANES; ++i)
+#pragma unroll
+                for (int c = 0; c < K2; ++c) {
+                    const int at = column_at(i / LANES, c);
+                    if (at >= 0) visit(q * COLUMNS * LANES + i, at * LANES + i % LANES, (a * K1 + b) * K2 + c);
+                }
+        }
 }
 
 // Tell whether all taps count in the divisors of all windows that a tile reads or is read by, the first of which begins
