@@ -216,10 +216,9 @@ def adaptive_max_pool2d_backward(
 
 def _in_size(op: str, name: str, x: Array, channels_last: bool) -> tuple[int, ...]:
     """Check that x is an image with places, and return its spatial sizes."""
-    check_rank(
-        op, name, x, "[N, H, W, C]" if geometry.flag(op, "channels_last", channels_last) else "[N, C, H, W]"
-    )
-    sizes: tuple[int, ...] = x.shape[1:-1] if channels_last else x.shape[2:]
+    geometry.flag(op, "channels_last", channels_last)
+    check_rank(op, name, x, geometry.image_layout(2, channels_last))
+    sizes = geometry.spatial_sizes(x.shape, channels_last)
     geometry.check_places(op, name, sizes)
     return sizes
 
@@ -243,7 +242,7 @@ def _x_shape(op: str, dy: Array, x_shape: Any, channels_last: bool) -> tuple[int
     """Check dy and x's shape against each other, and return the shape as a tuple."""
     out_size = _in_size(op, "dy", dy, channels_last)
     shape = geometry.shape(op, "x_shape", x_shape, dy.ndim)
-    geometry.check_places(op, "x", shape[1:-1] if channels_last else shape[2:])
+    geometry.check_places(op, "x", geometry.spatial_sizes(shape, channels_last))
     must = array_shape(shape[0], shape[-1 if channels_last else 1], out_size, channels_last)
     check_shape(op, "dy", dy.shape, must, f"for x_shape {shape}")
     return shape

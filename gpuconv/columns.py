@@ -148,5 +148,5 @@ def _window(
     channels_last: bool,
 ) -> Window:
     geometry.spatial_axes(op, name, shape)
-    sizes = tuple(shape[1:-1] if channels_last else shape[2:])
+    sizes = geometry.spatial_sizes(shape, channels_last)
     return geometry.sliding_window(op, sizes, kernel_size, stride, padding, dilation)

@@ -531,12 +531,12 @@ def weight_grad(
     """Check, describe the window over x, and compute dw."""
     backend = backend_of(op, dy=dy, x=x)
     _check_layout(op, axes, "x", x, channels_last)
-    check_rank(op, "dy", dy, _layout(axes, channels_last))
+    check_rank(op, "dy", dy, geometry.image_layout(axes, channels_last))
     groups = geometry.integer(op, "groups", groups, 1)
     c_in, c_out = _channels(x, channels_last), _channels(dy, channels_last)
     _check_groups(op, "dy", c_out, groups)
     _check_groups(op, "x", c_in, groups)
-    sizes = _spatial(x.shape, channels_last)
+    sizes = geometry.spatial_sizes(x.shape, channels_last)
     window = geometry.sliding_window(op, sizes, kernel_size, stride, padding, dilation, groups=groups)
     _check_dy(op, dy, x.shape[0], c_out, window, channels_last)
     cg = c_in // groups
@@ -599,7 +599,7 @@ def _describe(
             f"but x has {c_in} channels and groups={groups}"
         )
     kernel = w.shape[:axes] if channels_last else w.shape[2:]
-    sizes = _spatial(x_shape, channels_last)
+    sizes = geometry.spatial_sizes(x_shape, channels_last)
     return geometry.sliding_window(
         op, sizes, kernel, stride, padding, dilation, groups=groups, kernel_name="the kernel of w"
     )
@@ -607,7 +607,7 @@ def _describe(
 
 def _check_layout(op: str, axes: int, name: str, x: Array, channels_last: bool) -> None:
     geometry.flag(op, "channels_last", channels_last)
-    check_rank(op, name, x, _layout(axes, channels_last))
+    check_rank(op, name, x, geometry.image_layout(axes, channels_last))
 
 
 def _check_groups(op: str, name: str, channels: int, groups: int, what: str = "channels") -> None:
@@ -616,7 +616,7 @@ def _check_groups(op: str, name: str, channels: int, groups: int, what: str = "c
 
 
 def _check_dy(op: str, dy: Array, n: int, c_out: int, window: Window, channels_last: bool) -> None:
-    check_rank(op, "dy", dy, _layout(window.axes, channels_last))
+    check_rank(op, "dy", dy, geometry.image_layout(window.axes, channels_last))
     must = array_shape(n, c_out, window.out_size, channels_last)
     check_shape(op, "dy", dy.shape, must, "as the gradient of y")
 
@@ -637,16 +637,6 @@ def _check_y(op: str, activation: str | None, y: Array | None, dy: Array) -> Non
 def _kernel_layout(axes: int, channels_last: bool) -> str:
     listed = "k" if axes == 1 else ", ".join(("kd", "kh", "kw")[-axes:])
     return f"[{listed}, C_in/groups, C_out]" if channels_last else f"[C_out, C_in/groups, {listed}]"
-
-
-@cache
-def _layout(axes: int, channels_last: bool) -> str:
-    sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
-    return f"[N, {sizes}, C]" if channels_last else f"[N, C, {sizes}]"
-
-
-def _spatial(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
-    return tuple(shape[1:-1] if channels_last else shape[2:])
 
 
 def _channels(x: Array, channels_last: bool) -> int:

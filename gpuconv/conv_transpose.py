@@ -409,9 +409,8 @@ def _describe(
     """Check x, w and the numbers; return the window, the output channels and the layout."""
     channels_last = geometry.flag(op, "channels_last", channels_last)
     groups = geometry.integer(op, "groups", groups, 1)
-    sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
     kernel = ", ".join(("k",) if axes == 1 else ("kd", "kh", "kw")[-axes:])
-    check_rank(op, "x", x, f"[N, {sizes}, C]" if channels_last else f"[N, C, {sizes}]")
+    check_rank(op, "x", x, geometry.image_layout(axes, channels_last))
     layout = f"[{kernel}, C_out/groups, C_in]" if channels_last else f"[C_in, C_out/groups, {kernel}]"
     check_rank(op, "w", w, layout)
     c_in = x.shape[-1 if channels_last else 1]
@@ -426,7 +425,7 @@ def _describe(
         raise ValueError(f"{op}: w gives no output channels (shape {w.shape})")
     window = geometry.transposed_window(
         op,
-        tuple(x.shape[1:-1] if channels_last else x.shape[2:]),
+        geometry.spatial_sizes(x.shape, channels_last),
         _kernel(op, w.shape[:axes] if channels_last else w.shape[2:]),
         stride,
         padding,

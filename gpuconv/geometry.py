@@ -12,7 +12,7 @@ and whatever falls outside 0 <= i < in_size is padding. Everything else here fol
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from math import gcd, prod
 from typing import Any, NamedTuple
@@ -197,6 +197,18 @@ def shape(op: str, name: str, value: Any, ndim: int) -> tuple[int, ...]:
 def array_shape(n: int, c: int, sizes: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
     """Return the shape of an array of images."""
     return (n, *sizes, c) if channels_last else (n, c, *sizes)
+
+
+@cache
+def image_layout(axes: int, channels_last: bool) -> str:
+    """Return how messages name the axes of an array of images."""
+    sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
+    return f"[N, {sizes}, C]" if channels_last else f"[N, C, {sizes}]"
+
+
+def spatial_sizes(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """Return the spatial sizes in the shape of an array of images."""
+    return tuple(shape[1:-1] if channels_last else shape[2:])
 
 
 def spatial_axes(op: str, name: str, value: Any) -> int:

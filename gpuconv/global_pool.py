@@ -221,7 +221,7 @@ def _y_shapes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Check that x has planes with places; return the result's shape with all axes, and as it is wanted."""
     axes = geometry.spatial_axes(op, name, x_shape)
-    sizes = x_shape[1:-1] if geometry.flag(op, "channels_last", channels_last) else x_shape[2:]
+    sizes = geometry.spatial_sizes(x_shape, geometry.flag(op, "channels_last", channels_last))
     geometry.check_places(op, "x", sizes)
     n, c = x_shape[0], x_shape[-1 if channels_last else 1]
     whole = array_shape(n, c, (1,) * axes, channels_last)

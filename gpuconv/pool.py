@@ -413,12 +413,11 @@ def describe(op: str, axes: int, shape: tuple[int, ...], name: str, options: Opt
     kernel_size, stride, padding, dilation, ceil_mode, channels_last = options
     geometry.flag(op, "channels_last", channels_last)
     if len(shape) != axes + 2:
-        sizes = ", ".join(("L",) if axes == 1 else ("D", "H", "W")[-axes:])
-        layout = f"[N, {sizes}, C]" if channels_last else f"[N, C, {sizes}]"
+        layout = geometry.image_layout(axes, channels_last)
         raise ValueError(f"{op}: {name} must have {axes + 2} axes {layout}, not {len(shape)} (shape {shape})")
     return geometry.sliding_window(
         op,
-        tuple(shape[1:-1] if channels_last else shape[2:]),
+        geometry.spatial_sizes(shape, channels_last),
         kernel_size,
         kernel_size if stride is None else stride,
         padding,

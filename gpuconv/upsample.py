@@ -109,9 +109,7 @@ def _scale(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Check the arguments; return x's spatial sizes and the factors."""
     axes = geometry.spatial_axes(op, name, x.shape)
-    sizes: tuple[int, ...] = (
-        x.shape[1:-1] if geometry.flag(op, "channels_last", channels_last) else x.shape[2:]
-    )
+    sizes = geometry.spatial_sizes(x.shape, geometry.flag(op, "channels_last", channels_last))
     geometry.check_places(op, name, sizes)
     return sizes, geometry.per_axis(op, "scale_factor", scale_factor, axes, 1)
 

@@ -14,7 +14,7 @@ from gpuconv.backends.dispatch import (
     float_result,
     given,
 )
-from gpuconv.geometry import flag, integer
+from gpuconv.geometry import flag, image_layout, integer
 from gpuconv.nn.initializers import float_dtype
 from gpuconv.nn.layer import Array, Layer
 from gpuconv.nn.number import number
@@ -158,7 +158,7 @@ class BatchNorm2d(Layer):
     def _check(self, x: Array, w: Array | None, b: Array | None, share: Share | None) -> np.dtype[Any]:
         op = "BatchNorm2d"
         backend_of(op, x=x, **given(weight=w, bias=b))
-        check_rank(op, "x", x, "[N, H, W, C]" if self.channels_last else "[N, C, H, W]")
+        check_rank(op, "x", x, image_layout(2, self.channels_last))
         channels = x.shape[-1 if self.channels_last else 1]
         if channels != self.num_features:
             raise ValueError(

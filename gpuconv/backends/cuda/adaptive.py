@@ -11,6 +11,7 @@ from gpuconv.backends.cuda.kernels import C_TYPES, THREADS, divisor, grid, needs
 from gpuconv.backends.cuda.pooling import described
 from gpuconv.backends.cuda.program import At, Launch, Program, kernel_launch, planned, run
 from gpuconv.backends.dispatch import accumulator
+from gpuconv.geometry import spatial_sizes
 
 Array = Any
 Sizes = tuple[int, ...]
@@ -26,7 +27,7 @@ def avg_pool(x: Array, y: Array, channels_last: bool) -> None:
     """Write the mean of each window."""
     runtime = runtimes.of(x)
     if y.size:
-        sizes = _places(x.shape, channels_last), _places(y.shape, channels_last)
+        sizes = spatial_sizes(x.shape, channels_last), spatial_sizes(y.shape, channels_last)
         n, c, source = described(runtime, x, channels_last)
         program = _forward(*sizes, n, c, source, x.dtype, channels_last, None)
         run(runtime, program, [runtime.address(x), runtime.address(y), 0])
@@ -37,7 +38,7 @@ def max_pool(x: Array, y: Array, argmax: Array | None, channels_last: bool) -> N
     """Write each window's maximum to y, and to argmax the flat place of x where it is first."""
     runtime = runtimes.of(x)
     if y.size:
-        sizes = _places(x.shape, channels_last), _places(y.shape, channels_last)
+        sizes = spatial_sizes(x.shape, channels_last), spatial_sizes(y.shape, channels_last)
         n, c, source = described(runtime, x, channels_last)
         program = _forward(*sizes, n, c, source, x.dtype, channels_last, argmax is not None)
         mask = 0 if argmax is None else runtime.address(argmax)
@@ -103,7 +104,7 @@ def max_pool_backward(dy: Array, argmax: Array, dx: Array, channels_last: bool, 
 def _gradient(dy: Array, argmax: Array | None, dx: Array, channels_last: bool) -> None:
     runtime = runtimes.of(dy)
     if dx.size:
-        sizes = _places(dx.shape, channels_last), _places(dy.shape, channels_last)
+        sizes = spatial_sizes(dx.shape, channels_last), spatial_sizes(dy.shape, channels_last)
         n, c, source = described(runtime, dy, channels_last)
         address, mask, kind = 0, None, None
         if argmax is not None:
@@ -150,10 +151,6 @@ def _backward(
         order=order_struct(c, in_size, 1, channels_last, wide),
     )
     return Program((launch,))
-
-
-def _places(shape: Sizes, channels_last: bool) -> Sizes:
-    return shape[1:-1] if channels_last else shape[2:]
 
 
 def _products(in_size: Sizes, out_size: Sizes) -> list[int]:
