@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 # Set by the launch instead of compiled in: a window more costs no compilation then.
 CONSTANTS = ("K0", "K1", "K2", "S0", "S1", "S2", "D0", "D1", "D2", "AXES")
 CONSTANTS += ("ROWS", "COLUMNS", "IN", "OUT", "LEAD", "PHASE1", "PHASE2")  # of tiles
+# Of no consequence here.
+HINTS = ("UNROLL", "UNROLL_ROWS", "RESIDENT")
 # These run for longer than they compile. All others together run for seconds and compile for minutes; wholly
 # without optimisation g++ wouldn't check that a pointer stays within an object.
 OPTIMISED = ("implicit_gemm", "implicit_weight_grad", "winograd")
@@ -105,7 +107,7 @@ def load(kernel, exact=False, races=False):
     front = re.compile(rf"^#define ({'|'.join(map(re.escape, own))}) .*\n", re.MULTILINE)
     text = front.sub("", kernel.text)
     if not exact:
-        own["UNROLL"] = "1"
+        own |= {name: "1" for name in HINTS if name in own}
         own |= {
             name: f"host_constants[{i}]"
             for i, name in enumerate(CONSTANTS)
