@@ -783,6 +783,16 @@ def test_a_suite_without_tests_is_a_failure(results, tmp_path, monkeypatch):
     assert suite.run(results, Deadline(60)).startswith("failed: pytest's status is 0 after 0 tests")
 
 
+def test_a_file_that_cannot_be_imported_keeps_no_other_from_its_tests(results, tmp_path, monkeypatch):
+    (tmp_path / "test_lacking.py").write_text("import no_such_module")
+    (tmp_path / "test_some.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_right(): pass")
+    command = [str(tmp_path) if option == "tests" else option for option in suite.command()]
+    monkeypatch.setattr(suite, "command", lambda: command)
+    assert suite.run(results, Deadline(60)) == "complete"
+    assert results.data["tests"] == {"passed": 1, "failed": 1, "skipped": 0}
+    assert faults(results.data)[0].startswith("1 tests failed: ") and results.log("tests").exists()
+
+
 def test_the_suites_command_asks_for_the_tests_that_need_a_gpu():
     command = suite.command()
     assert command[command.index("-m", 3) + 1] == "gpu" and "tests" in command

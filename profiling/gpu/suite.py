@@ -42,8 +42,12 @@ def run(results: Results, deadline: Deadline) -> str:
 
 
 def command() -> list[str]:
-    """Return pytest's command, with as many processes as pytest-xdist and the cores allow."""
+    """Return pytest's command, with as many processes as pytest-xdist and the cores allow.
+
+    A file that can't be imported, as of a package that isn't there, is a failure and no end of all others.
+    """
     processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)) // 2)
     spread = ["-n", str(processes)] if processes > 1 and importlib.util.find_spec("xdist") else []
     plugins = ["-p", outcomes.__name__, "-p", "no:cacheprovider"]
-    return [sys.executable, "-m", "pytest", "tests", "-m", "gpu", "-q", "--tb=short", *plugins, *spread]
+    options = ["-m", "gpu", "-q", "--tb=short", "--continue-on-collection-errors"]
+    return [sys.executable, "-m", "pytest", "tests", *options, *plugins, *spread]
