@@ -303,8 +303,9 @@ def cupy(monkeypatch):
     cuda = SimpleNamespace(
         runtime=SimpleNamespace(
             getDevice=lambda: 0, getDeviceCount=lambda: 1, is_hip=False, CUDARuntimeError=RuntimeError,
-            getDeviceProperties=lambda device: properties, runtimeGetVersion=lambda: 13020,
+            getDeviceProperties=lambda device: properties,
         ),
+        nvrtc=SimpleNamespace(getVersion=lambda: (13, 2)),
         get_current_stream=lambda: stream, Event=Event, get_elapsed_time=lambda begin, end: 0.25,
     )  # fmt: skip
     module = SimpleNamespace(cuda=cuda, stream=stream, done=done)

@@ -575,9 +575,13 @@ def recording(monkeypatch):
         RawModule=RawModule,
         cuda=SimpleNamespace(
             runtime=SimpleNamespace(
-                getDevice=lambda: 0, getDeviceCount=lambda: 1, is_hip=False, CUDARuntimeError=RuntimeError
+                getDevice=lambda: 0,
+                getDeviceCount=lambda: 1,
+                is_hip=False,
+                CUDARuntimeError=RuntimeError,
+                cudaDevAttrL2CacheSize=38,
+                deviceGetAttribute=lambda which, device: {38: 60 * MB}[which],
             ),
-            Device=lambda number: SimpleNamespace(attributes={"L2CacheSize": 60 * MB}),
             device=SimpleNamespace(get_cublas_handle=lambda: 1234),
         ),
     )
@@ -638,9 +642,7 @@ def test_a_kernel_is_compiled_once_and_launched_with_pointers_and_its_struct(rec
 def test_the_default_workspace_is_half_of_the_l2(recording, monkeypatch):
     assert recording.runtime.default_workspace() == 30 * MB
     small = runtime.CupyRuntime()
-    monkeypatch.setattr(
-        sys.modules["cupy"].cuda, "Device", lambda number: SimpleNamespace(attributes={"L2CacheSize": 4 * MB})
-    )
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "deviceGetAttribute", lambda *of: 4 * MB)
     assert small.default_workspace() == 16 * MB
 
 

@@ -78,7 +78,7 @@ class Gpu:
         return {
             "gpu": self.gpu,
             "driver": _driver() or f"CUDA {runtime.driverGetVersion()}",
-            "versions": versions(runtime.runtimeGetVersion()),
+            "versions": versions(self.xp.cuda.nvrtc.getVersion()),
             "machine": {
                 "compute_capability": f"{properties['major']}.{properties['minor']}",
                 "multiprocessors": properties["multiProcessorCount"],
@@ -279,8 +279,8 @@ def peak_beside(kept: set[int], events: list[tuple[int, int]]) -> int:
     return peak
 
 
-def versions(cuda: int) -> dict[str, str | None]:
-    """Return the versions of what takes part; None where it isn't installed."""
+def versions(cuda: tuple[int, int]) -> dict[str, str | None]:
+    """Return the versions of what takes part; None where it isn't installed, or as no Python package."""
     import cupy
 
     found: dict[str, str | None] = {
@@ -288,9 +288,9 @@ def versions(cuda: int) -> dict[str, str | None]:
         "gpuconv": gpuconv.__version__,
         "numpy": np.__version__,
         "cupy": cupy.__version__,
-        "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
+        "cuda": ".".join(map(str, cuda)),
     }
-    for package in ("torch", "pytest", "nvtx"):
+    for package in ("nvidia-cublas", "torch", "nvidia-cudnn-cu13", "pytest", "nvtx"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

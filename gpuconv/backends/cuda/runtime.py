@@ -97,21 +97,25 @@ class CupyRuntime:
 
     def default_workspace(self) -> int:
         """Return half of the device's L2: what a kernel writes there, the product reads without DRAM."""
-        device = self._cupy.cuda.runtime.getDevice()
+        runtime = self._cupy.cuda.runtime
+        device = runtime.getDevice()
         if device not in self._workspace:
-            l2 = self._cupy.cuda.Device(device).attributes["L2CacheSize"]
+            l2 = runtime.deviceGetAttribute(runtime.cudaDevAttrL2CacheSize, device)
             self._workspace[device] = max(LEAST_DEFAULT, l2 // 2)
         return self._workspace[device]
 
     def identity(self) -> str:
-        """Return the device's name, its compute capability, and CUDA's version, which cuBLAS comes with."""
-        runtime = self._cupy.cuda.runtime
-        device = runtime.getDevice()
+        """Return the device's name, its compute capability, and the version of CUDA that is installed.
+
+        NVRTC's, beside which cuBLAS is installed; the runtime's is of the CUDA that CuPy was built with.
+        """
+        cuda = self._cupy.cuda
+        device = cuda.runtime.getDevice()
         if device not in self._identities:
-            found, cuda = runtime.getDeviceProperties(device), runtime.runtimeGetVersion()
+            found, version = cuda.runtime.getDeviceProperties(device), cuda.nvrtc.getVersion()
             self._identities[device] = (
                 f"{found['name'].decode()}, compute capability {found['major']}.{found['minor']}, "
-                f"CUDA {cuda // 1000}.{cuda % 1000 // 10}"
+                f"CUDA {'.'.join(map(str, version))}"
             )
         return self._identities[device]
 
