@@ -81,8 +81,9 @@ def test_an_empty_batch_has_empty_columns(backend, channels_last):
 
 def test_padding_is_zero_in_every_dtype(backend):
     for dtype in ("?", "u1", "i8", "f2", "c16", ">i2"):
-        col = gpuconv.im2col(backend.to_array(np.ones((1, 1, 1, 1), dtype)), 3, padding=1)
-        assert col.dtype == np.dtype(dtype)
+        x = backend.to_array(np.ones((1, 1, 1, 1), dtype))
+        col = gpuconv.im2col(x, 3, padding=1)
+        assert col.dtype == x.dtype  # CuPy's arrays have one order of bytes
         assert backend.to_numpy(col).ravel().tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
