@@ -91,7 +91,8 @@ class ndarray:
         if any(isinstance(part, np.ndarray) and part.dtype == bool for part in index):
             waits.append("the size of what a mask selects")
         # The dots make a view of a single element, too.
-        return _to_cupy(self._values[index if Ellipsis in map(type, index) else (*index, ...)])
+        dotted = any(part is Ellipsis for part in index)
+        return _to_cupy(self._values[index if dotted else (*index, ...)])
 
     def __setitem__(self, index, value):
         self._values[_on_device(index)] = _on_device(value)
