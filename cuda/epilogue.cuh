@@ -3,6 +3,11 @@
 // Fixed when compiled: WITH_BIAS, RELU.
 
 __device__ __forceinline__ ACC finished(ACC sum, const T *b, INDEX channel) {
-    if (WITH_BIAS) sum += (ACC)b[channel];
-    return RELU && sum <= (ACC)0 ? (ACC)0 : sum;
+#if WITH_BIAS
+    sum += (ACC)b[channel];
+#endif
+#if RELU  // complex numbers have no order
+    if (sum <= (ACC)0) sum = (ACC)0;
+#endif
+    return sum;
 }

@@ -15,8 +15,12 @@
 // them (product.cuh). For 256 terms at a time, what a term adds to an address stands in a table in shared memory, and
 // which tap it is; a thread knows where each of its places begins, and which taps read within the source.
 //
+// Where tiles are too few for a GPU, IN_PARTS, a phase's slices are shared out among as many blocks as there are parts:
+// part i writes its sums at [i, ...result], and sum_parts.cu adds them up, with b. No atomics; how many parts there are
+// depends on shape and workspace limit alone, so a sum is the same every time.
+//
 // Bytes: the result once; the source once for each Filters::SIZE channels of the result and K1 * K2 / (S1 * S2) times,
-// and the weights once for each Image::SIZE places, both mostly from the L2.
+// and the weights once for each Image::SIZE places, both mostly from the L2; the sums of all parts.
 //
 // Fixed when compiled, besides: BACKWARD; SOURCE_WIDTH and WEIGHTS_WIDTH, elements of a copy of source and weights; and
 // what product.cuh and epilogue.cuh name.
@@ -50,6 +54,8 @@ struct ImplicitGemm {
     int place_tiles, channel_tiles, groups;
     int last_phase_first;  // whether it has more taps: what takes longest should begin first
     INDEX group, in, out, tap;  // strides of w: by group, channel of the source in it, of the result in it, tap
+    INDEX size;                 // elements of the result
+    int parts;
 };
 
 // What a term of the sums adds to the addresses of source and weights, and its tap; none behind the last one.
@@ -165,7 +171,7 @@ __device__ __forceinline__ INDEX written_at(INDEX flat, const int (&phase)[3], c
 }
 
 // Write a block's sums: VECTOR places (channels first) or channels (channels last) at a time.
-__device__ __forceinline__ void write(const Sums &sum, const T *b, T *result, INDEX first_place, int first_channel,
+__device__ __forceinline__ void write(const Sums &sum, const T *b, Written *result, INDEX first_place, int first_channel,
                                       int group, const int (&phase)[3], const ImplicitGemm &p) {
     const INDEX plane = (INDEX)p.window.out[0] * p.window.out[1] * p.window.out[2];
     const INDEX channels = (INDEX)p.groups * p.written;
@@ -175,7 +181,7 @@ __device__ __forceinline__ void write(const Sums &sum, const T *b, T *result, IN
         INDEX image;
         const INDEX at = written_at(first_place + row_of(i), phase, p, image);
         if (at < 0) continue;
-        T *const place = result + ((image * plane + at) * channels + group * p.written);
+        Written *const place = result + ((image * plane + at) * channels + group * p.written);
 #pragma unroll
         for (int j = 0; j < MY_COLUMNS; j += VECTOR) {
             const int channel = first_channel + column_of(j);
@@ -193,7 +199,7 @@ __device__ __forceinline__ void write(const Sums &sum, const T *b, T *result, IN
         INDEX image;
         const INDEX at = written_at(first_place + column_of(j), phase, p, image);
         if (at < 0) continue;
-        T *const place = result + ((image * channels + group * p.written) * plane + at);
+        Written *const place = result + ((image * channels + group * p.written) * plane + at);
 #pragma unroll
         for (int i = 0; i < MY_ROWS; ++i) {
             const int channel = first_channel + row_of(i);
@@ -210,7 +216,7 @@ __device__ __forceinline__ void write(const Sums &sum, const T *b, T *result, IN
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
     gpuconv_implicit_gemm(const T *__restrict__ source, const T *__restrict__ w, const T *__restrict__ b,
-                          T *__restrict__ result, const ImplicitGemm p) {
+                          Written *__restrict__ result, const ImplicitGemm p) {
     typedef Share<Image, SOURCE_WIDTH> Gather;
     typedef Share<Filters, WEIGHTS_WIDTH> Filter;
     SHARED(T, shared);
@@ -223,6 +229,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
     rest /= p.place_tiles;
     const int group = rest % p.groups;
     rest /= p.groups;
+    int part = 0;
+    if (IN_PARTS) {
+        part = rest % p.parts;
+        rest /= p.parts;
+    }
     if (p.last_phase_first) rest = PHASES(0) * PHASES(1) * PHASES(2) - 1 - rest;
     Along along[3] = {{0, 1, 1, 0}, {0, 1, 1, 0}, {0, 1, 1, 0}};
 #pragma unroll
@@ -245,10 +256,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
         filters[i] = (channel < last ? channel : last) * p.out;
     }
 
+    const INDEX depth = (INDEX)along[0].count * along[1].count * along[2].count * p.read;
+    int slices = (int)((depth + DEPTH - 1) / DEPTH), first_slice = 0;
+    if (IN_PARTS) {  // the first parts have one more, if they can't all have as many
+        const int each = slices / p.parts, more = slices % p.parts;
+        first_slice = part * each + (part < more ? part : more);
+        slices = each + (part < more);
+        result += part * p.size;
+    }
+
     Gather gather;
     Filter filter;
     const auto list = [&](int slice) {
-        terms[threadIdx.x] = term_at((INDEX)slice * DEPTH + (INDEX)threadIdx.x, along, p);
+        terms[threadIdx.x] = term_at((INDEX)(first_slice + slice) * DEPTH + (INDEX)threadIdx.x, along, p);
     };
     const auto ask = [&](int slice, T *to) {
         const Term *listed = terms + slice * DEPTH % THREADS;
@@ -263,8 +283,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
         gather.settle(to + IMAGE_AT);
         filter.settle(to + FILTERS_AT);
     };
-    const INDEX depth = (INDEX)along[0].count * along[1].count * along[2].count * p.read;
     Sums sum;
-    add_slices<THREADS / DEPTH>((int)((depth + DEPTH - 1) / DEPTH), shared, sum, list, ask, settle);
+    add_slices<THREADS / DEPTH>(slices, shared, sum, list, ask, settle);
     write(sum, b, result, first_place, first_channel, group, phase, p);
 }

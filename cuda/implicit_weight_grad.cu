@@ -15,8 +15,7 @@
 // Bytes: dy once for each Image::SIZE pairs, x once for each Filters::SIZE channels and K1 * K2 / (S1 * S2) times,
 // mostly from the L2; the sums of all parts.
 //
-// Fixed when compiled, besides: X_WIDTH and DY_WIDTH, elements of a copy of x and dy; SUM, the type of what is written:
-// ACC, or T where there is one part; and what product.cuh names.
+// Fixed when compiled, besides: X_WIDTH and DY_WIDTH, elements of a copy of x and dy; and what product.cuh names.
 
 #define IMAGE_ALONG_DEPTH !CHANNELS_LAST  // places lie side by side, or channels
 #define FILTERS_ALONG_DEPTH !CHANNELS_LAST
@@ -79,7 +78,7 @@ __device__ __forceinline__ Pair pair_at(int number, const ImplicitWeightGrad &p)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_HERE)
-    gpuconv_implicit_weight_grad(const T *__restrict__ dy, const T *__restrict__ x, SUM *__restrict__ partial,
+    gpuconv_implicit_weight_grad(const T *__restrict__ dy, const T *__restrict__ x, Written *__restrict__ partial,
                                  const ImplicitWeightGrad p) {
     typedef Share<Image, X_WIDTH> Gather;
     typedef Share<Filters, DY_WIDTH> Filter;

@@ -12,6 +12,7 @@
 //   MASK                  an unsigned type with a bit for each tap
 //   TENSOR                0: multiplied one by one; else by tensor cores, from sm_80 on: 1, or 3 for the three products
 //                         of what TF32 holds of a float and what is left of it
+//   IN_PARTS              1: a block has a part of its sums' terms, and what it writes sum_parts.cu adds up
 // And by the kernel that includes this:
 //   IMAGE_ALONG_DEPTH     whether terms lie side by side in memory, or rows (columns), of what is gathered from an image
 //   FILTERS_ALONG_DEPTH   the same of the other factor, whose rows (columns) are channels
@@ -172,6 +173,11 @@ struct Share {
 };
 
 typedef ACC Sums[MY_ROWS][MY_COLUMNS];
+#if IN_PARTS
+typedef ACC Written;  // rounded once, when they are added up
+#else
+typedef T Written;
+#endif
 
 #if BY_TENSOR_CORES
 // Read sixteen rows (or columns) from the first one on, and eight words of their terms from k on: four matrices, as

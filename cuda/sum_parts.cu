@@ -1,16 +1,20 @@
-// The last stage of a sum: out[c] = sum over the parts of partial[part, c].
+// The last stage of a sum: out[i] = sum over the parts of partial[part, i]; of a result with a bias + b[channel of i].
 //
 // Who computes what: `team` threads of a block a column, each every team-th part, in order; then they add up theirs
 // through shared memory, always in the same order. One thread alone would wait for memory once for each few parts.
 //
-// Bytes: the partial sums once, a few thousandths of what they were summed from.
+// Bytes: the partial sums once, a small part of what they were summed from.
+
+#include "epilogue.cuh"
 
 struct SumParts {
     INDEX items, parts;
     int team;  // a power of two
+    Divisor plane, channels;  // items that follow each other with the same channel, and how many channels there are
 };
 
-extern "C" __global__ void gpuconv_sum_parts(const ACC *__restrict__ partial, T *__restrict__ out, const SumParts p) {
+extern "C" __global__ void gpuconv_sum_parts(const ACC *__restrict__ partial, const T *__restrict__ b, T *__restrict__ out,
+                                             const SumParts p) {
     SHARED(ACC, sums);
     const int thread = (int)threadIdx.x, columns = (int)blockDim.x / p.team, member = thread / columns;
     const INDEX step = (INDEX)gridDim.x * columns;
@@ -25,7 +29,11 @@ extern "C" __global__ void gpuconv_sum_parts(const ACC *__restrict__ partial, T 
             __syncthreads();
             if (member < half) sums[thread] += sums[thread + half * columns];
         }
-        if (member == 0 && item < p.items) out[item] = (T)sums[thread];
+        if (member == 0 && item < p.items) {
+            INDEX channel = divide(item, p.plane);
+            channel = take(channel, p.channels);
+            out[item] = (T)finished(sums[thread], b, channel);
+        }
         __syncthreads();
     }
 }

@@ -172,7 +172,7 @@ def call_everything() -> None:
                 if dtype == np.float32 and window.groups < s["c_in"]:
                     for algorithm, precision in BESIDE_COLUMNS:
                         with config(algorithm=algorithm, fp32_precision=precision):
-                            _convolve(window, s["c_in"], s["c_out"], dtype, channels_last)
+                            _convolve(window, s["c_in"], s["c_out"], dtype, channels_last, images=s["n"])
             for s in _lines("pool_shapes.csv"):
                 window = sliding_window("pool", (s["h"], s["w"]), s["kernel"], s["stride"], s["padding"])
                 for kind in pooling.kernels(window, dtype):  # gpu_check.py compares them
@@ -182,6 +182,8 @@ def call_everything() -> None:
             for algorithm in ("direct", "implicit"):
                 with config(algorithm=algorithm):
                     _convolve(SMALL_GROUPS, 16, 16, dtype, channels_last, transposed=True)
+            with config(algorithm="implicit"):
+                _convolve(FEW_PLACES, 256, 256, dtype, channels_last, transposed=True)
         for window in OTHER_WINDOWS:  # float16 takes most registers: eight sums a thread
             _convolve(window, 16, 16, np.dtype(np.float16), channels_last)
             _pool(window, 16, np.dtype(np.float16), channels_last)
@@ -220,11 +222,14 @@ OTHER_WINDOWS = (
 
 TRANSPOSED = sliding_window("transposed", (32, 32), 4, 2, 1)
 SMALL_GROUPS = sliding_window("4 groups", (32, 32), 3, 1, 1, groups=4)
+FEW_PLACES = sliding_window("7x7", (7, 7), 3, 1, 1)  # so few that sums are cut into parts
 
 
-def _unmade(c: int, sizes: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> unmade.Unmade:
-    """Return two images: kernels are the same for any number that needs no 64-bit indices."""
-    return unmade.empty((2, *sizes, c) if channels_last else (2, c, *sizes), dtype)
+def _unmade(
+    c: int, sizes: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool, images: int = 2
+) -> unmade.Unmade:
+    """Return images: most kernels are the same for any number that needs no 64-bit indices."""
+    return unmade.empty((images, *sizes, c) if channels_last else (images, c, *sizes), dtype)
 
 
 def _convolve(
@@ -235,9 +240,10 @@ def _convolve(
     channels_last: bool,
     *,
     transposed: bool = False,
+    images: int = 2,
 ) -> None:
     x, y = (
-        _unmade(c, sizes, dtype, channels_last)
+        _unmade(c, sizes, dtype, channels_last, images)
         for c, sizes in ((c_in, window.in_size), (c_out, window.out_size))
     )
     cg = c_in // window.groups

@@ -14,7 +14,7 @@ from host import runtime as host_runtime
 import gpuconv
 from gpuconv.backends import cpu
 from gpuconv.backends.cpu import compiled
-from gpuconv.backends.cuda import kernels, problem, program
+from gpuconv.backends.cuda import implicit, kernels, problem, program
 from gpuconv.backends.cuda.runtime import check_installed
 
 # The draws are the same on every run: a failure that nobody can repeat helps nobody.
@@ -93,6 +93,7 @@ def _cut_small_and_count_in_64_bits(patch):
     patch.setattr(host_runtime, "DEFAULT_WORKSPACE", SMALL_WORKSPACE)
     patch.setattr(kernels, "NARROW", 0)
     patch.setattr(problem, "MOST_ROWS", 5)
+    patch.setattr(implicit, "LEAST_SLICES", 1)
 
 
 def _to_cupy(x):

@@ -2,6 +2,7 @@
 
 import random
 from itertools import product
+from math import prod
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from host import compiler
 from host import runtime as host_runtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes import check, check_nothing_around_is_read, problem_of
+from passes import arrays, check, check_nothing_around_is_read, problem_of
 
 import gpuconv
 from gpuconv.backends.cuda import choice, implicit
@@ -58,11 +59,12 @@ def case_of(channels_last, c_in, c_out, in_size, kernel, **options):
 
 
 @pytest.fixture
-def any_tile(monkeypatch):
-    """Let a test choose the tile."""
+def chosen(monkeypatch):
+    """Let a test choose the `tile`, or how many parts there are, `count_parts`, of y and dx."""
 
-    def choose(tile):
-        monkeypatch.setattr(implicit, "tile", lambda *sizes: tile)
+    def choose(**choices):
+        for name, value in choices.items():
+            monkeypatch.setattr(implicit, name, lambda *of, value=value: value)
         forget()
 
     yield choose
@@ -101,8 +103,8 @@ def test_nothing_around_an_array_is_read(channels_last, rng):
 @pytest.mark.parametrize(
     "tile", [*implicit.SINGLE, implicit.SMALL], ids=lambda tile: f"{tile.channels}x{tile.places}"
 )
-def test_every_tile_is_filled_and_overflows(tile, channels_last, any_tile):
-    any_tile(tile)
+def test_every_tile_is_filled_and_overflows(tile, channels_last, chosen):
+    chosen(tile=tile)
     check_here(case_of(channels_last, 5, tile.channels + 5, (13, 16), (3, 2), n=2, stride=(1, 2)))
 
 
@@ -112,8 +114,8 @@ def test_every_tile_is_filled_and_overflows(tile, channels_last, any_tile):
 @pytest.mark.parametrize(
     "tile", [*implicit.TENSOR, implicit.SMALL], ids=lambda tile: f"{tile.channels}x{tile.places}"
 )
-def test_every_tile_of_tensor_cores_is_filled_and_overflows(tile, products, channels_last, any_tile):
-    any_tile(tile._replace(tensor=products))  # whole numbers this small are TF32's, too
+def test_every_tile_of_tensor_cores_is_filled_and_overflows(tile, products, channels_last, chosen):
+    chosen(tile=tile._replace(tensor=products))  # whole numbers this small are TF32's, too
     check_here(case_of(channels_last, 3, tile.channels + 3, (9, 8), (3, 2), n=2, stride=(1, 2)))
 
 
@@ -123,8 +125,8 @@ def test_every_tile_of_tensor_cores_is_filled_and_overflows(tile, products, chan
 @pytest.mark.parametrize(
     "tile", [*implicit.TENSOR, implicit.SMALL], ids=lambda tile: f"{tile.channels}x{tile.places}"
 )
-def test_every_tile_of_float16_is_filled_and_overflows(tile, deeper, channels_last, any_tile):
-    any_tile(tile._replace(tensor=1, depth=max(16, tile.depth * deeper)))
+def test_every_tile_of_float16_is_filled_and_overflows(tile, deeper, channels_last, chosen):
+    chosen(tile=tile._replace(tensor=1, depth=max(16, tile.depth * deeper)))
     options = {"n": 2, "stride": (1, 2)}
     for c_in, more in ((3, 3), (8, 8)):  # copied one by one, and in vectors
         case = case_of(channels_last, c_in, tile.channels + more, (9, 8), (3, 2), **options)
@@ -149,8 +151,10 @@ def test_factors_are_rounded_as_the_precision_says(channels, precision, bound, c
 
 @needs_kernels
 @LAYOUTS
-def test_sums_of_float16_are_of_float32_and_rounded_once(channels_last):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_sums_of_float16_are_of_float32_and_rounded_once(channels_last, parts, chosen):
     # 4096 + 1 - 4096: in float16, which has only even numbers there, the 1 would be lost.
+    chosen(count_parts=parts)
     shape = (1, 3, 3, 24) if channels_last else (1, 24, 3, 3)
     x, w = np.zeros(shape, np.float16), np.ones((1, 1, 24, 2) if channels_last else (2, 24, 1, 1), np.float16)
     channel = [x[0, 1, 1] if channels_last else x[0, :, 1, 1]][0]
@@ -163,9 +167,12 @@ def test_sums_of_float16_are_of_float32_and_rounded_once(channels_last):
 
 @needs_kernels
 @LAYOUTS
-@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (3, 2), (2, 2)])
-def test_sums_of_many_terms_go_through_several_tables(stride, dilation, channels_last):
+@pytest.mark.parametrize(
+    "stride, dilation, parts", [(1, 1, 1), (2, 1, 1), (3, 2, 1), (2, 2, 1), (1, 1, 2), (2, 1, 2)]
+)
+def test_sums_of_many_terms_go_through_several_tables(stride, dilation, parts, channels_last, chosen):
     # 9 * 70 terms forward and 9 * 66 backward, of which some phases have a quarter or none
+    chosen(count_parts=parts)
     window = {"stride": (stride,) * 2, "dilation": (dilation,) * 2, "padding": ((2, 1), (0, 3))}
     check_here(case_of(channels_last, 70, 66, (9, 10), (3, 3), **window))
 
@@ -206,9 +213,138 @@ def test_weight_gradients_of_many_parts_keep_to_the_limit(channels_last, dtype, 
     assert none == 0 and some <= 2000 < much and some == 2 * 4 * one.size
 
 
+# Sums of y and dx in parts.
+
+
+def check_in_parts(case, dtype=np.float32):
+    device = host_runtime.host
+    device.reset()
+    check_here(case, dtype)
+    assert [name for name, _ in device.launches][:4] == ["implicit_gemm", "sum_parts"] * 2
+
+
+# Fewer slices than parts, as many as not; phases without taps.
+GROUPED = (3, 3), (6, 7), {"groups": 2, "n": 2}
+IN_PARTS = [
+    (np.float16, *GROUPED),
+    (np.float32, *GROUPED),
+    (np.float64, *GROUPED),
+    (np.float32, (5,), (17,), {"stride": (2,), "dilation": (3,), "padding": 2}),
+    (np.float32, (3, 2), (9, 8), {"stride": (2, 3), "dilation": (2, 1)}),
+    (np.float32, (2, 3, 2), (4, 5, 6), {"stride": (1, 2, 1), "groups": 2}),
+    (np.float32, (1, 1), (7, 6), {"stride": (2, 2), "padding": 0}),
+]
+
+
 @needs_kernels
 @LAYOUTS
-def test_an_image_alone_gives_the_bits_that_it_gives_in_a_batch(channels_last):
+@pytest.mark.parametrize("dtype, kernel, in_size, options", IN_PARTS)
+def test_parts_add_up_to_exactly_the_definition(dtype, kernel, in_size, options, channels_last, chosen):
+    chosen(count_parts=5)
+    check_in_parts(case_of(channels_last, 22, 18, in_size, kernel, **options), dtype)
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("precision", ["tf32", "3xtf32"])
+def test_parts_are_multiplied_by_tensor_cores_too(precision, channels_last, chosen):
+    chosen(count_parts=3)
+    with gpuconv.config(fp32_precision=precision):
+        check_in_parts(case_of(channels_last, 24, 20, (6, 7), (3, 3), n=2))
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_parts_get_one_bias_and_are_rectified_together(channels_last, dtype, chosen):
+    case = case_of(channels_last, 12, 10, (5, 6), (3, 3), n=2, groups=2)
+    x, w, b, dy = arrays(case, dtype)
+    want = np.maximum(gpuconv.conv2d(x, w, b, **case.conv()), 0)
+    up = gpuconv.conv_transpose2d(dy, w, np.arange(12, dtype=dtype), **case.conv())
+    chosen(count_parts=4)
+    there = [host_runtime.to_device(a) for a in (x, w, b, dy, np.arange(12, dtype=dtype))]
+    with gpuconv.config(algorithm="implicit"):
+        y = gpuconv.conv2d(*there[:3], activation="relu", **case.conv())
+        transposed = gpuconv.conv_transpose2d(there[3], there[1], there[4], **case.conv())
+    np.testing.assert_array_equal(host_runtime.to_host(y), want)
+    np.testing.assert_array_equal(host_runtime.to_host(transposed), up)
+    assert (want > 0).any() and (want == 0).any()
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_what_is_not_finite_goes_through_parts(channels_last, activation, chosen):
+    x = np.ones((1, 4, 4, 40) if channels_last else (1, 40, 4, 4), np.float32)
+    w = np.ones((1, 1, 40, 3) if channels_last else (3, 40, 1, 1), np.float32)
+    pixels = x[0] if channels_last else x[0].transpose(1, 2, 0)
+    pixels[0, 0, [0, 39]] = np.inf, -np.inf  # of the first and the last part
+    pixels[1, 1, 20], pixels[2, 2, 20], pixels[3, 3, 39] = np.nan, np.inf, -np.inf
+    options = {"channels_last": channels_last, "activation": activation}
+    with np.errstate(invalid="ignore"):
+        want = gpuconv.conv2d(x, w, **options)
+    chosen(count_parts=3)
+    with gpuconv.config(algorithm="implicit"):
+        y = gpuconv.conv2d(*map(host_runtime.to_device, (x, w)), **options)
+    np.testing.assert_array_equal(host_runtime.to_host(y), want)
+    assert np.isnan(want).sum() == 2 * 3
+
+
+@needs_kernels
+@LAYOUTS
+def test_parts_of_what_is_no_whole_number_give_the_same_bits_again(channels_last):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 4, 5, 64) if channels_last else (1, 64, 4, 5)).astype(np.float32)
+    w = rng.standard_normal((3, 3, 64, 8) if channels_last else (8, 64, 3, 3)).astype(np.float32)
+    there = [host_runtime.to_device(a) for a in (x, w)]
+    results, options = [], {"padding": 1, "channels_last": channels_last}
+    for _ in range(2):
+        host_runtime.host.reset()
+        with gpuconv.config(algorithm="implicit"):
+            results.append(host_runtime.to_host(gpuconv.conv2d(*there, **options)))
+        assert host_runtime.host.launches == [("implicit_gemm", 4), ("sum_parts", 1)]
+    np.testing.assert_array_equal(*results)
+    np.testing.assert_allclose(results[0], gpuconv.conv2d(x, w, **options), rtol=0, atol=1e-4)
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_parts_keep_to_the_limit_and_to_the_memory_that_is_there(channels_last, dtype, monkeypatch):
+    device = host_runtime.host
+    case = case_of(channels_last, 64, 64, (4, 5), (3, 3))
+    x, w, _, dy = map(host_runtime.to_device, arrays(case, dtype))
+    part = 64 * 20 * 4
+
+    def both(limit, capacity):
+        """Return y and dx, and the most workspace that either took."""
+        monkeypatch.setattr(host_runtime, "DEFAULT_WORKSPACE", limit)
+        monkeypatch.setattr(device, "capacity", capacity)
+        device.reset()
+        with gpuconv.config(algorithm="implicit"):
+            y = gpuconv.conv2d(x, w, **case.conv())
+            dx = gpuconv.conv2d_input_grad(dy, w, case.x_shape(), **case.conv())
+        return np.stack([host_runtime.to_host(y), host_runtime.to_host(dx)]), device.peak_workspace
+
+    whole, most = both(16 << 20, None)
+    assert most == (2 if dtype == np.float16 and channels_last else 4) * part
+    for limit, capacity, taken in (
+        (part, None, 0),
+        (2 * part + 1, None, 2 * part),
+        (16 << 20, most - 1, most // 2 if most > 2 * part else 0),
+    ):
+        got, peak = both(limit, capacity)
+        np.testing.assert_array_equal(got, whole)
+        assert peak == taken
+
+
+@needs_kernels
+@LAYOUTS
+@pytest.mark.parametrize("parts", [1, 3])
+def test_an_image_alone_gives_the_bits_that_it_gives_in_a_batch_in_as_many_parts(
+    channels_last, parts, chosen
+):
+    chosen(count_parts=parts)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 15, 20, 6) if channels_last else (3, 6, 15, 20)).astype(np.float32)
     w = rng.standard_normal((3, 3, 6, 9) if channels_last else (9, 6, 3, 3)).astype(np.float32)
@@ -296,13 +432,14 @@ def test_it_waits_to_be_asked_for(channels_last):
 
 @LAYOUTS
 @pytest.mark.parametrize("dtype, precision", [("f2", "ieee"), ("f4", "ieee"), ("f4", "tf32"), ("f8", "ieee")])
-def test_only_weight_gradients_take_workspace_and_as_much_as_they_may(channels_last, dtype, precision):
+def test_only_sums_in_parts_take_workspace_and_no_more_than_they_may(channels_last, dtype, precision):
     for shape in conv_shapes():
         p = problem_of(shape, dtype, channels_last)._replace(precision=precision)
         if implicit.takes(p, "forward"):
             found = programs(p, 8 << 20)
-            assert found["forward"].workspace == found["input_grad"].workspace == 0
-            assert found["weight_grad"].workspace <= max(8 << 20, 0), shape.name
+            for program in found.values():
+                assert (program.workspace > 0) == (len(program.steps) == 2), shape.name
+                assert program.workspace <= 8 << 20, shape.name
             assert all(step.shared <= 48 << 10 for program in found.values() for step in program.steps)
 
 
@@ -341,6 +478,53 @@ def test_tiles_leave_few_channels_idle_and_are_many():
     assert chosen == {3: 16, 16: 16, 24: 32, 32: 32, 64: 64, 96: 32, 128: 128, 192: 64, 512: 128}
     assert implicit.tile(single, 512, 49 * 32) == implicit.SMALL
     assert implicit.tile(single, 20, 49) == implicit.SINGLE[2]
+
+
+RESNET_C5 = (512, 7, 7), (512, 512, 3, 3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("n, parts", [(1, 33), (2, 16), (8, 4), (16, 2), (32, 1)])
+def test_a_layer_of_few_tiles_is_cut_into_parts_and_a_large_batch_is_not(n, parts, dtype):
+    image, w = RESNET_C5
+    x, blocks = (n, *image), 8 * -(-n * 49 // 64)
+    with gpuconv.config(algorithm="implicit"):
+        y = gpuconv.explain("conv2d", x, w, padding=1, dtype=dtype, device="cuda")
+        dx = gpuconv.explain("conv2d_input_grad", x, w, x, padding=1, dtype=dtype, device="cuda")
+    for plan in (y, dx):
+        first, *last = plan.steps
+        assert (first.what, first.sizes["blocks"]) == ("implicit_gemm", blocks * parts)
+        assert [step.what for step in last] == ["sum_parts"] * (parts > 1)
+        assert plan.workspace == (parts > 1) * parts * n * 512 * 49 * 4
+        assert plan.capturable
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_blocks_of_parts_are_no_more_than_enough_and_parts_not_too_short(channels_last, dtype):
+    seen = set()
+    for shape, n in product(conv_shapes(), (1, 2, 3, 7, 16)):
+        p = problem_of(shape, dtype, channels_last)._replace(images=n)
+        if not implicit.takes(p, "forward"):
+            continue
+        for name, terms in (("forward", p.rows), ("input_grad", p.og * p.window.taps)):
+            first, *last = programs(p)[name].steps
+            parts, depth = int(first.struct["parts"]), int(dict(first.kernel.defines)["DEPTH"])
+            assert len(last) == (parts > 1)
+            if parts > 1:
+                assert terms // depth >= parts * implicit.LEAST_SLICES, (shape.name, n)
+                # of phases without taps, blocks don't count
+                assert first.blocks <= implicit.ENOUGH_BLOCKS * prod(p.window.stride), (shape.name, n)
+            seen.add((name, parts > 1))
+    assert len(seen) == 4
+
+
+def test_blocks_without_taps_are_not_counted():
+    # Of four phases one reads: 4 blocks with work, 512 terms.
+    window = sliding_window("test", (14, 14), 1, 2)
+    p = Problem(window, 1, 256, 512, np.dtype("f4"), False, "ieee")
+    first, _ = programs(p)["input_grad"].steps
+    assert (first.struct["parts"], first.blocks) == (4, 4 * 4 * 4)
 
 
 @needs_kernels

@@ -71,10 +71,14 @@ ASKED = (
 )
 
 
+# So few places, and so many channels, that implicit products sum in parts.
+IN_PARTS = ConvShape("small 3x3, 64 channels", 1, 64, 7, 7, 64, 3, 3, 1, 1, 1, 1)
+
+
 def asked_cases() -> Iterator[Case]:
-    """Yield what algorithms compute that have to be asked for, on the first two shapes."""
+    """Yield what algorithms compute that have to be asked for, on some small shapes."""
     for algorithm, dtype, precision in ASKED:
-        for shape in SMALL_CONVS[:2]:
+        for shape in (*SMALL_CONVS[:2], IN_PARTS):
             for channels_last in (False, True):
                 for op in CONV_PASSES:
                     row = Row(op, shape, dtype, precision, channels_last)

@@ -1,10 +1,12 @@
 """Convolution as matrix products whose columns are never written: implicit GEMM.
 
 A block of threads computes a tile of the result from slices of both factors in shared memory; columns exist
-there alone. y and dx, the latter in phases of the stride, take no workspace (cuda/implicit_gemm.cu); dw is
-summed in parts of the batch (cuda/implicit_weight_grad.cu).
+there alone: cuda/implicit_gemm.cu for y and dx, the latter in phases of the stride, and
+cuda/implicit_weight_grad.cu for dw. Where tiles would be too few for a GPU, sums are cut into parts.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple
@@ -17,9 +19,19 @@ from gpuconv.backends.cuda.columns import (
     three,
     window_struct,
 )
-from gpuconv.backends.cuda.kernels import C_TYPES, THREADS, divisor, needs_wide, specialise
+from gpuconv.backends.cuda.kernels import THREADS, divisor, needs_wide, specialise
 from gpuconv.backends.cuda.parts import sum_parts
-from gpuconv.backends.cuda.problem import BIAS, LEFT, RESULT, RIGHT, WORK, Epilogue, Problem, round_up
+from gpuconv.backends.cuda.problem import (
+    AS_IT_IS,
+    BIAS,
+    LEFT,
+    RESULT,
+    RIGHT,
+    WORK,
+    Epilogue,
+    Problem,
+    round_up,
+)
 from gpuconv.backends.cuda.program import At, Launch, Program, lanes, planned
 from gpuconv.backends.dispatch import accumulator
 from gpuconv.geometry import Window
@@ -116,7 +128,7 @@ def tile(problem: Problem, channels: int, places: int) -> Tile:
 def plan_forward(problem: Problem, x: Laid, alignment: int, epilogue: Epilogue, limit: int) -> Program:
     """Return the program for x (LEFT), w (RIGHT, at a multiple of `alignment` elements), b (BIAS) and y."""
     p = problem
-    return _product(p, p.window, (p.cg, p.og), x, alignment, epilogue, backward=False)
+    return _product(p, p.window, (p.cg, p.og), x, alignment, epilogue, limit, backward=False)
 
 
 @planned
@@ -124,7 +136,7 @@ def plan_input_grad(problem: Problem, dy: Laid, alignment: int, epilogue: Epilog
     """Return the program for dy (LEFT), w (RIGHT), b (BIAS) and dx."""
     p = problem
     turned = replace(p.window, in_size=p.window.out_size, out_size=p.window.in_size)
-    return _product(p, turned, (p.og, p.cg), dy, alignment, epilogue, backward=True)
+    return _product(p, turned, (p.og, p.cg), dy, alignment, epilogue, limit, backward=True)
 
 
 # Of the weight gradient. Places that a part sums at least, so that writing and adding up its sums stays a
@@ -164,7 +176,7 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
         CHANNELS_LAST=int(p.channels_last),
         X_WIDTH=widths[0],
         DY_WIDTH=widths[1],
-        SUM=C_TYPES[(p.dtype if parts == 1 else accumulator(p.dtype)).name],
+        IN_PARTS=int(parts > 1),
         MASK=_mask(window),
         **chosen.defines(p.channels_last),
     )
@@ -183,12 +195,12 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
         groups=window.groups,
         size=size,
     )
-    sums = At(RESULT) if parts == 1 else At(WORK)
     shared = chosen.shared(p.itemsize, (not p.channels_last,) * 2, window.taps, wide)
-    first = Launch(kernel, together * parts, (At(LEFT), At(RIGHT), sums), struct, shared)
+    to = At(RESULT if parts == 1 else WORK)
+    first = Launch(kernel, together * parts, (At(LEFT), At(RIGHT), to), struct, shared)
     if parts == 1:
         return Program((first,))
-    return Program((first, sum_parts(sums, At(RESULT), size, parts, p.dtype)), parts * size * itemsize)
+    return Program((first, sum_parts(to, At(RESULT), size, parts, p.dtype)), parts * size * itemsize)
 
 
 def _padded(window: Window) -> tuple[int, ...]:
@@ -202,10 +214,25 @@ def _mask(window: Window) -> str:
     return "unsigned" if window.taps <= NARROW_MASK else "unsigned long long"
 
 
-def _taps_of_phase(window: Window, phase: int) -> int:
-    """Return how many taps the places of a phase read with: of the first, 0, or of the last, -1."""
-    each = zip(window.kernel, window.stride, window.dilation, window.before, strict=True)
-    return prod(sum((phase + before - tap * d) % s == 0 for tap in range(k)) for k, s, d, before in each)
+def _taps_of_phases(window: Window, steps: Sequence[int]) -> list[Counter[int]]:
+    """Return of each axis how many taps the places of a phase read with; phases with none aren't there."""
+    each = zip(window.kernel, steps, window.dilation, window.before, window.out_size, strict=True)
+    return [
+        Counter(phase for tap in range(k) if (phase := (tap * d - before) % step) < size)
+        for k, step, d, before, size in each
+    ]
+
+
+# Of y and dx. Slices that a part sums at least, so that what is done for each part beside multiplying, and
+# adding up, stay a small part of the work.
+LEAST_SLICES = 8
+
+
+def count_parts(taps: list[Counter[int]], read: int, blocks: int, depth: int, size: int, limit: int) -> int:
+    """Return into how many parts sums are cut: of `blocks` a phase, and so many bytes of one part."""
+    phases = max(1, prod(map(len, taps)))  # blocks of phases without taps do nothing
+    slices = read * prod(axis.total() for axis in taps) // phases // depth
+    return max(1, min(ENOUGH_BLOCKS // (blocks * phases), slices // LEAST_SLICES, limit // size))
 
 
 def _product(
@@ -215,15 +242,21 @@ def _product(
     source: Laid,
     alignment: int,
     epilogue: Epilogue,
+    limit: int,
     *,
     backward: bool,
 ) -> Program:
-    """Return the launch for these channels of a group, read and written."""
+    """Return the program for these channels of a group, read and written."""
     groups, (read, written) = window.groups, channels
     steps = window.stride if backward else (1,) * window.axes
     grid = [-(-size // step) for size, step in zip(window.out_size, steps, strict=True)]
-    places, phases = p.images * prod(grid), prod(map(min, steps, window.out_size))
+    counts = [min(step, size) for step, size in zip(steps, window.out_size, strict=True)]
+    places, phases = p.images * prod(grid), prod(counts)
     chosen = tile(p, written, places * phases * groups)
+    tiles = -(-places // chosen.places), -(-written // chosen.channels)
+    blocks, taps = prod(tiles) * groups, _taps_of_phases(window, steps)
+    size, itemsize = p.images * groups * written * prod(window.out_size), accumulator(p.dtype).itemsize
+    parts = count_parts(taps, read, blocks, chosen.depth, size * itemsize, limit)
     # What lies side by side: of the source channels or places, of weights channels of the result or terms.
     along = not (p.channels_last and not backward), p.channels_last
     if p.channels_last:
@@ -238,7 +271,7 @@ def _product(
     weights_width = lanes(p.itemsize, together, alignment) if by_depth or not along[0] else 1
     wide = needs_wide(
         places + chosen.places,
-        p.images * groups * written * prod(window.out_size),
+        parts * size,
         source.extent(p.images, groups * read, _padded(window)),
         p.c_out * p.rows,
     )
@@ -253,10 +286,12 @@ def _product(
         SOURCE_WIDTH=source_width,
         WEIGHTS_WIDTH=weights_width,
         MASK=_mask(window),
-        **epilogue.defines(),
+        IN_PARTS=int(parts > 1),
+        **(epilogue if parts == 1 else AS_IT_IS).defines(),  # else it is sum_parts' to do
         **chosen.defines(p.channels_last),
     )
-    tiles = -(-places // chosen.places), -(-written // chosen.channels)
+    first_taps = prod(axis[0] for axis in taps)
+    last_taps = prod(axis[n - 1] for axis, n in zip(taps, counts, strict=True))
     struct = kernel.arguments(
         window=window_struct(window),
         source=source.struct(p.images, groups * read, window.in_size),
@@ -268,10 +303,16 @@ def _product(
         place_tiles=tiles[0],
         channel_tiles=tiles[1],
         groups=groups,
-        last_phase_first=int(backward and _taps_of_phase(window, 0) < _taps_of_phase(window, -1)),
+        last_phase_first=int(first_taps < last_taps),
+        size=size,
+        parts=parts,
         **p.weight_strides(backward=backward),
     )
-    pointers = At(LEFT), At(RIGHT), At(BIAS if epilogue.bias else RIGHT), At(RESULT)
-    blocks = prod(tiles) * groups * phases
     shared = chosen.shared(p.itemsize, along, window.taps, wide)
-    return Program((Launch(kernel, blocks, pointers, struct, shared),))
+    to, b = At(RESULT if parts == 1 else WORK), At(BIAS if epilogue.bias else RIGHT)
+    first = Launch(kernel, blocks * phases * parts, (At(LEFT), At(RIGHT), b, to), struct, shared)
+    if parts == 1:
+        return Program((first,))
+    plane = 1 if p.channels_last else prod(window.out_size)
+    last = sum_parts(to, At(RESULT), size, parts, p.dtype, epilogue, plane=plane, channels=groups * written)
+    return Program((first, last), parts * size * itemsize)

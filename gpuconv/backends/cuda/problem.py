@@ -89,6 +89,9 @@ class Epilogue(NamedTuple):
         return {"WITH_BIAS": int(self.bias), "RELU": int(self.relu)}
 
 
+AS_IT_IS = Epilogue(False)
+
+
 class Chunk(NamedTuple):
     """Columns that are in the workspace at once: of images n0..n1, groups g0..g1, places o0..o1."""
 
