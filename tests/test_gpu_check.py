@@ -1147,6 +1147,19 @@ def test_where_there_is_no_memory_for_the_chosen_one_the_other_is_timed_alone(re
     assert results.rows[0]["us"] == 100 and "chosen_us" not in results.rows[0]
 
 
+def test_sums_in_parts_are_among_what_is_checked():
+    asked = [case for case in cases.asked_cases() if case.shape is cases.IN_PARTS]
+    assert {case.dtype for case in asked if case.algorithm == "implicit"} == {"float16", "float32"}
+    for case in asked:
+        x, w = case.shape.x_shape(case.channels_last), case.shape.w_shape(case.channels_last)
+        options = {"padding": 1, "dtype": case.dtype, "channels_last": case.channels_last, "device": "cuda"}
+        with case.settings():
+            y = gpuconv.explain("conv2d", x, w, **options)
+            dx = gpuconv.explain("conv2d_input_grad", x, w, x, **options)
+        for plan in (y, dx):
+            assert ("sum_parts" in [step.what for step in plan.steps]) == (case.algorithm == "implicit")
+
+
 def test_algorithms_that_have_to_be_asked_for_are_checked_too():
     asked = list(cases.asked_cases())
     found = {(case.op, (case.algorithm, case.dtype, case.precision)) for case in asked}

@@ -519,12 +519,13 @@ def test_blocks_of_parts_are_no_more_than_enough_and_parts_not_too_short(channel
     assert len(seen) == 4
 
 
-def test_blocks_without_taps_are_not_counted():
-    # Of four phases one reads: 4 blocks with work, 512 terms.
-    window = sliding_window("test", (14, 14), 1, 2)
+@pytest.mark.parametrize("kernel, parts", [(1, 4), (3, 9)])
+def test_of_phases_those_that_read_count_with_their_mean_of_terms(kernel, parts):
+    # Of four phases one has 512 terms and the others none; or they have 9 * 512 together.
+    window = sliding_window("test", (14, 14), kernel, 2, kernel // 2)
     p = Problem(window, 1, 256, 512, np.dtype("f4"), False, "ieee")
     first, _ = programs(p)["input_grad"].steps
-    assert (first.struct["parts"], first.blocks) == (4, 4 * 4 * 4)
+    assert (first.struct["parts"], first.blocks) == (parts, 4 * 4 * parts)
 
 
 @needs_kernels
