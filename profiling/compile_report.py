@@ -134,12 +134,12 @@ def specialisations() -> list[Specialisation]:
     groups: dict[tuple[str, ...], list[Specialisation]] = {}
     for each in found.values():
         groups.setdefault(each.group, []).append(each)
-    # Of each group: 64-bit indices where registers are scarcest, what rectifies, and the vector widths
-    # that odd pitches and addresses lead to.
+    # Of each group: 64-bit indices where registers are scarcest, what rectifies real numbers, and the vector
+    # widths that odd pitches and addresses lead to.
     for group in groups.values():
         widest = max(group, key=lambda each: (each.vector, each.unrolled))
         add(_changed(widest.kernel, INDEX="long long"), widest.shared)
-        if "RELU" in dict(widest.kernel.defines):
+        if "RELU" in dict(widest.kernel.defines) and np.dtype(widest.element).kind != "c":
             add(_changed(widest.kernel, RELU="1"), widest.shared)
         have = {each.vector for each in group}
         for vector in (1, 2, 4, 8):
