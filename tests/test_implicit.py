@@ -545,3 +545,12 @@ def test_a_draw_of_every_kind_reaches_the_kernels(channels_last):
         {("WEIGHTS_WIDTH", "1"), ("WEIGHTS_WIDTH", "4")} if channels_last else set()
     )
     assert want <= seen
+
+
+@LAYOUTS
+def test_the_tile_that_would_spill_is_not_taken(channels_last):
+    window = sliding_window("test", (28, 28), 1)
+    p = Problem(window, 32, 256, 256, np.dtype("f4"), channels_last, "ieee")
+    found = {name: dict(program.steps[0].kernel.defines) for name, program in programs(p).items()}
+    assert found["input_grad"]["COLUMNS"] == ("64" if channels_last else "128")
+    assert found["forward"]["COLUMNS"] == found["input_grad"]["ROWS"] == "128"

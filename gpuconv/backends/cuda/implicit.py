@@ -253,6 +253,8 @@ def _product(
     counts = [min(step, size) for step, size in zip(steps, window.out_size, strict=True)]
     places, phases = p.images * prod(grid), prod(counts)
     chosen = tile(p, written, places * phases * groups)
+    if backward and p.channels_last and window.taps == 1 and chosen == SINGLE[0]:
+        chosen = SINGLE[1]  # the largest would spill up to 56 bytes (sm_90)
     tiles = -(-places // chosen.places), -(-written // chosen.channels)
     blocks, taps = prod(tiles) * groups, _taps_of_phases(window, steps)
     size, itemsize = p.images * groups * written * prod(window.out_size), accumulator(p.dtype).itemsize
