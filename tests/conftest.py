@@ -146,49 +146,43 @@ def _parameter(name):
 
 
 _changes = pytest.MonkeyPatch()
-_used = []  # the name of the backend in use
-
-
-def _let_go():
-    _changes.undo()
-    program.forget()
-    _used.clear()
-
-
-def _use(name):
-    _let_go()  # of another fixture's, which pytest may keep until the module ends
-    BACKENDS[name].change(_changes)
-    _used.append(name)
-    yield BACKENDS[name]
-    if _used == [name]:
-        _let_go()
+_used = [None]  # the name of the backend in use, or of none in particular
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item):
-    """See to it that what is in use is what the test asks for."""
-    asked = item.callspec.params if hasattr(item, "callspec") else {}
-    for fixture in ("backend", "gpu", "device"):  # or a parameter that is called so
-        if (name := asked.get(fixture)) in BACKENDS:
-            assert _used == [name]
+def pytest_runtest_setup(item):
+    """Change what the backend changes that the test asks for, and nothing for a test that asks for none."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    asked = map(params.get, ("backend", "gpu", "device"))  # fixtures, or parameters that are called so
+    name = next((each for each in asked if each in BACKENDS), None)
+    if _used == [name]:
+        return
+    _changes.undo()
+    program.forget()
+    if name:
+        BACKENDS[name].change(_changes)
+    _used[:] = [name]
+
+
+# For a module each: tests of one backend then run one after the other.
 
 
 @pytest.fixture(scope="module", params=[_parameter(name) for name in BACKENDS])
 def backend(request):
     """Each backend in turn: NumPy and C kernels, CUDA kernels run on the CPU (also in small pieces), CuPy."""
-    yield from _use(request.param)
+    return BACKENDS[request.param]
 
 
 @pytest.fixture(scope="module", params=[_parameter(name) for name in BACKENDS if not BACKENDS[name].is_numpy])
 def gpu(request):
     """Each backend with the CUDA kernels in turn."""
-    yield from _use(request.param)
+    return BACKENDS[request.param]
 
 
 @pytest.fixture(scope="module", params=[_parameter(name) for name in ("numpy", "kernels", "cupy")])
 def device(request):
     """Each backend once, for what is built on the public functions: how these cut arrays is their affair."""
-    yield from _use(request.param)
+    return BACKENDS[request.param]
 
 
 STAND_IN = pytest.param(
