@@ -5,6 +5,7 @@ import io
 import json
 import re
 import time
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -111,12 +112,16 @@ def test_workspace_counts_buffers_that_threads_kept_and_leaves_out_the_result(mo
     assert none < 1 << 14
 
 
-def test_ceilings_are_those_of_this_machine():
-    device = Cpu()
-    assert 0.1 < device.copy_gbps() < 10_000
-    ieee, fp64 = map(device.gemm_tflops, ("ieee", "fp64"))
-    assert 1e-4 < ieee < 1000
-    assert fp64 < 2 * ieee
+@pytest.mark.parametrize("precision, dtype", [("ieee", "f4"), ("fp64", "f8")])
+def test_ceilings_are_work_by_the_fastest_of_several_calls(precision, dtype, monkeypatch):
+    device, seconds, multiplied, matmul = Cpu(), cycle([0.5, 0.25, 1.0]), [], np.matmul
+    monkeypatch.setattr(cpu, "COPIED_BYTES", 1000)
+    monkeypatch.setattr(cpu, "GEMM_SIZE", 10)
+    monkeypatch.setattr(cpu, "_seconds", lambda call: (call(), next(seconds))[1])
+    monkeypatch.setattr(np, "matmul", lambda a, b, out: multiplied.append(a.dtype) or matmul(a, b, out=out))
+    assert device.copy_gbps() == pytest.approx(2 * 1000 / 0.25 / 1e9)
+    assert device.gemm_tflops(precision) == pytest.approx(2 * 10**3 / 0.25 / 1e12)
+    assert set(multiplied) == {np.dtype(dtype)}
 
 
 # Shapes
