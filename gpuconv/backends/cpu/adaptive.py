@@ -122,7 +122,7 @@ def max_pool_backward(dy: Array, argmax: Array, dx: Array, channels_last: bool, 
     in_size = target.shape[2:]
     p = _by_kernels(target, source, mask, backward=True)
     if p is None or not pooling_compiled.masks_name_places(p):
-        _check_places(op, mask, in_size)
+        check_places(op, mask, in_size)
     if p is not None:
         pooling_compiled.max_pool_backward(p)
         return
@@ -207,7 +207,7 @@ def _plane_bytes(name: str, p: dict[str, Any], in_size: Sizes, out_size: Sizes) 
     return 2 * (dtype.itemsize + (0 if p["argmax"] is None else 8)) * max(half)
 
 
-def _check_places(op: str, argmax: Array, in_size: Sizes) -> None:
+def check_places(op: str, argmax: Array, in_size: Sizes) -> None:
     """Refuse flat places, [N, C, *out], that aren't in their window."""
     if not argmax.size:
         return

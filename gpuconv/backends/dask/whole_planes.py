@@ -15,6 +15,7 @@ from dask.array import broadcast_to, map_blocks
 from dask.array.core import normalize_chunks
 from dask.array.utils import meta_from_array
 
+from gpuconv.backends import cpu
 from gpuconv.backends.dask import graph
 from gpuconv.backends.dask.graph import Result
 from gpuconv.backends.dispatch import accumulator, array_module, backend_of
@@ -46,7 +47,7 @@ def max_pool(op: str, x: DaskArray, y: Result, argmax: Result | None, channels_l
 
 def avg_pool_backward(op: str, dy: DaskArray, dx: Result, channels_last: bool) -> list[DaskArray]:
     """Return dx: each dy, divided, at every place of its plane."""
-    axes = _axes(dy.ndim, channels_last)
+    dy, axes = _without_empty_chunks(dy), _axes(dy.ndim, channels_last)
     each = (dy.astype(accumulator(dy.dtype)) / prod(dx.shape[axis] for axis in axes)).astype(dx.dtype)
     spread = broadcast_to(each, dx.shape, _chunks_of_dx(dy, dx, axes))
     # Of views somebody may want to write to one.
@@ -57,6 +58,7 @@ def max_pool_backward(
     _: str, dy: DaskArray, argmax: DaskArray, dx: Result, channels_last: bool, op: str
 ) -> list[DaskArray]:
     """Return dx: each dy at the place of its plane that argmax names."""
+    dy = _without_empty_chunks(dy)
     chunks = _chunks_of_dx(dy, dx, _axes(dy.ndim, channels_last))
     spread = (broadcast_to(each, dx.shape, chunks) for each in (dy, argmax.rechunk(dy.chunks)))
     given = {"op": op, "x_shape": dx.shape, "channels_last": channels_last, "settings": graph.settings()}
@@ -111,6 +113,9 @@ def _placed(
     shape, axes = dy.shape, _axes(dy.ndim, channels_last)
     one = tuple(slice(1) if axis in axes else slice(None) for axis in range(dy.ndim))
     dy, argmax = dy[one], argmax[one].astype(np.int64)
+    if isinstance(argmax, np.ndarray):  # a GPU would have to be waited for
+        plane = tuple(x_shape[axis] for axis in axes)
+        cpu.adaptive.check_places(op, cpu.columns.channels_first(argmax, channels_last), plane)
     xp, here, flat, rest, step = array_module(dy), True, 0, argmax, 1
     for axis in reversed(axes):
         start, stop = block_info[None]["array-location"][axis]
@@ -118,11 +123,10 @@ def _placed(
         place, rest = (rest % x_shape[axis], rest // x_shape[axis]) if axis > axes[0] else (rest, rest)
         here = here & (start <= place) & (place < stop)
         flat, step = flat + (place - start) * step, step * (stop - start)
-    nowhere = (argmax < 0) | (argmax >= prod(x_shape[axis] for axis in axes))
     with config(**settings):
         backend = backend_of(op, dy=dy)
         dx = backend.arrays.empty(shape, dy.dtype, dy)
-        dy, argmax = xp.where(here, dy, dy.dtype.type(0)), xp.where(here, flat, xp.where(nowhere, argmax, 0))
+        dy, argmax = xp.where(here, dy, dy.dtype.type(0)), xp.where(here, flat, 0)
         backend.adaptive.max_pool_backward(dy, argmax, dx, channels_last, op)
     return dx
 
@@ -140,7 +144,7 @@ def _one(shape: Shape, axes: Shape) -> Shape:
 
 
 def _without_empty_chunks(x: DaskArray) -> DaskArray:
-    """Leave out chunks of no places, which have no maximum."""
+    """Leave out chunks of no places, which have no maximum, and of which no plane of dx can be made."""
     return x.rechunk(tuple(tuple(n for n in sizes if n) or (0,) for sizes in x.chunks))
 
 
