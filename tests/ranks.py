@@ -136,18 +136,23 @@ def confined(*arguments):
     train(*arguments)
 
 
-def strays(option):
-    """Be `gpuconv train`, whose second rank has been given another option besides."""
+def strays(*options):
+    """Be `gpuconv train`, whose second rank has been given other options besides."""
     from mpi4py import MPI
 
-    train("--data", "nothing", *[option] * MPI.COMM_WORLD.rank)
+    train("--data", "nothing", *options * MPI.COMM_WORLD.rank)
 
 
 def train(*arguments):
     """Be `gpuconv train`."""
-    sys.exit(main(["train", *arguments]))
+    command("train", *arguments)
+
+
+def command(*arguments):
+    """Be `gpuconv`."""
+    sys.exit(main(arguments))
 
 
 if __name__ == "__main__":
-    tasks = (weights, fails, late, slow, hears, confined, strays, train)
+    tasks = (weights, fails, late, slow, hears, confined, strays, train, command)
     {task.__name__: task for task in tasks}[sys.argv[1]](*sys.argv[2:])

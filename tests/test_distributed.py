@@ -393,7 +393,12 @@ def test_a_part_that_is_not_that_of_the_batch_is_refused(known):
     "other, message",
     [
         ({"x": ranks.X[:36], "y": ranks.Y[:36]}, r"rank 1 has x float64 \(36, 1, 8, 8\) where"),
-        ({"lr": 0.02}, "rank 1 has optimizer SGD of step 0.02 where rank 0 has SGD of step 0.01"),
+        ({"x": ranks.X[::-1]}, "rank 1 has checksum of x [0-9a-f]{8} where rank 0 has [0-9a-f]{8}"),
+        ({"y": 9 - ranks.Y}, "rank 1 has checksum of y"),
+        ({"loss": nn.MSE()}, "rank 1 has loss MSE where rank 0 has SoftmaxCrossEnt"),
+        ({"lr": 0.02}, "rank 1 has optimizer SGD with lr 0.02, .* where rank 0 has SGD with lr 0.01"),
+        ({"momentum": 0.5}, "rank 1 has optimizer SGD with .*momentum 0.5.* where rank 0 has .*momentum 0.0"),
+        ({"steps": 7}, "rank 1 has optimizer SGD with .*steps 7.* where rank 0 has .*steps 0"),
         ({"batch_size": 4}, "rank 1 has batch_size 4 where rank 0 has 3"),
         ({"max_iterations": 4}, "rank 1 has max_iterations 4"),
         ({"rng": np.random.default_rng(1)}, "rank 1 has rng in state .* where rank 0 has in state"),
@@ -404,9 +409,11 @@ def test_ranks_that_fit_something_else_are_refused(other, message):
     def work(comm):
         network = DataParallel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10, rng=0)), comm)
         own = {"x": ranks.X, "y": ranks.Y, "batch_size": 3, "max_iterations": 3, "lr": 0.01,
+               "momentum": 0.0, "steps": 0, "loss": nn.SoftmaxCrossEntropy(),
                "rng": np.random.default_rng(0)} | (other if comm.rank else {})  # fmt: skip
-        optimizer = nn.SGD(network, own.pop("lr"))
-        gpuconv.fit(network, loss=nn.SoftmaxCrossEntropy(), optimizer=optimizer, **own)
+        optimizer = nn.SGD(network, own.pop("lr"), momentum=own.pop("momentum"))
+        optimizer.steps = own.pop("steps")
+        gpuconv.fit(network, optimizer=optimizer, **own)
 
     with pytest.raises(ValueError, match="fit: every rank must be given the same, but " + message):
         together(2, work)
@@ -518,7 +525,7 @@ def test_ranks_with_other_settings_or_pictures_are_refused():
     def work(comm):
         run(comm, replace(SETTINGS["adam"], seed=comm.rank))
 
-    with pytest.raises(ValueError, match=r"Run: .* rank 1 has settings .*seed=1.* rank 0 has .*seed=0"):
+    with pytest.raises(ValueError, match=r"Run: .* but rank 1 has seed 1 where rank 0 has 0$"):
         together(2, work)
 
 
@@ -676,10 +683,17 @@ def test_a_wrong_option_is_said_once(options, message):
     assert said.startswith(message)
 
 
+@pytest.mark.parametrize("options", [["train", "--help"], ["--version"]])
+def test_help_is_given_once(options):
+    result = mpirun(2, "command", *options)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(re.findall("^(usage: )?gpuconv ", result.stdout, re.MULTILINE)) == 1
+
+
 def test_a_wrong_option_of_one_rank_alone_ends_the_run_with_its_message():
-    result = mpirun(2, "strays", "--bad")
-    assert result.returncode != 0
-    assert "unrecognized arguments: --bad" in result.stderr
+    result = mpirun(2, "strays", "--epochs", "x")
+    assert result.returncode != 0 and result.stderr.count("Traceback") == 1
+    assert "argument --epochs: must be an integer of at least 1, not 'x'" in result.stderr
     assert re.search("rank 1 of 2 .* failed: UserError: .*; the others are stopped", result.stderr)
 
 

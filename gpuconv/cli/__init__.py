@@ -8,7 +8,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import gpuconv
 from gpuconv import distributed
@@ -25,9 +25,19 @@ class _Parser(argparse.ArgumentParser):
         wrong = UserError(f"{self.prog}: {message} (see {self.prog} --help)")
         try:
             with distributed.world():
-                raise wrong
+                raise wrong from None
         except (UserError, RuntimeError):  # the latter without MPI: then each says it
-            self.exit(wrong.exit_code, f"{wrong}\n")
+            print(wrong, file=sys.stderr)
+            sys.exit(wrong.exit_code)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Give help, or the version; of several processes, the first one does."""
+        try:
+            with distributed.world() as comm:
+                if comm.rank == 0:
+                    super()._print_message(message, file)
+        except RuntimeError:  # without MPI
+            super()._print_message(message, file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -203,7 +203,7 @@ class Run:
         comm: Communicator | None = None,
     ) -> None:
         self.comm = Alone() if comm is None else comm
-        check_alike(self.comm, "Run", settings=settings, pictures=dataset.fingerprint)
+        check_alike(self.comm, "Run", **asdict(settings), pictures=dataset.fingerprint)
         algorithm = ALGORITHMS[settings.algorithm]
         self.settings = settings
         self.dataset = dataset.to(device)
