@@ -529,6 +529,15 @@ def test_ranks_with_other_settings_or_pictures_are_refused():
         together(2, work)
 
 
+def test_ranks_that_go_on_from_other_checkpoints_are_refused():
+    one = together(1, lambda comm: [run(comm, SETTINGS["adam"], stop=n)[1] for n in (2, 3)])[0]
+    with pytest.raises(ValueError, match=r"Run\.restore: .* but rank 1 has iterations 3 where rank 0 has 2$"):
+        together(2, lambda comm: run(comm, SETTINGS["adam"], one[comm.rank]))
+    moved = replace(one[0], arrays={name: array + 1 for name, array in one[0].arrays.items()})
+    with pytest.raises(ValueError, match=r"Run\.restore: .* but rank 1 has weights "):
+        together(2, lambda comm: run(comm, SETTINGS["adam"], [one[0], moved][comm.rank]))
+
+
 def test_parts_that_are_normalised_by_themselves_train_too():
     settings = SETTINGS["adam"]
     synchronised, local = (

@@ -12,6 +12,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 from itertools import accumulate, pairwise
 from math import inf, isfinite
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -329,7 +330,11 @@ class Run:
         CheckpointError
             Where it is of other pictures or of another network, or where its arrays or counters are not those
             of a run. The run is of no use then.
+        ValueError
+            On all processes, where one has another checkpoint.
         """
+        iterations = checkpoint.state.get("iterations")
+        check_alike(self.comm, "Run.restore", iterations=iterations, weights=_checksum(checkpoint))
         _check_contents(checkpoint)
         if checkpoint.state["pictures"] != self.dataset.fingerprint:
             raise CheckpointError(f"was trained on other pictures than {self.dataset.name}")
@@ -448,6 +453,15 @@ class Run:
         self._epoch = _Epoch(self.comm)
         if on_epoch is not None:
             on_epoch(record)
+
+
+def _checksum(checkpoint: Checkpoint) -> str:
+    """Return a checksum of the weights and the optimizer, and not of seconds, which each process counts."""
+    total = 0
+    for key, array in checkpoint.arrays.items():
+        if key.startswith(PARTS):
+            total = crc32(array.tobytes(), crc32(key.encode(), total))
+    return f"with checksum {total:08x}"
 
 
 def _check_contents(checkpoint: Checkpoint) -> None:
