@@ -240,8 +240,8 @@ def _alike(
 
 def _checksum(array: Any) -> str:
     """Return a checksum of values from everywhere in an array, of all where they are few."""
-    # An odd step meets other columns in other rows, and not the borders of pictures alone. Made flat, an array
-    # that isn't contiguous would be copied.
+    # An odd step meets other columns in other rows, and not the borders of pictures alone. Made flat, an
+    # array that isn't contiguous would be copied.
     xp = array_module(array)
     places = xp.unravel_index(xp.arange(0, array.size, array.size // CHECKED | 1), array.shape)
     return f"{crc32(to_host(array[places]).tobytes()):08x}"
