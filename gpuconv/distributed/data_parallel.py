@@ -189,22 +189,27 @@ class DataParallel(Layer):
         """Return where in the batch this rank's samples begin, and how many the batch has."""
         if batch is not None:
             batch = integer("DataParallel.forward", "batch", batch, 0)
-            parts = [part(0, batch, rank, self.comm.size) for rank in range(self.comm.size)]
-            sizes = [each.stop - each.start for each in parts]
-            own = self.comm.rank
-            if batch in self._agreed and sizes[own] == count:
-                return parts[own].start, batch
-            if batch in self._agreed:  # the others don't ask
-                raise ValueError(_wrong_part(batch, own, count, sizes[own]))
+            if batch in self._agreed:  # nobody asks
+                self._check_part(batch, self.comm.rank, count)
+                return self.part_of_batch(0, batch).start, batch
         counts = np.zeros(self.comm.size, np.int64)
         counts[self.comm.rank] = count
         self.comm.sum(counts)
         if batch is not None:
-            for rank, (n, size) in enumerate(zip(counts.tolist(), sizes, strict=True)):
-                if n != size:
-                    raise ValueError(_wrong_part(batch, rank, n, size))
+            for rank, n in enumerate(counts.tolist()):
+                self._check_part(batch, rank, n)
             self._agreed.add(batch)
         return int(counts[: self.comm.rank].sum()), int(counts.sum())
+
+    def _check_part(self, batch: int, rank: int, n: int) -> None:
+        """Check that a rank's samples are as many as its part of the batch has."""
+        its = part(0, batch, rank, self.comm.size)
+        size = its.stop - its.start
+        if n != size:
+            raise ValueError(
+                f"DataParallel.forward: batch={batch} gives rank {rank} a part of {size}, but its x has "
+                f"{n} samples; leave batch out where parts are cut otherwise"
+            )
 
     def _take_over(self) -> None:
         """Check that the ranks' networks are of one kind, and take rank 0's values."""
@@ -251,13 +256,6 @@ class DataParallel(Layer):
 
     def _arguments(self) -> str:
         return f"{self.network!r}, rank {self.comm.rank} of {self.comm.size}"
-
-
-def _wrong_part(batch: int, rank: int, n: int, size: int) -> str:
-    return (
-        f"DataParallel.forward: batch={batch} gives rank {rank} a part of {size}, but its x has {n} samples; "
-        "leave batch out where parts are cut otherwise"
-    )
 
 
 def _nothing() -> None:

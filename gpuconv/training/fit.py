@@ -107,8 +107,8 @@ def fit(
         Shuffles the pictures before each pass. None, the default, takes them in their order.
     callback
         Called after each update with the number of updates so far and the loss before that update, a 0-d
-        array; reading its value makes a GPU wait. It may return True to stop;
-        of several ranks, one stops all.
+        array; reading its value makes a GPU wait. It may return True to stop; of several ranks, one stops
+        all.
 
     Returns
     -------

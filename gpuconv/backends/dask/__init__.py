@@ -17,7 +17,7 @@ from gpuconv.backends import cpu, dispatch
 from gpuconv.backends.dask import graph, whole_planes
 from gpuconv.backends.dispatch import accumulator, backend_of
 from gpuconv.config import config
-from gpuconv.geometry import Window
+from gpuconv.geometry import Window, spatial_sizes
 
 Array = Any
 Shape = tuple[int, ...]
@@ -138,7 +138,7 @@ class _Adaptive(_Primitives):
     def _laid_out(self, name: str, named: dict[str, Any], call: Call) -> list[DaskArray]:
         """Cut planes that are one window; images with several are whole in their task."""
         small = named["dy"] if name.endswith("backward") else named["y"]
-        if set(small.shape[1:-1] if named["channels_last"] else small.shape[2:]) != {1}:
+        if set(spatial_sizes(small.shape, named["channels_last"])) != {1}:
             return super()._laid_out(name, named, call)
         found: list[DaskArray] = getattr(whole_planes, name)(call.op, **named)
         return found
