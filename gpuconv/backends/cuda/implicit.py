@@ -198,9 +198,18 @@ def plan_weight_grad(problem: Problem, x: Laid, dy: Laid, limit: int) -> Program
     shared = chosen.shared(p.itemsize, (not p.channels_last,) * 2, window.taps, wide)
     to = At(RESULT if parts == 1 else WORK)
     first = Launch(kernel, together * parts, (At(LEFT), At(RIGHT), to), struct, shared)
+    return _in_parts(first, parts, size, p)
+
+
+def _in_parts(
+    first: Launch, parts: int, size: int, p: Problem, epilogue: Epilogue = AS_IT_IS, *, channels: int = 1,
+    plane: int = 1,
+) -> Program:  # fmt: skip
+    """Return a launch as a program, followed by what adds up its parts if there are several."""
     if parts == 1:
         return Program((first,))
-    return Program((first, sum_parts(to, At(RESULT), size, parts, p.dtype)), parts * size * itemsize)
+    last = sum_parts(At(WORK), At(RESULT), size, parts, p.dtype, epilogue, plane=plane, channels=channels)
+    return Program((first, last), parts * size * accumulator(p.dtype).itemsize)
 
 
 def _padded(window: Window) -> tuple[int, ...]:
@@ -313,8 +322,5 @@ def _product(
     shared = chosen.shared(p.itemsize, along, window.taps, wide)
     to, b = At(RESULT if parts == 1 else WORK), At(BIAS if epilogue.bias else RIGHT)
     first = Launch(kernel, blocks * phases * parts, (At(LEFT), At(RIGHT), b, to), struct, shared)
-    if parts == 1:
-        return Program((first,))
     plane = 1 if p.channels_last else prod(window.out_size)
-    last = sum_parts(to, At(RESULT), size, parts, p.dtype, epilogue, plane=plane, channels=groups * written)
-    return Program((first, last), parts * size * itemsize)
+    return _in_parts(first, parts, size, p, epilogue, channels=groups * written, plane=plane)
